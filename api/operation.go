@@ -1,0 +1,201 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// OperationState says where an operation is.
+type OperationState string
+
+// The states. An operation ends as succeeded, failed or cancelled, and in the latter two everything it did is undone.
+const (
+	OpAccepted  OperationState = "accepted"  // written down; it will run, whatever dies
+	OpRunning   OperationState = "running"   // going forward
+	OpUndoing   OperationState = "undoing"   // going back
+	OpStuck     OperationState = "stuck"     // cannot go on or back by itself for now; it keeps trying, and `op resume` hurries it
+	OpSucceeded OperationState = "succeeded" // done
+	OpFailed    OperationState = "failed"    // undone after an error
+	OpCancelled OperationState = "cancelled" // undone because somebody asked
+)
+
+// Ended reports whether nothing more will happen.
+func (s OperationState) Ended() bool {
+	return s == OpSucceeded || s == OpFailed || s == OpCancelled
+}
+
+// Operation kinds. Each has one workflow of the same name.
+const (
+	OpVMCreate     = "vm.create"
+	OpVMDelete     = "vm.delete"
+	OpVMStart      = "vm.start"
+	OpVMStop       = "vm.stop"
+	OpVMReboot     = "vm.reboot"
+	OpImageImport  = "image.import"
+	OpImageDelete  = "image.delete"
+	OpPoolAdd      = "pool.add"
+	OpPoolDelete   = "pool.delete"
+	OpVPCCreate    = "vpc.create"
+	OpVPCUpdate    = "vpc.update"
+	OpVPCDelete    = "vpc.delete"
+	OpSubnetCreate = "subnet.create"
+	OpSubnetUpdate = "subnet.update"
+	OpSubnetDelete = "subnet.delete"
+	OpPortCreate   = "port.create"
+	OpPortUpdate   = "port.update"
+	OpPortDelete   = "port.delete"
+	OpSGCreate     = "sg.create"
+	OpSGUpdate     = "sg.update"
+	OpSGDelete     = "sg.delete"
+	OpAudit        = "audit"
+	OpNoop         = "noop"
+)
+
+// Operation is one accepted change and what became of it. It is kept after it ended.
+type Operation struct {
+	Meta
+	Kind      string           `json:"kind" doc:"Such as vm.create"`
+	State     OperationState   `json:"state"`
+	Target    Ref              `json:"target" doc:"What it changes"`
+	Requester string           `json:"requester" doc:"User or agent that asked for it"`
+	Steps     []StepRecord     `json:"steps,omitempty" doc:"Its whole step table, with what happened so far"`
+	Error     *problem.Problem `json:"error,omitempty" doc:"Why it was undone, or why it is stuck"`
+	Result    json.RawMessage  `json:"result,omitempty" doc:"What it found, for operations that look rather than change"`
+	Started   time.Time        `json:"started,omitzero"`
+	Ended     time.Time        `json:"ended,omitzero"`
+	RetryOf   string           `json:"retryOf,omitempty" doc:"ID of the failed operation that this one repeats"`
+	URL       string           `json:"url,omitempty" doc:"Its page in the Temporal UI"`
+
+	// What follows is for the control plane alone; the server never shows it.
+
+	Input       json.RawMessage `json:"input,omitempty"`       // the request, references resolved, secrets left out
+	Locks       []Ref           `json:"locks,omitempty"`       // resources whose Operation is this one
+	RequestHash string          `json:"requestHash,omitempty"` // of the request under its Idempotency-Key
+	Before      json.RawMessage `json:"before,omitempty"`      // what an update or delete goes back to
+	Checkpoint  json.RawMessage `json:"checkpoint,omitempty"`  // the workflow's variables, for undoing without its history
+}
+
+// ResourceKind implements Resource.
+func (*Operation) ResourceKind() Kind { return KindOperation }
+
+// Public returns a copy without what is for the control plane alone.
+func (o *Operation) Public() *Operation {
+	c := *o
+	c.Input, c.Locks, c.RequestHash, c.Before, c.Checkpoint = nil, nil, "", nil, nil
+	return &c
+}
+
+// StepState says where a step is.
+type StepState string
+
+// The states of a step.
+const (
+	StepPending StepState = "pending"
+	StepRunning StepState = "running"
+	StepDone    StepState = "done"
+	StepFailed  StepState = "failed"
+	StepUndoing StepState = "undoing"
+	StepUndone  StepState = "undone"
+)
+
+// StepRecord is what happened to one step.
+type StepRecord struct {
+	Name     string           `json:"name"`
+	Where    string           `json:"where" doc:"control, or the name of the agent"`
+	State    StepState        `json:"state"`
+	Attempts int              `json:"attempts,omitempty"`
+	Started  time.Time        `json:"started,omitzero"`
+	Ended    time.Time        `json:"ended,omitzero"`
+	Error    *problem.Problem `json:"error,omitempty" doc:"Of the last attempt that failed"`
+}
+
+// Project holds resources together.
+type Project struct {
+	Meta
+	Spec ProjectSpec `json:"spec"`
+}
+
+// ResourceKind implements Resource.
+func (*Project) ResourceKind() Kind { return KindProject }
+
+// ProjectSpec holds the project's quota. Zero means no limit.
+type ProjectSpec struct {
+	VMs    int   `json:"vms,omitempty"`
+	VCPUs  int   `json:"vcpus,omitempty"`
+	Memory int64 `json:"memory,omitempty" doc:"Bytes"`
+	Disk   int64 `json:"disk,omitempty" doc:"Bytes"`
+}
+
+// User is somebody who may log in.
+type User struct {
+	Meta
+	PasswordHash string `json:"passwordHash"` // argon2id, PHC string
+	Role         string `json:"role"`
+}
+
+// ResourceKind implements Resource.
+func (*User) ResourceKind() Kind { return KindUser }
+
+// Token is a bearer token at rest: its ID is the SHA-256 of the secret, so that the store never holds one that works.
+type Token struct {
+	Meta
+	Subject string    `json:"subject"` // user name or agent ID
+	Role    string    `json:"role"`
+	Expires time.Time `json:"expires,omitzero"` // zero: never (agents)
+}
+
+// ResourceKind implements Resource.
+func (*Token) ResourceKind() Kind { return KindToken }
+
+// Login is the request for a token.
+type Login struct {
+	User     string `json:"user"`
+	Password string `json:"password"`
+	Hours    int    `json:"hours,omitempty" doc:"How long the token is valid; default 12, at most 720"`
+}
+
+// LoggedIn is the answer to a login.
+type LoggedIn struct {
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+}
+
+// Finding is one thing that exists on one side only.
+type Finding struct {
+	Side     string `json:"side" doc:"Where it is or is missing: store, libvirt, ovn, ovs, pool"`
+	Kind     string `json:"kind" doc:"domain, volume, backing, seed, switch, router, port, acl, claim, lock, quota, operation..."`
+	ID       string `json:"id"`
+	Node     string `json:"node,omitempty" doc:"Agent ID"`
+	Path     string `json:"path,omitempty" doc:"Of a file"`
+	Extra    bool   `json:"extra" doc:"True: it exists and nobody owns it. False: it is missing"`
+	Problem  string `json:"problem" doc:"What is wrong"`
+	Fix      string `json:"fix" doc:"What a repair does"`
+	Repaired bool   `json:"repaired,omitempty"`
+}
+
+// AuditRequest asks for an audit.
+type AuditRequest struct {
+	Repair bool `json:"repair,omitempty" doc:"Also remove what nobody owns"`
+}
+
+// AuditReport is the result of an audit. No findings means that every side agrees.
+type AuditReport struct {
+	Findings []Finding      `json:"findings"`
+	Checked  map[string]int `json:"checked" doc:"How many things of each kind were looked at"`
+	Skipped  []string       `json:"skipped,omitempty" doc:"Nodes that could not be asked, and why; a report with one is not clean"`
+}
+
+// Clean reports whether everything was looked at and nothing is wrong.
+func (r *AuditReport) Clean() bool {
+	if len(r.Skipped) > 0 {
+		return false
+	}
+	for _, f := range r.Findings {
+		if !f.Repaired {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,145 @@
+package api
+
+import (
+	"path/filepath"
+	"strings"
+
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// Pool is a place for volumes.
+type Pool struct {
+	Meta
+	Spec   PoolSpec   `json:"spec"`
+	Status PoolStatus `json:"status"`
+}
+
+// ResourceKind implements Resource.
+func (*Pool) ResourceKind() Kind { return KindPool }
+
+// PoolDir is the pool type that keeps volumes as files in a directory of each node.
+const PoolDir = "dir"
+
+// PoolSpec says where a pool is.
+type PoolSpec struct {
+	Type   string   `json:"type" enum:"dir"`
+	Path   string   `json:"path" doc:"Absolute directory, the same on every agent of the pool"`
+	Agents []string `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
+}
+
+// PoolStatus is what the agents say about a pool.
+type PoolStatus struct {
+	Phase    Phase  `json:"phase"`
+	Reason   string `json:"reason,omitempty"`
+	Capacity int64  `json:"capacity" doc:"Bytes"`
+	Free     int64  `json:"free" doc:"Bytes"`
+}
+
+// PoolCreate is the request for a pool.
+type PoolCreate struct {
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Type   string            `json:"type" enum:"dir"`
+	Path   string            `json:"path"`
+	Agents []string          `json:"agents,omitempty" doc:"Names or IDs; empty: all agents that are ready now"`
+}
+
+// Validate checks the shape of the request.
+func (r *PoolCreate) Validate() error {
+	var v problem.Validation
+	CheckName(&v, "name", r.Name)
+	CheckLabels(&v, "labels", r.Labels)
+	v.Check(r.Type == PoolDir, "type", r.Type, "must be %q", PoolDir)
+	v.Check(filepath.IsAbs(r.Path) && filepath.Clean(r.Path) == r.Path && r.Path != "/" && !strings.ContainsAny(r.Path, "\n\r\x00,"), "path", r.Path,
+		"must be an absolute, clean directory path, like /vms")
+	checkRefs(&v, "agents", r.Agents)
+	return v.Err("pool " + r.Name)
+}
+
+// Image is an immutable disk image that VMs start from.
+type Image struct {
+	Meta
+	Spec   ImageSpec   `json:"spec"`
+	Status ImageStatus `json:"status"`
+}
+
+// ResourceKind implements Resource.
+func (*Image) ResourceKind() Kind { return KindImage }
+
+// Image formats.
+const (
+	FormatQCOW2 = "qcow2"
+	FormatRaw   = "raw"
+)
+
+// ImageSpec says what was imported.
+type ImageSpec struct {
+	Format string `json:"format" enum:"qcow2,raw" doc:"Format of the source"`
+	Source string `json:"source" doc:"upload:<id> or the path on the server"`
+}
+
+// ImageStatus is what the import found.
+type ImageStatus struct {
+	Phase       Phase  `json:"phase"`
+	Reason      string `json:"reason,omitempty"`
+	SHA256      string `json:"sha256,omitempty" doc:"Of the stored file; it is also its name"`
+	Size        int64  `json:"size,omitempty" doc:"Bytes of the stored file"`
+	VirtualSize int64  `json:"virtualSize,omitempty" doc:"Bytes a guest sees"`
+}
+
+// ImageCreate is the request to import an image, from an upload or from a file on the server.
+type ImageCreate struct {
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Format string            `json:"format" enum:"qcow2,raw" doc:"What the file is; it is never guessed"`
+	Upload string            `json:"upload,omitempty" doc:"ID that PUT /v1/uploads/{id} was sent to"`
+	Path   string            `json:"path,omitempty" doc:"File on the server, inside a directory that its configuration allows"`
+	SHA256 string            `json:"sha256,omitempty" doc:"If given, the source must have it"`
+}
+
+// Validate checks the shape of the request.
+func (r *ImageCreate) Validate() error {
+	var v problem.Validation
+	CheckName(&v, "name", r.Name)
+	CheckLabels(&v, "labels", r.Labels)
+	v.Check(r.Format == FormatQCOW2 || r.Format == FormatRaw, "format", r.Format, "must be qcow2 or raw")
+	v.Check((r.Upload == "") != (r.Path == ""), "upload", r.Upload, "give either upload or path")
+	if r.Upload != "" {
+		v.Check(IsUUID(r.Upload), "upload", r.Upload, "must be a UUID")
+	}
+	if r.Path != "" {
+		v.Check(filepath.IsAbs(r.Path) && filepath.Clean(r.Path) == r.Path && !strings.ContainsAny(r.Path, "\n\r\x00"), "path", r.Path, "must be an absolute, clean file path")
+	}
+	v.Check(r.SHA256 == "" || isSHA256(r.SHA256), "sha256", r.SHA256, "must be 64 hexadecimal digits")
+	return v.Err("image " + r.Name)
+}
+
+func isSHA256(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// Volume is a disk. Its ID names the file.
+type Volume struct {
+	Meta
+	Spec   VolumeSpec   `json:"spec"`
+	Status VolumeStatus `json:"status"`
+}
+
+// ResourceKind implements Resource.
+func (*Volume) ResourceKind() Kind { return KindVolume }
+
+// VolumeSpec says what the volume is.
+type VolumeSpec struct {
+	Size  int64  `json:"size" doc:"Bytes"`
+	Pool  string `json:"pool" doc:"Pool ID"`
+	Image string `json:"image,omitempty" doc:"Image ID it was made from"`
+	VM    string `json:"vm,omitempty" doc:"VM ID it belongs to"`
+	Root  bool   `json:"root" doc:"Lives and dies with its VM"`
+}
+
+// VolumeStatus says where the volume is.
+type VolumeStatus struct {
+	Phase  Phase  `json:"phase"`
+	Reason string `json:"reason,omitempty"`
+	Agent  string `json:"agent,omitempty" doc:"Agent ID whose pool directory holds the file"`
+}

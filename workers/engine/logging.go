@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	sdklog "go.temporal.io/sdk/log"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+const (
+	// The embedded servers repeat a warning for every request that meets it. Per message and window the first
+	// few are logged, which is enough to know, and the rest is dropped.
+	logWindow = time.Minute
+	logFirst  = 5
+)
+
+// noise are messages of the embedded servers that are wrong or known when embedded.
+var noise = map[string]bool{
+	// etcd: meant for clusters with many clients; here the port has none but etcdctl.
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"simple token is not cryptographically signed":                                         true,
+}
+
+// newZap is the logger for an embedded server: warnings and worse go to log. What a server calls fatal panics
+// instead of exiting, so that a failed start becomes an error of Start with a reason; later it still ends the
+// process, which is what these servers rely on, with a stack to read.
+func newZap(log *slog.Logger, component string) *zap.Logger {
+	core := zapcore.NewSamplerWithOptions(&slogCore{log: log.With("component", component)}, logWindow, logFirst, 0)
+	return zap.New(core, zap.WithFatalHook(panicHook{}))
+}
+
+type panicHook struct{}
+
+// OnWrite panics with the fields, in which the servers put the cause.
+func (panicHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	panic(fmt.Sprintf("%s %v", e.Message, attrs(fields)))
+}
+
+// slogCore writes zap entries to slog.
+type slogCore struct{ log *slog.Logger }
+
+func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
+
+func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
+	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields)))}
+}
+
+func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) && !noise[e.Message] {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelWarn
+	if e.Level >= zapcore.ErrorLevel {
+		level = slog.LevelError
+	}
+	c.log.LogAttrs(context.Background(), level, e.Message, attrs(fields)...)
+	return nil
+}
+
+func (c *slogCore) Sync() error { return nil }
+
+// dropped are fields that only repeat what slog adds itself or that fill the log with stacks.
+var dropped = map[string]bool{"logging-call-at": true, "stacktrace": true, "sys-stack-trace": true}
+
+func attrs(fields []zapcore.Field) []slog.Attr {
+	out := make([]slog.Attr, 0, len(fields))
+	for _, f := range fields {
+		if dropped[f.Key] {
+			continue
+		}
+		enc := zapcore.NewMapObjectEncoder()
+		f.AddTo(enc)
+		for k, v := range enc.Fields {
+			out = append(out, slog.Any(k, v))
+		}
+	}
+	return out
+}
+
+// newSDKLogger is the logger of the SDK client and of the workers made from it. Their info messages are one
+// line per worker start and stop, so they stay at the level that the caller's logger has.
+func newSDKLogger(log *slog.Logger) sdklog.Logger {
+	return sdklog.NewStructuredLogger(log.With("component", "temporal-sdk"))
+}

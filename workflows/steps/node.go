@@ -1,0 +1,133 @@
+package steps
+
+import (
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+)
+
+// VolumeRef names a volume's file.
+type VolumeRef struct {
+	Project  string `json:"project"`
+	VM       string `json:"vm"`
+	Volume   string `json:"volume"`
+	Pool     string `json:"pool"`
+	PoolPath string `json:"poolPath"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (v VolumeRef) FenceKey() string { return v.VM }
+
+// FenceKey says which resource the steps on it are ordered by.
+func (p VMPlan) FenceKey() string { return p.VM }
+
+// StopVM is how to stop or reboot.
+type StopVM struct {
+	Plan    VMPlan        `json:"plan"`
+	Force   bool          `json:"force"`
+	Timeout time.Duration `json:"timeout"` // how long the guest may take before the power is cut
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (s StopVM) FenceKey() string { return s.Plan.VM }
+
+// PowerResult says what a power step found, so that its undo can go back to it.
+type PowerResult struct {
+	Before api.Phase `json:"before"` // running, stopped or paused
+	Forced bool      `json:"forced,omitempty"`
+}
+
+// PoolOnNode is a pool directory on one node.
+type PoolOnNode struct {
+	Pool string `json:"pool"`
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (p PoolOnNode) FenceKey() string { return p.Pool }
+
+// CachedImage is an image's copy in a pool on one node.
+type CachedImage struct {
+	Image    string `json:"image"`
+	SHA256   string `json:"sha256"`
+	Pool     string `json:"pool"`
+	PoolPath string `json:"poolPath"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (c CachedImage) FenceKey() string { return c.Image }
+
+// NodeQuestion asks a node what it has.
+type NodeQuestion struct {
+	Pools []PoolOnNode `json:"pools"`
+}
+
+// NodeWorld is what one node really has.
+type NodeWorld struct {
+	Agent     string        `json:"agent"`
+	AgentName string        `json:"agentName"`
+	Domains   []DomainFound `json:"domains"`
+	Files     []FileFound   `json:"files"`
+	OVSPorts  []PortFound   `json:"ovsPorts"`
+}
+
+// DomainFound is a libvirt domain.
+type DomainFound struct {
+	ID    string    `json:"id"`
+	Name  string    `json:"name"`
+	Phase api.Phase `json:"phase"`
+	Ours  bool      `json:"ours"` // carries our metadata
+}
+
+// FileFound is a file in a pool.
+type FileFound struct {
+	Pool string `json:"pool"`
+	Path string `json:"path"`
+	Kind string `json:"kind"` // volume, seed, backing, other
+	ID   string `json:"id"`   // volume ID, VM ID or SHA-256, as the kind says
+}
+
+// PortFound is an interface on the integration bridge that is bound to a logical port.
+type PortFound struct {
+	Name string `json:"name"`
+	Port string `json:"port"` // iface-id
+}
+
+// NodeRepair tells a node what to remove.
+type NodeRepair struct {
+	Domains  []string     `json:"domains"`  // IDs
+	Files    []FileFound  `json:"files"`    // inside pools of Pools only
+	OVSPorts []string     `json:"ovsPorts"` // interface names
+	Pools    []PoolOnNode `json:"pools"`
+}
+
+// Steps on nodes.
+var (
+	// MakeDisk fetches the image into the pool if it is not there, and makes the root disk and the seed. Undo: RemoveDisk.
+	MakeDisk = Step[VMPlan, Nothing]{Name: "storage.make_disk", Where: Node, Timeout: 30 * time.Minute, Interruptible: true}
+	// RemoveDisk removes the root disk and the seed; it is content if they are not there.
+	RemoveDisk = Step[VMPlan, Nothing]{Name: "storage.remove_disk", Where: Node, Timeout: time.Minute}
+	// PreparePool makes the directory usable as a pool and checks that it really is.
+	PreparePool = Step[PoolOnNode, api.PoolUsage]{Name: "storage.prepare_pool", Where: Node, Timeout: time.Minute}
+	// ReleasePool removes what PreparePool made; it refuses while a volume is in it.
+	ReleasePool = Step[PoolOnNode, Nothing]{Name: "storage.release_pool", Where: Node, Timeout: time.Minute}
+	// EvictImage removes an image's copy from a pool.
+	EvictImage = Step[CachedImage, Nothing]{Name: "storage.evict_image", Where: Node, Timeout: time.Minute}
+
+	// CreateDomain defines the domain and starts it. Undo: RemoveDomain.
+	CreateDomain = Step[VMPlan, Nothing]{Name: "compute.create", Where: Node, Timeout: 2 * time.Minute}
+	// RemoveDomain cuts its power and undefines it; it is content if it is not there.
+	RemoveDomain = Step[VMPlan, Nothing]{Name: "compute.remove", Where: Node, Timeout: 2 * time.Minute}
+	// StartDomain powers on, defining the domain again if it is gone.
+	StartDomain = Step[VMPlan, PowerResult]{Name: "compute.start", Where: Node, Timeout: 2 * time.Minute}
+	// StopDomain asks the guest to power off, and cuts the power when it does not.
+	StopDomain = Step[StopVM, PowerResult]{Name: "compute.stop", Where: Node, Timeout: 65 * time.Minute, Interruptible: true}
+	// RebootDomain restarts the guest, and resets it when it does not.
+	RebootDomain = Step[StopVM, PowerResult]{Name: "compute.reboot", Where: Node, Timeout: 65 * time.Minute, Interruptible: true}
+
+	// LookAtNode lists what is on a node.
+	LookAtNode = Step[NodeQuestion, NodeWorld]{Name: "node.look", Where: Node, Timeout: time.Minute}
+	// RepairNode removes what an audit found to be nobody's.
+	RepairNode = Step[NodeRepair, Nothing]{Name: "node.repair", Where: Node, Timeout: 5 * time.Minute}
+)

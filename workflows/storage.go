@@ -1,0 +1,132 @@
+package workflows
+
+import (
+	"encoding/json"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// imageState is what the steps of the image operations share.
+type imageState struct {
+	Import steps.ImageImport   `json:"import"`
+	Made   steps.ImageImported `json:"made"`
+}
+
+func startImport(op steps.Op) (s imageState, err error) {
+	err = json.Unmarshal(op.Input, &s.Import)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// ImageImport brings an image into the server's image store.
+var ImageImport = saga.Table[imageState]{
+	Kind: api.OpImageImport, Start: startImport,
+	Steps: []saga.Step[imageState]{
+		{Name: "import", Where: control, Do: importImage, Undo: dropImport},
+	},
+	Result: func(s *imageState) (json.RawMessage, error) { return json.Marshal(s.Made) },
+}
+
+func importImage(r *saga.Run, s *imageState) (err error) {
+	s.Made, err = steps.ImportImage.Call(r, "", s.Import)
+	return err
+}
+
+func dropImport(r *saga.Run, s *imageState) error {
+	_, err := steps.RemoveImage.Call(r, "", steps.ImageFile{Image: s.Import.Image})
+	return err
+}
+
+// ImageDelete removes an image that nothing needs, first from the pools of the nodes and then from the server. Removing the
+// first copy loses nothing, but a cancelled delete must leave a whole image, so the server's file goes last.
+var ImageDelete = saga.Table[imageDelete]{
+	Kind: api.OpImageDelete, Start: startImageDelete,
+	Steps: []saga.Step[imageDelete]{
+		{Name: "evict", Where: node, Do: evictImage}, // copies are made again on demand
+		{Name: "remove", Where: control, Do: removeImage, Commit: true},
+	},
+}
+
+// imageDelete is the input of an image delete: where the file and its copies are.
+type imageDelete struct {
+	File   steps.ImageFile `json:"file"`
+	Copies []ImageCopy     `json:"copies"`
+}
+
+// ImageCopy is an image's copy on one node.
+type ImageCopy struct {
+	Agent string            `json:"agent"`
+	Copy  steps.CachedImage `json:"copy"`
+}
+
+func startImageDelete(op steps.Op) (s imageDelete, err error) {
+	err = json.Unmarshal(op.Input, &s)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func evictImage(r *saga.Run, s *imageDelete) error {
+	for _, c := range s.Copies {
+		if _, err := steps.EvictImage.Call(r, c.Agent, c.Copy); err != nil {
+			return partly(err, "the copy in pool directory %s", c.Copy.PoolPath)
+		}
+	}
+	return nil
+}
+
+func removeImage(r *saga.Run, s *imageDelete) error {
+	_, err := steps.RemoveImage.Call(r, "", s.File)
+	return err
+}
+
+// poolState is the input of the pool operations: the pool, and the agents that have it.
+type poolState struct {
+	Pool   steps.PoolOnNode `json:"pool"`
+	Agents []steps.AgentRef `json:"agents"`
+}
+
+func startPool(op steps.Op) (s poolState, err error) {
+	err = json.Unmarshal(op.Input, &s)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// PoolAdd makes a directory a pool on each of its agents, by really using it.
+var PoolAdd = saga.Table[poolState]{
+	Kind: api.OpPoolAdd, Start: startPool,
+	Steps: []saga.Step[poolState]{
+		{Name: "prepare", Where: node, Do: preparePool, Undo: releasePool},
+	},
+}
+
+// PoolDelete takes a pool away from its agents; it was checked that no volume is in it.
+var PoolDelete = saga.Table[poolState]{
+	Kind: api.OpPoolDelete, Start: startPool,
+	Steps: []saga.Step[poolState]{
+		{Name: "release", Where: node, Do: releasePool, Undo: preparePool},
+	},
+}
+
+func preparePool(r *saga.Run, s *poolState) error {
+	for _, a := range s.Agents {
+		if _, err := steps.PreparePool.Call(r, a.ID, s.Pool); err != nil {
+			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)
+		}
+	}
+	return nil
+}
+
+func releasePool(r *saga.Run, s *poolState) error {
+	for _, a := range s.Agents {
+		if _, err := steps.ReleasePool.Call(r, a.ID, s.Pool); err != nil {
+			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)
+		}
+	}
+	return nil
+}
+
+// partly wraps the error of a step that calls several nodes. That one of them never started says nothing about the others,
+// so the mark of it is dropped and the whole step is undone.
+func partly(err error, format string, args ...any) error {
+	return problem.Wrap(problem.From(err), problem.Internal, format, args...)
+}

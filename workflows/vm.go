@@ -1,0 +1,173 @@
+package workflows
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// vmState is what the steps of the VM operations share.
+type vmState struct {
+	Ref    steps.VMRef       `json:"ref"`
+	Placed steps.Placement   `json:"placed"`
+	Stop   api.VMStop        `json:"stop"`
+	Power  steps.PowerResult `json:"power"`
+}
+
+func (s *vmState) node() string { return s.Placed.Plan.AgentName }
+
+func startVM(op steps.Op) (vmState, error) {
+	return vmState{Ref: steps.VMRef{Project: op.Target.Project, VM: op.Target.ID}}, nil
+}
+
+// VMCreate makes a VM: the records, addresses and quota were claimed when it was accepted, and go when it is undone.
+var VMCreate = saga.Table[vmState]{
+	Kind: api.OpVMCreate, Start: startVM,
+	Steps: []saga.Step[vmState]{
+		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM},
+		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk},
+		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
+	},
+}
+
+// VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away.
+var VMDelete = saga.Table[vmState]{
+	Kind: api.OpVMDelete, Start: startVM,
+	Steps: []saga.Step[vmState]{
+		{Name: "load", Where: control, Do: loadVM}, // reads only
+		{Name: "stop", Where: node, On: (*vmState).node, Do: removeDomain, Commit: true},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: removeDisk},
+		{Name: "unwire", Where: control, Do: unwireVM},
+		{Name: "unplace", Where: control, Do: unplaceVM},
+	},
+}
+
+// VMStart powers a VM on.
+var VMStart = saga.Table[vmState]{
+	Kind: api.OpVMStart, Start: startVM,
+	Steps: []saga.Step[vmState]{
+		{Name: "load", Where: control, Do: loadVM}, // reads only
+		{Name: "start", Where: node, On: (*vmState).node, Do: powerOn, Undo: powerBack},
+	},
+}
+
+// VMStop asks a VM to power off and cuts the power when it does not.
+var VMStop = saga.Table[vmState]{
+	Kind: api.OpVMStop, Start: startVMStop,
+	Steps: []saga.Step[vmState]{
+		{Name: "load", Where: control, Do: loadVM}, // reads only
+		{Name: "stop", Where: node, On: (*vmState).node, Do: powerOff, Undo: powerBack},
+	},
+}
+
+// VMReboot restarts a VM. A reboot cannot be taken back; undoing it makes sure that the VM runs, as it did before.
+var VMReboot = saga.Table[vmState]{
+	Kind: api.OpVMReboot, Start: startVMStop,
+	Steps: []saga.Step[vmState]{
+		{Name: "load", Where: control, Do: loadVM}, // reads only
+		{Name: "reboot", Where: node, On: (*vmState).node, Do: reboot, Undo: powerBack},
+	},
+}
+
+// defaultStopTimeout is how long a guest may take to power off when nobody said.
+const defaultStopTimeout = 60 * time.Second
+
+func startVMStop(op steps.Op) (vmState, error) {
+	s, err := startVM(op)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(op.Input, &s.Stop); err != nil {
+		return s, problem.Wrap(err, problem.Invalid, "the request cannot be read")
+	}
+	return s, nil
+}
+
+func placeVM(r *saga.Run, s *vmState) (err error) {
+	s.Placed, err = steps.PlaceVM.Call(r, "", s.Ref)
+	return err
+}
+
+func unplaceVM(r *saga.Run, s *vmState) error {
+	_, err := steps.UnplaceVM.Call(r, "", s.Ref)
+	return err
+}
+
+func loadVM(r *saga.Run, s *vmState) (err error) {
+	s.Placed, err = steps.LoadVM.Call(r, "", s.Ref)
+	// What a late undo goes back to, should the power step never answer.
+	s.Power.Before = s.Placed.Phase
+	return err
+}
+
+func wireVM(r *saga.Run, s *vmState) error {
+	_, err := steps.WirePorts.Call(r, "", s.Placed.Ports)
+	return err
+}
+
+func unwireVM(r *saga.Run, s *vmState) error {
+	refs := steps.PortRefs{Project: s.Ref.Project}
+	for _, p := range s.Placed.Ports {
+		refs.Ports = append(refs.Ports, p.Port)
+	}
+	_, err := steps.UnwirePorts.Call(r, "", refs)
+	return err
+}
+
+func makeDisk(r *saga.Run, s *vmState) error {
+	_, err := steps.MakeDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func removeDisk(r *saga.Run, s *vmState) error {
+	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func createDomain(r *saga.Run, s *vmState) error {
+	_, err := steps.CreateDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func removeDomain(r *saga.Run, s *vmState) error {
+	_, err := steps.RemoveDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func powerOn(r *saga.Run, s *vmState) error {
+	_, err := steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func (s *vmState) stopRequest() steps.StopVM {
+	timeout := time.Duration(s.Stop.Timeout) * time.Second
+	if timeout == 0 {
+		timeout = defaultStopTimeout
+	}
+	return steps.StopVM{Plan: s.Placed.Plan, Force: s.Stop.Force, Timeout: timeout}
+}
+
+func powerOff(r *saga.Run, s *vmState) error {
+	_, err := steps.StopDomain.Call(r, s.Placed.Plan.Agent, s.stopRequest())
+	return err
+}
+
+func reboot(r *saga.Run, s *vmState) error {
+	_, err := steps.RebootDomain.Call(r, s.Placed.Plan.Agent, s.stopRequest())
+	return err
+}
+
+// powerBack brings the VM back to the power state that it had when the operation began.
+func powerBack(r *saga.Run, s *vmState) (err error) {
+	if s.Power.Before == api.PhaseRunning {
+		_, err = steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	} else {
+		_, err = steps.StopDomain.Call(r, s.Placed.Plan.Agent, steps.StopVM{Plan: s.Placed.Plan, Force: true})
+	}
+	return err
+}

@@ -1,0 +1,259 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// resource is satisfied by *T for every resource type T: it lets callers write Get[api.VM].
+type resource[T any] interface {
+	*T
+	api.Resource
+}
+
+// Get returns the resource with this ID.
+func Get[T any, P resource[T]](ctx context.Context, kv KV, h auth.Handle, project, id string) (*T, error) {
+	var r T
+	kind := P(&r).ResourceKind()
+	if err := h.Check(auth.Read, kind, project); err != nil {
+		return nil, err
+	}
+	e, err := kv.Get(ctx, Key(kind, project, id))
+	if problem.Is(err, problem.NotFound) {
+		return nil, NoSuch(kind, project, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &r, Decode(e, P(&r))
+}
+
+// Find returns the resource with this name or ID.
+func Find[T any, P resource[T]](ctx context.Context, kv KV, h auth.Handle, project, nameOrID string) (*T, error) {
+	var r T
+	kind := P(&r).ResourceKind()
+	if err := h.Check(auth.Read, kind, project); err != nil {
+		return nil, err
+	}
+	id, err := Resolve(ctx, kv, kind, project, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	return Get[T, P](ctx, kv, h, project, id)
+}
+
+// Resolve returns the ID of what a name or ID stands for. An ID is not looked up.
+func Resolve(ctx context.Context, kv KV, kind api.Kind, project, nameOrID string) (string, error) {
+	if api.IsUUID(nameOrID) {
+		return nameOrID, nil
+	}
+	e, err := kv.Get(ctx, NameClaim(kind, project, nameOrID))
+	if problem.Is(err, problem.NotFound) {
+		return "", NoSuch(kind, project, nameOrID)
+	}
+	return string(e.Value), err
+}
+
+// List returns all resources of a kind in a project, in key order; project "*" means every project.
+func List[T any, P resource[T]](ctx context.Context, kv KV, h auth.Handle, project string) ([]*T, error) {
+	var zero T
+	kind := P(&zero).ResourceKind()
+	if err := h.Check(auth.Read, kind, project); err != nil {
+		return nil, err
+	}
+	prefix := Prefix(kind, project)
+	if project == "*" {
+		prefix = KindPrefix(kind)
+	}
+	entries, _, err := kv.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*T, 0, len(entries))
+	for _, e := range entries {
+		var r T
+		if err := Decode(e, P(&r)); err != nil {
+			return nil, err
+		}
+		out = append(out, &r)
+	}
+	return out, nil
+}
+
+// NoSuch returns the problem for a resource that does not exist.
+func NoSuch(kind api.Kind, project, nameOrID string) error {
+	where := ""
+	if !kind.ClusterWide() {
+		where = " in project " + project
+	}
+	return problem.New(problem.NotFound, "there is no %s %q%s", kind.Singular(), nameOrID, where).Try("list the %s that exist", strings.ReplaceAll(string(kind), "-", " "))
+}
+
+// Decode reads an entry into r and sets its revision.
+func Decode(e Entry, r api.Resource) error {
+	if err := json.Unmarshal(e.Value, r); err != nil {
+		return problem.Wrap(err, problem.Internal, "the record at %s cannot be read", e.Key)
+	}
+	r.GetMeta().Revision = e.Revision
+	return nil
+}
+
+// Draft collects the reads and writes of one transaction. An error is kept until Commit.
+type Draft struct {
+	h    auth.Handle
+	tx   Tx
+	err  error
+	said map[string]error // what a failed condition means, by key
+}
+
+// NewDraft returns an empty transaction under the authority of h.
+func NewDraft(h auth.Handle) *Draft { return &Draft{h: h, said: map[string]error{}} }
+
+func (d *Draft) check(a auth.Action, r api.Resource) bool {
+	if d.err == nil {
+		d.err = d.h.Check(a, r.ResourceKind(), r.GetMeta().Project)
+	}
+	return d.err == nil
+}
+
+func keyOf(r api.Resource) string {
+	m := r.GetMeta()
+	return Key(r.ResourceKind(), m.Project, m.ID)
+}
+
+// Create adds a new resource and claims its name, if it has one.
+func (d *Draft) Create(r api.Resource) {
+	m := r.GetMeta()
+	if !d.check(auth.Write, r) {
+		return
+	}
+	d.put(keyOf(r), r, 0)
+	if m.Name == "" {
+		return
+	}
+	name := NameClaim(r.ResourceKind(), m.Project, m.Name)
+	d.Claim(name, m.ID)
+	d.Meaning(name, problem.New(problem.Conflict, "the name %q is taken", m.Name).Because("there is a %s of that name already", r.ResourceKind().Singular()).Try("choose another name"))
+}
+
+// Update writes a resource that was read before; it fails if somebody else has changed it since.
+func (d *Draft) Update(r api.Resource) {
+	if d.check(auth.Write, r) {
+		d.put(keyOf(r), r, r.GetMeta().Revision)
+	}
+}
+
+// Delete removes a resource that was read before, and frees its name; it fails if somebody else has changed it since.
+func (d *Draft) Delete(r api.Resource) {
+	m := r.GetMeta()
+	if !d.check(auth.Write, r) {
+		return
+	}
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: keyOf(r), Revision: m.Revision})
+	d.tx.Deletes = append(d.tx.Deletes, keyOf(r))
+	if m.Name != "" {
+		d.tx.Deletes = append(d.tx.Deletes, NameClaim(r.ResourceKind(), m.Project, m.Name))
+	}
+}
+
+// Unchanged makes the transaction fail if somebody has changed r since it was read.
+func (d *Draft) Unchanged(r api.Resource) {
+	if d.check(auth.Read, r) {
+		d.tx.Conditions = append(d.tx.Conditions, Condition{Key: keyOf(r), Revision: r.GetMeta().Revision})
+	}
+}
+
+// Claim writes a claim that must not exist yet.
+func (d *Draft) Claim(key, value string) {
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: key})
+	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte(value)})
+}
+
+// Put writes a claim whether it exists or not.
+func (d *Draft) Put(key, value string) {
+	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte(value)})
+}
+
+// Release removes a claim, if it exists.
+func (d *Draft) Release(key string) { d.tx.Deletes = append(d.tx.Deletes, key) }
+
+// Touch makes the transaction fail if the ledger of a set of claims has moved past revision, and moves it.
+func (d *Draft) Touch(prefix string, revision int64) {
+	key := LedgerKey(prefix)
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: key, Revision: revision})
+	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte("1")})
+}
+
+// Unused makes the transaction fail while somebody needs r.
+func (d *Draft) Unused(r api.Resource) {
+	prefix := UsePrefix(api.RefTo(r))
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: prefix, Prefix: true})
+	d.Meaning(prefix, problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name))
+}
+
+// Meaning says what it means to a user when the condition on key does not hold.
+func (d *Draft) Meaning(key string, err error) { d.said[key] = err }
+
+// Commit carries the draft out. A condition that does not hold gives its Meaning, or else a *Conflict.
+func (d *Draft) Commit(ctx context.Context, kv KV) (revision int64, err error) {
+	if d.err != nil {
+		return 0, d.err
+	}
+	revision, err = kv.Commit(ctx, d.tx)
+	var c *Conflict
+	if errors.As(err, &c) {
+		if meaning := d.said[c.Condition.Key]; meaning != nil {
+			return 0, meaning
+		}
+	}
+	return revision, err
+}
+
+func (d *Draft) put(key string, r api.Resource, revision int64) {
+	value, err := json.Marshal(r)
+	if err != nil {
+		d.err = problem.Wrap(err, problem.Internal, "%s cannot be written", api.RefTo(r))
+		return
+	}
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: key, Revision: revision})
+	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: value})
+}
+
+// Retry repeats change, which reads, drafts and commits, as long as it loses races. What it loses to is progress, so the
+// bound is there for bugs only.
+func Retry(ctx context.Context, change func() error) error {
+	for range 100 {
+		err := change()
+		var c *Conflict
+		if !errors.As(err, &c) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return problem.Wrap(ctx.Err(), problem.Timeout, "gave up after losing a race")
+		}
+	}
+	return problem.New(problem.Unavailable, "the store is too busy").Try("try again")
+}
+
+// Users returns who needs r, in words, for an in_use problem.
+func Users(ctx context.Context, kv KV, r api.Resource) ([]string, error) {
+	prefix := UsePrefix(api.RefTo(r))
+	entries, _, err := kv.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		kind, id, _ := strings.Cut(strings.TrimPrefix(e.Key, prefix), "/")
+		out = append(out, api.Kind(kind).Singular()+" "+id)
+	}
+	slices.Sort(out)
+	return out, nil
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# sandbox.sh — hosts ("nodes") on one machine: each node is a set of namespaces with its own libvirtd, OVS and OVN.
+#
+#   net-up                   the underlay: network namespace ns-NAME with a management and a data bridge
+#   node-up NODE N           a node at $SANDBOX_NET.N (eth0) and, once OVS runs, $SANDBOX_DATA_NET.N (br-ex)
+#   libvirtd NODE            starts libvirtd          (socket: $SANDBOX_DIR/NODE/run/libvirt/libvirt-sock, tcp 16509)
+#   ovs NODE                 starts Open vSwitch, userspace datapath, bridges br-int and br-ex
+#   ovn-central NODE         starts the OVN databases (NB: $SANDBOX_DIR/NODE/run/ovn/ovnnb_db.sock, tcp 6641) and northd
+#   ovn-chassis NODE [CENTRAL]   joins the node to OVN
+#   exec NODE CMD...         runs CMD in the node        (replaces this process: signals and PID are CMD's)
+#   control CMD...           runs CMD in the fabric namespace, where the control plane lives ($SANDBOX_NET.1)
+#   kill-libvirtd NODE       SIGKILL; returns when it is really gone (virtual machines go on)
+#   libvirtd-pid NODE        prints the PID
+#   node-down NODE           kills the node with everything in it, as a power cut does
+#   status                   what runs where
+#   down [--purge]           everything gone; --purge removes $SANDBOX_DIR too
+#
+# Environment: SANDBOX_NAME (dev), SANDBOX_DIR (<repository>/.dev/sandbox), SANDBOX_CACHE (<repository>/.dev/cache),
+#   SANDBOX_NET (10.77.0) and SANDBOX_DATA_NET (10.78.0), both the first three bytes of a /24,
+#   SANDBOX_KVM auto|on|off (auto: on where a real test of KVM passes), SANDBOX_CGROUP auto|off.
+# Several sandboxes live side by side if name, directory and both networks differ. What net-up was told is kept in
+# $SANDBOX_DIR/sandbox.env, so later calls need SANDBOX_DIR only. Every verb may be repeated. Needs root.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=sandbox/lib.sh
+. "$HERE/sandbox/lib.sh"
+
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 2; }
+
+verb=${1:-}; [ -n "$verb" ] || usage; shift
+[ "$(id -u)" = 0 ] || die "needs root"
+load_env
+
+need() { [ "$1" -ge "$2" ] || usage; }
+case $verb in
+exec) need $# 2; check_node "$1"; enter "$@" ;;
+control) need $# 1; [ -e "/run/netns/$FAB" ] || die "the network is not up: run net-up"
+  exec nsenter --net="/run/netns/$FAB" -- "$@" ;;
+libvirtd-pid) need $# 1; check_node "$1"; daemon_pid "$1" run/libvirt/libvirtd.pid || die "libvirtd does not run on $1" ;;
+status) . "$HERE/sandbox/down.sh"; cmd_status ;;
+net-up) lock; . "$HERE/sandbox/net.sh"; cmd_net_up ;;
+node-up) need $# 2; check_node "$1"; lock; . "$HERE/sandbox/net.sh"; . "$HERE/sandbox/node.sh"; cmd_node_up "$1" "$2" ;;
+libvirtd) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_libvirtd "$1" ;;
+kill-libvirtd) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_kill_libvirtd "$1" ;;
+ovs) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_ovs "$1" ;;
+ovn-central) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_ovn_central "$1" ;;
+ovn-chassis) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_ovn_chassis "$1" "${2:-}" ;;
+node-down) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/down.sh"; cmd_node_down "$1" ;;
+down) lock; . "$HERE/sandbox/down.sh"; cmd_down "${1:-}" ;;
+*) usage ;;
+esac

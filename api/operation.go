@@ -68,12 +68,12 @@ type Operation struct {
 	RetryOf   string           `json:"retryOf,omitempty" doc:"ID of the failed operation that this one repeats"`
 	URL       string           `json:"url,omitempty" doc:"Its page in the Temporal UI"`
 
+	Request json.RawMessage `json:"request,omitempty" doc:"What was asked for, without secrets"`
+
 	// What follows is for the control plane alone; the server never shows it.
 
-	Input       json.RawMessage `json:"input,omitempty"`       // the request, references resolved, secrets left out
-	Locks       []Ref           `json:"locks,omitempty"`       // resources whose Operation is this one
+	Plan        *OperationPlan  `json:"plan,omitempty"`
 	RequestHash string          `json:"requestHash,omitempty"` // of the request under its Idempotency-Key
-	Before      json.RawMessage `json:"before,omitempty"`      // what an update or delete goes back to
 	Checkpoint  json.RawMessage `json:"checkpoint,omitempty"`  // the workflow's variables, for undoing without its history
 }
 
@@ -83,7 +83,7 @@ func (*Operation) ResourceKind() Kind { return KindOperation }
 // Public returns a copy without what is for the control plane alone.
 func (o *Operation) Public() *Operation {
 	c := *o
-	c.Input, c.Locks, c.RequestHash, c.Before, c.Checkpoint = nil, nil, "", nil, nil
+	c.Plan, c.RequestHash, c.Checkpoint = nil, "", nil
 	return &c
 }
 

@@ -13,8 +13,7 @@ import (
 // auditState is what the steps of an audit share.
 type auditState struct {
 	Request api.AuditRequest   `json:"request"`
-	Agents  []steps.AgentRef   `json:"agents"`
-	Pools   []steps.PoolOnNode `json:"pools"`
+	Agents  []steps.AgentPools `json:"agents"`
 	Worlds  steps.Worlds       `json:"worlds"`
 	Report  api.AuditReport    `json:"report"`
 }
@@ -41,7 +40,7 @@ func startAudit(op steps.Op) (s auditState, err error) {
 
 func loadAgents(r *saga.Run, s *auditState) error {
 	list, err := steps.LoadAgents.Call(r, "", steps.Nothing{})
-	s.Agents, s.Pools = list.Agents, list.Pools
+	s.Agents = list.Agents
 	return err
 }
 
@@ -53,7 +52,7 @@ func lookAtNodes(r *saga.Run, s *auditState) error {
 			s.Worlds.Skipped = append(s.Worlds.Skipped, fmt.Sprintf("agent %s is not ready", a.Name))
 			continue
 		}
-		w, err := steps.LookAtNode.Call(r, a.ID, steps.NodeQuestion{Pools: s.Pools})
+		w, err := steps.LookAtNode.Call(r, a.ID, steps.NodeQuestion{Pools: a.Pools})
 		if problem.Is(err, problem.Cancelled) {
 			return err
 		}
@@ -93,7 +92,12 @@ func repairWorlds(r *saga.Run, s *auditState) error {
 }
 
 func repairNode(r *saga.Run, s *auditState, w steps.NodeWorld) error {
-	repair := steps.NodeRepair{Pools: s.Pools}
+	var repair steps.NodeRepair
+	for _, a := range s.Agents {
+		if a.ID == w.Agent {
+			repair.Pools = a.Pools
+		}
+	}
 	var mine []int
 	for i, f := range s.Report.Findings {
 		if f.Node != w.Agent || !f.Extra {

@@ -41,32 +41,20 @@ func dropImport(r *saga.Run, s *imageState) error {
 
 // ImageDelete removes an image that nothing needs, first from the pools of the nodes and then from the server. Removing the
 // first copy loses nothing, but a cancelled delete must leave a whole image, so the server's file goes last.
-var ImageDelete = saga.Table[imageDelete]{
+var ImageDelete = saga.Table[api.ImageRemoval]{
 	Kind: api.OpImageDelete, Start: startImageDelete,
-	Steps: []saga.Step[imageDelete]{
+	Steps: []saga.Step[api.ImageRemoval]{
 		{Name: "evict", Where: node, Do: evictImage}, // copies are made again on demand
 		{Name: "remove", Where: control, Do: removeImage, Commit: true},
 	},
 }
 
-// imageDelete is the input of an image delete: where the file and its copies are.
-type imageDelete struct {
-	File   steps.ImageFile `json:"file"`
-	Copies []ImageCopy     `json:"copies"`
-}
-
-// ImageCopy is an image's copy on one node.
-type ImageCopy struct {
-	Agent string            `json:"agent"`
-	Copy  steps.CachedImage `json:"copy"`
-}
-
-func startImageDelete(op steps.Op) (s imageDelete, err error) {
+func startImageDelete(op steps.Op) (s api.ImageRemoval, err error) {
 	err = json.Unmarshal(op.Input, &s)
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
 }
 
-func evictImage(r *saga.Run, s *imageDelete) error {
+func evictImage(r *saga.Run, s *api.ImageRemoval) error {
 	for _, c := range s.Copies {
 		if _, err := steps.EvictImage.Call(r, c.Agent, c.Copy); err != nil {
 			return partly(err, "the copy in pool directory %s", c.Copy.PoolPath)
@@ -75,39 +63,33 @@ func evictImage(r *saga.Run, s *imageDelete) error {
 	return nil
 }
 
-func removeImage(r *saga.Run, s *imageDelete) error {
-	_, err := steps.RemoveImage.Call(r, "", s.File)
+func removeImage(r *saga.Run, s *api.ImageRemoval) error {
+	_, err := steps.RemoveImage.Call(r, "", steps.ImageFile{Image: s.Image})
 	return err
 }
 
-// poolState is the input of the pool operations: the pool, and the agents that have it.
-type poolState struct {
-	Pool   steps.PoolOnNode `json:"pool"`
-	Agents []steps.AgentRef `json:"agents"`
-}
-
-func startPool(op steps.Op) (s poolState, err error) {
+func startPool(op steps.Op) (s api.PoolWork, err error) {
 	err = json.Unmarshal(op.Input, &s)
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
 }
 
 // PoolAdd makes a directory a pool on each of its agents, by really using it.
-var PoolAdd = saga.Table[poolState]{
+var PoolAdd = saga.Table[api.PoolWork]{
 	Kind: api.OpPoolAdd, Start: startPool,
-	Steps: []saga.Step[poolState]{
+	Steps: []saga.Step[api.PoolWork]{
 		{Name: "prepare", Where: node, Do: preparePool, Undo: releasePool},
 	},
 }
 
 // PoolDelete takes a pool away from its agents; it was checked that no volume is in it.
-var PoolDelete = saga.Table[poolState]{
+var PoolDelete = saga.Table[api.PoolWork]{
 	Kind: api.OpPoolDelete, Start: startPool,
-	Steps: []saga.Step[poolState]{
+	Steps: []saga.Step[api.PoolWork]{
 		{Name: "release", Where: node, Do: releasePool, Undo: preparePool},
 	},
 }
 
-func preparePool(r *saga.Run, s *poolState) error {
+func preparePool(r *saga.Run, s *api.PoolWork) error {
 	for _, a := range s.Agents {
 		if _, err := steps.PreparePool.Call(r, a.ID, s.Pool); err != nil {
 			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)
@@ -116,7 +98,7 @@ func preparePool(r *saga.Run, s *poolState) error {
 	return nil
 }
 
-func releasePool(r *saga.Run, s *poolState) error {
+func releasePool(r *saga.Run, s *api.PoolWork) error {
 	for _, a := range s.Agents {
 		if _, err := steps.ReleasePool.Call(r, a.ID, s.Pool); err != nil {
 			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)

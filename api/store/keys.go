@@ -76,3 +76,6 @@ func SecretKey(vm string) string { return Root + "secrets/" + vm }
 func LedgerKey(prefix string) string {
 	return Root + "ledger/" + strings.TrimPrefix(prefix, ClaimsRoot)
 }
+
+// PoolPathClaim says that a directory of an agent is a pool; its value is the pool's ID.
+func PoolPathClaim(agent, path string) string { return ClaimsRoot + "poolpath/" + agent + path }

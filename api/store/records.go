@@ -257,3 +257,37 @@ func Users(ctx context.Context, kv KV, r api.Resource) ([]string, error) {
 	slices.Sort(out)
 	return out, nil
 }
+
+// Claims is a set of claims and the revision of its ledger, which Draft.Touch compares.
+type Claims struct {
+	Claims   []Entry
+	Revision int64 // 0: the ledger was never touched
+}
+
+// Ledger returns the claims below prefix. The ledger is read first: a claim that comes between the two reads makes Touch
+// fail, never succeed wrongly.
+func Ledger(ctx context.Context, kv KV, prefix string) (Claims, error) {
+	var out Claims
+	e, err := kv.Get(ctx, LedgerKey(prefix))
+	if err != nil && !problem.Is(err, problem.NotFound) {
+		return out, err
+	}
+	out.Revision = e.Revision
+	out.Claims, _, err = kv.List(ctx, prefix)
+	return out, err
+}
+
+// Load reads the record that ref points to into r.
+func Load(ctx context.Context, kv KV, h auth.Handle, ref api.Ref, r api.Resource) error {
+	if err := h.Check(auth.Read, ref.Kind, ref.Project); err != nil {
+		return err
+	}
+	e, err := kv.Get(ctx, Key(ref.Kind, ref.Project, ref.ID))
+	if problem.Is(err, problem.NotFound) {
+		return NoSuch(ref.Kind, ref.Project, ref.ID)
+	}
+	if err != nil {
+		return err
+	}
+	return Decode(e, r)
+}

@@ -30,6 +30,10 @@ usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exi
 
 verb=${1:-}; [ -n "$verb" ] || usage; shift
 [ "$(id -u)" = 0 ] || die "needs root"
+# a directory that holds no sandbox names none, least of all the default one
+if [ "$verb" = down ] && [ -n "${SANDBOX_DIR:-}" ] && [ -z "${SANDBOX_NAME:-}" ] && [ ! -f "$SANDBOX_DIR/sandbox.env" ]; then
+  echo "sandbox: nothing in $SANDBOX_DIR"; exit 0
+fi
 load_env
 
 need() { [ "$1" -ge "$2" ] || usage; }

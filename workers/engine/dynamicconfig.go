@@ -9,6 +9,14 @@ import (
 // unlimited replaces rate limits that protect a shared cluster from one of its tenants. Requests per second.
 const unlimited = 100_000
 
+// longPoll is how long the server keeps a caller that waits for a workflow or an update before the caller has
+// to ask again, which the SDK does by itself.
+//
+// The default is 20 s. But a caller that waits for the end of a workflow now and then misses the notification
+// (measured: about 1 in 1000) and learns of it only when its long poll ends. This bounds the damage, at the
+// price of one extra call per waiting caller in this time.
+const longPoll = 2 * time.Second
+
 // dynamicConfig is how the embedded Temporal differs from its defaults, which are made for a cluster of many
 // machines on a database across the network. Here it is one process on a local file.
 func dynamicConfig() dynamicconfig.StaticClient {
@@ -27,12 +35,9 @@ func dynamicConfig() dynamicconfig.StaticClient {
 		// without a poller only takes a detour. Also a quarter of the loaded task queues.
 		dynamicconfig.MatchingNumTaskqueueReadPartitions.Key():  1,
 		dynamicconfig.MatchingNumTaskqueueWritePartitions.Key(): 1,
-		// A caller that waits for the end of a workflow now and then misses the notification (measured: about 1
-		// in 1000) and hears of it only when its long poll ends, by default after 20 s. This bounds the damage at
-		// one extra call per waiting caller in this time.
-		dynamicconfig.HistoryLongPollExpirationInterval.Key(): 2 * time.Second,
+		dynamicconfig.HistoryLongPollExpirationInterval.Key():   longPoll,
 
-		// Limits. Every agent holds several long polls; 1200 of them would be 300 nodes.
+		// Limits. Every agent holds two long polls of each kind, and 1200 of a kind would be 600 nodes.
 		dynamicconfig.FrontendMaxConcurrentLongRunningRequestsPerInstance.Key(): unlimited,
 		dynamicconfig.FrontendRPS.Key():                                         unlimited,
 		dynamicconfig.FrontendMaxNamespaceRPSPerInstance.Key():                  unlimited,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	sdklog "go.temporal.io/sdk/log"
@@ -22,14 +23,21 @@ const (
 var noise = map[string]bool{
 	// etcd: meant for clusters with many clients; here the port has none but etcdctl.
 	"Running http and grpc server on single port. This is not recommended for production.": true,
-	"simple token is not cryptographically signed":                                         true,
+	// etcd: about passwords of etcd users, of which there are none.
+	"simple token is not cryptographically signed": true,
+	// etcd: at the first start, before the first snapshot; it tries again every few seconds and then succeeds.
+	"Failed to detect schema version":  true,
+	"failed to update storage version": true,
+	// Temporal: Nexus calls between namespaces over HTTP. There is one namespace.
+	"HTTP API port has not been set. Nexus HTTP endpoints will not be available. To enable Nexus, follow these " +
+		"instructions: https://github.com/temporalio/temporal/blob/main/docs/architecture/nexus.md#enabling-nexus.": true,
 }
 
-// newZap is the logger for an embedded server: warnings and worse go to log. What a server calls fatal panics
+// newZap is the logger for an embedded server: warnings and worse go to log, until muted is set. What a server calls fatal panics
 // instead of exiting, so that a failed start becomes an error of Start with a reason; later it still ends the
 // process, which is what these servers rely on, with a stack to read.
-func newZap(log *slog.Logger, component string) *zap.Logger {
-	core := zapcore.NewSamplerWithOptions(&slogCore{log: log.With("component", component)}, logWindow, logFirst, 0)
+func newZap(log *slog.Logger, component string, muted *atomic.Bool) *zap.Logger {
+	core := zapcore.NewSamplerWithOptions(&slogCore{log: log.With("component", component), muted: muted}, logWindow, logFirst, 0)
 	return zap.New(core, zap.WithFatalHook(panicHook{}))
 }
 
@@ -41,16 +49,21 @@ func (panicHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 }
 
 // slogCore writes zap entries to slog.
-type slogCore struct{ log *slog.Logger }
+type slogCore struct {
+	log *slog.Logger
+	// muted is set when the server is told to stop: it then complains that its own parts leave it one by one.
+	// What really goes wrong is in the error of Stop.
+	muted *atomic.Bool
+}
 
 func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
 
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields)))}
+	return &slogCore{log: slog.New(c.log.Handler().WithAttrs(attrs(fields))), muted: c.muted}
 }
 
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if c.Enabled(e.Level) && !noise[e.Message] {
+	if c.Enabled(e.Level) && !noise[e.Message] && !c.muted.Load() {
 		return ce.AddCore(e, c)
 	}
 	return ce

@@ -6,44 +6,15 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-// VPCWiring is a VPC as the network needs it.
-type VPCWiring struct {
-	VPC     string `json:"vpc"`
-	Name    string `json:"name"`
-	Project string `json:"project"`
-	CIDR    string `json:"cidr"`
-}
-
-// SubnetWiring is a subnet as the network needs it.
-type SubnetWiring struct {
-	Subnet  string   `json:"subnet"`
-	Name    string   `json:"name"`
-	Project string   `json:"project"`
-	VPC     string   `json:"vpc"`
-	CIDR    string   `json:"cidr"`
-	Gateway string   `json:"gateway"`
-	DNS     []string `json:"dns,omitempty"`
-}
-
-// SecurityGroupWiring is a security group as the network needs it.
-type SecurityGroupWiring struct {
-	SecurityGroup string     `json:"securityGroup"`
-	Name          string     `json:"name"`
-	Project       string     `json:"project"`
-	Rules         []api.Rule `json:"rules"`
-}
-
-// PortWiring is a port as the network needs it.
-type PortWiring struct {
-	Port           string   `json:"port"`
-	Project        string   `json:"project"`
-	Subnet         string   `json:"subnet"`
-	MAC            string   `json:"mac"`
-	Address        string   `json:"address"`
-	SecurityGroups []string `json:"securityGroups,omitempty"`
-	Hostname       string   `json:"hostname,omitempty"`
-	VM             string   `json:"vm,omitempty"`
-}
+// The network resources as the network needs them, and the source of an image: requests are accepted with them.
+type (
+	VPCWiring           = api.VPCWiring
+	SubnetWiring        = api.SubnetWiring
+	SecurityGroupWiring = api.SecurityGroupWiring
+	PortWiring          = api.PortWiring
+	ImageImport         = api.ImageImport
+	ImageImported       = api.ImageImported
+)
 
 // PortRefs names ports to be wired or removed. The wiring is read from the store by the step itself.
 type PortRefs struct {
@@ -55,22 +26,6 @@ type PortRefs struct {
 type ResourceRef struct {
 	Project string `json:"project"`
 	ID      string `json:"id"`
-}
-
-// ImageImport is the source of an image.
-type ImageImport struct {
-	Image  string `json:"image"`
-	Format string `json:"format"`
-	Upload string `json:"upload,omitempty"`
-	Path   string `json:"path,omitempty"`
-	SHA256 string `json:"sha256,omitempty"`
-}
-
-// ImageImported is what an import made.
-type ImageImported struct {
-	SHA256      string `json:"sha256"`
-	Size        int64  `json:"size"`        // bytes of the stored file
-	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
 }
 
 // ImageFile names an image's file in the server's image store, which is called by the image's ID: so it can be removed even

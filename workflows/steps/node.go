@@ -6,18 +6,6 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-// VolumeRef names a volume's file.
-type VolumeRef struct {
-	Project  string `json:"project"`
-	VM       string `json:"vm"`
-	Volume   string `json:"volume"`
-	Pool     string `json:"pool"`
-	PoolPath string `json:"poolPath"`
-}
-
-// FenceKey says which resource the steps on it are ordered by.
-func (v VolumeRef) FenceKey() string { return v.VM }
-
 // FenceKey says which resource the steps on it are ordered by.
 func (p VMPlan) FenceKey() string { return p.VM }
 
@@ -37,26 +25,12 @@ type PowerResult struct {
 	Forced bool      `json:"forced,omitempty"`
 }
 
-// PoolOnNode is a pool directory on one node.
-type PoolOnNode struct {
-	Pool string `json:"pool"`
-	Type string `json:"type"`
-	Path string `json:"path"`
-}
-
-// FenceKey says which resource the steps on it are ordered by.
-func (p PoolOnNode) FenceKey() string { return p.Pool }
-
-// CachedImage is an image's copy in a pool on one node.
-type CachedImage struct {
-	Image    string `json:"image"`
-	SHA256   string `json:"sha256"`
-	Pool     string `json:"pool"`
-	PoolPath string `json:"poolPath"`
-}
-
-// FenceKey says which resource the steps on it are ordered by.
-func (c CachedImage) FenceKey() string { return c.Image }
+// Pools and image copies as requests are accepted with them.
+type (
+	PoolOnNode  = api.PoolOnNode
+	CachedImage = api.CachedImage
+	AgentRef    = api.AgentRef
+)
 
 // NodeQuestion asks a node what it has.
 type NodeQuestion struct {

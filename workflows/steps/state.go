@@ -100,7 +100,7 @@ var (
 	LoadVM = Step[VMRef, Placement]{Name: "state.load_vm", Where: Local, Timeout: 10 * time.Second}
 	// Noop does nothing.
 	Noop = Step[Nothing, Nothing]{Name: "state.noop", Where: Local, Timeout: 10 * time.Second}
-	// LoadAgents tells which agents and pools there are.
+	// LoadAgents tells which agents there are, and their pools.
 	LoadAgents = Step[Nothing, AgentList]{Name: "state.load_agents", Where: Local, Timeout: 10 * time.Second}
 	// CompareWorlds is the audit: the store against what the nodes and the network report.
 	CompareWorlds = Step[Worlds, api.AuditReport]{Name: "state.compare", Where: Control, Timeout: 2 * time.Minute}
@@ -110,15 +110,13 @@ var (
 
 // AgentList is the agents an operation should ask.
 type AgentList struct {
-	Agents []AgentRef   `json:"agents"`
-	Pools  []PoolOnNode `json:"pools"`
+	Agents []AgentPools `json:"agents"`
 }
 
-// AgentRef names an agent.
-type AgentRef struct {
-	ID    string `json:"id"`
-	Name  string `json:"name"`
-	Ready bool   `json:"ready"`
+// AgentPools is an agent and the pools that it has.
+type AgentPools struct {
+	AgentRef
+	Pools []PoolOnNode `json:"pools"`
 }
 
 // Worlds is everything outside the store, as far as it could be asked.

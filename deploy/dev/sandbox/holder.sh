@@ -28,15 +28,21 @@ v1)
   while read -r c; do
     c=${c#/sys/fs/cgroup/}; c=${c%%/*}
     mkdir "/sys/fs/cgroup/$c"
-    if [ "$c" = unified ]; then mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified; else mount -t cgroup -o "$c" cgroup "/sys/fs/cgroup/$c"; fi
+    mount -t cgroup -o "$c" cgroup "/sys/fs/cgroup/$c"
   done < "$d/cgroup.join" ;;
 v2)
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
   mkdir -p /sys/fs/cgroup/daemons
   echo $$ > /sys/fs/cgroup/daemons/cgroup.procs
-  for c in $(cat /sys/fs/cgroup/cgroup.controllers); do
-    case $c in cpu | memory | cpuset | io | pids) echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control ;; esac
-  done ;;
+  read -r -a controllers < /sys/fs/cgroup/cgroup.controllers
+  for c in "${controllers[@]}"; do
+    case $c in
+    cpu | memory | cpuset | io | pids)
+      # not ours to hand on (some containers): libvirt is told to do without
+      { echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control; } 2>/dev/null || { echo off > "$d/cgroup.mode"; break; } ;;
+    esac
+  done
+  [ "$(cat "$d/cgroup.mode")" = v2 ] || umount /sys/fs/cgroup ;;
 esac
 ip link set lo up
 echo $$ > "$d/holder.pid"

@@ -28,6 +28,13 @@ load_env() {
     die "SANDBOX_NET and SANDBOX_DATA_NET are two different networks, three bytes each"
   [ -z "$n" ] || [ "$n $net $data" = "$NAME $NET $DATA_NET" ] ||
     die "$DIR belongs to sandbox '$n' ($net, $data): set SANDBOX_DIR to another directory"
+  # Names are machine-wide: a second sandbox of the same name would take this one's namespaces for its own.
+  OWNER=/run/nextstack-sandbox/$NAME
+  local owner=''
+  [ ! -f "$OWNER" ] || owner=$(cat "$OWNER")
+  [ -z "$owner" ] || [ "$owner" = "$DIR" ] || [ ! -f "$owner/sandbox.env" ] ||
+    die "a sandbox of this name lives in $owner: set SANDBOX_NAME to another name"
+  # shellcheck disable=SC2034
   FAB=ns-$NAME
 }
 
@@ -46,7 +53,7 @@ holder_name() { echo "nextstack-sandbox:$NAME:$1"; }
 holder() {
   local p a=''
   p=$(cat "$DIR/$1/holder.pid" 2>/dev/null) || return 1
-  [ -n "$p" ] && IFS= read -r -d '' a 2>/dev/null < "/proc/$p/cmdline" || true
+  if [ -n "$p" ]; then IFS= read -r -d '' a 2>/dev/null < "/proc/$p/cmdline" || true; fi
   [ "$a" = "$(holder_name "$1")" ] && echo "$p"
 }
 

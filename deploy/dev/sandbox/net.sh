@@ -13,6 +13,7 @@ cmd_net_up() {
   for other in "$NET" "$DATA_NET"; do
     ! ip -4 -o addr show | grep -q " inet $other\." || die "$other.0/24 is in use on this machine: set SANDBOX_NET and SANDBOX_DATA_NET"
   done
+  mkdir -p "$(dirname "$OWNER")"; echo "$DIR" > "$OWNER"
   ip netns add "$FAB"
   ip -n "$FAB" -b - <<E
 link set lo up

@@ -10,7 +10,7 @@ BINDS="/etc/libvirt=etc/libvirt /etc/openvswitch=etc/openvswitch /run/libvirt=ru
 
 cmd_node_up() {
   local node=$1 num=$2 d=$DIR/$1 h b
-  [[ $num =~ ^[0-9]+$ ]] && [ "$num" -ge 2 ] && [ "$num" -le 253 ] || die "the node's number is 2 to 253, not '$num'"
+  [[ $num =~ ^[1-9][0-9]{0,2}$ && $num -ge 2 && $num -le 253 ]] || die "the node's number is 2 to 253, not '$num'"
   [ -e "/run/netns/$FAB" ] || die "the network is not up: run net-up"
   if holder "$node" >/dev/null; then
     [ "$(cat "$d/num")" = "$num" ] || die "$node runs with number $(cat "$d/num")"
@@ -29,15 +29,16 @@ cmd_node_up() {
   cgroup_make "$node"
   local kvm=yes; kvm_works || kvm=no
   : > "$d/no-kvm"
+  # shellcheck disable=SC2086
   (
     while read -r b; do echo $BASHPID > "$b/cgroup.procs"; done < "$d/cgroup.join"
     exec unshare -m -n -u -i -C --propagation slave bash -euo pipefail "$HERE/sandbox/holder.sh" \
-      "$node" "$DIR" "$(cat "$d/cgroup.mode")" "$(holder_name "$node")" "$kvm" $BINDS
+      "$node" "$DIR" "$(cat "$d/cgroup.mode")" "$(holder_name "$node")" "$kvm" $BINDS # split on purpose
   ) </dev/null >"$d/holder.log" 2>&1 9>&- &
   wait_for 10 holder "$node" || die "$node did not start: $(cat "$d/holder.log")"
   h=$(holder "$node")
   # cgroup v2: the root of a tree whose controllers are in use can hold no process; the holder made this leaf
-  [ "$(cat "$d/cgroup.mode")" != v2 ] || echo "/sys/fs/cgroup/$FAB.$node/daemons" > "$d/cgroup.join"
+  [ ! -d "/sys/fs/cgroup/$FAB.$node/daemons" ] || echo "/sys/fs/cgroup/$FAB.$node/daemons" > "$d/cgroup.join"
   plug "$node" "$h" "$num"
   libvirt_config "$node"
   echo "$num" > "$d/num"
@@ -59,12 +60,12 @@ cgroup_make() {
       { echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control; } 2>/dev/null || true
     done
     # in a container that was given no controllers, libvirt does without
-    grep -qw cpu "$g/cgroup.controllers" && grep -qw memory "$g/cgroup.controllers" || { rmdir "$g"; return 0; }
+    if ! grep -qw cpu "$g/cgroup.controllers" || ! grep -qw memory "$g/cgroup.controllers"; then rmdir "$g"; return 0; fi
     echo "$g" > "$d/cgroup.join"; echo v2 > "$d/cgroup.mode" ;;
   tmpfs)
     # real directories only: cpu and cpuacct may be links to a common "cpu,cpuacct"
     for c in /sys/fs/cgroup/*; do
-      [ -d "$c" ] && [ ! -L "$c" ] && [ -e "$c/tasks" ] || continue
+      if [ -L "$c" ] || [ ! -e "$c/tasks" ]; then continue; fi
       case $(basename "$c") in systemd) continue ;; esac
       g=$c/$FAB.$node
       mkdir -p "$g" 2>/dev/null || { : > "$d/cgroup.join"; return 0; }
@@ -77,23 +78,24 @@ cgroup_make() {
 }
 
 # kvm_works: whether the nodes may see /dev/kvm. A device that opens is no proof: inside some virtual machines it
-# opens and then fails in the first real-mode instruction, while libvirt reports KVM as available. So the firmware
-# is run once (remembered per kernel and qemu) until it finds no disk to boot from.
+# opens, libvirt reports KVM as available, and then no kernel gets through its start. So the guest image is booted
+# once (remembered per kernel and qemu). Without an image (guest.sh) there is no proof, and nodes emulate.
 kvm_works() {
   case ${SANDBOX_KVM:-auto} in on) return 0 ;; off) return 1 ;; esac
-  [ -c /dev/kvm ] || return 1
-  local q f p
-  q=$(command -v qemu-system-x86_64) || return 1
+  local q f p img=$CACHE/guest/tiny.qcow2
+  [ -c /dev/kvm ] && [ -s "$img" ] && q=$(command -v qemu-system-x86_64) || return 1
   f=$CACHE/kvm-$( { uname -rv; stat -c '%s %Y' "$q"; } | sha256sum | cut -c1-12)
   if [ ! -s "$f" ]; then
-    "$q" -accel kvm -m 32 -display none -nodefaults -no-user-config -no-reboot \
-      -chardev "file,id=d,path=$f.log" -device isa-debugcon,iobase=0x402,chardev=d </dev/null >"$f.err" 2>&1 9>&- & p=$!
-    if wait_for 5 grep -qs "No bootable device" "$f.log"; then echo yes > "$f"; else echo no > "$f"; fi
-    kill -9 $p 2>/dev/null || true; wait $p 2>/dev/null || true
+    "$q" -accel kvm -cpu host -m 128 -display none -nodefaults -no-user-config -no-reboot -snapshot \
+      -drive "file=$img,if=virtio,format=qcow2" -serial "file:$f.log" </dev/null >"$f.err" 2>&1 9>&- & p=$!; disown
+    wait_for 15 kvm_verdict "$f" $p || true
+    if grep -aqs 'tiny: up' "$f.log"; then echo yes > "$f"; else echo no > "$f"; fi
+    kill -9 $p 2>/dev/null || true; wait_gone 5 $p
     rm -f "$f.log" "$f.err"
   fi
   [ "$(cat "$f")" = yes ]
 }
+kvm_verdict() { grep -aqs 'tiny: up' "$1.log" || grep -aqs 'KVM internal error' "$1.err" || gone "$2"; }
 
 # libvirt_config NODE: nothing is taken from the host's /etc/libvirt, where real machines may be defined
 libvirt_config() {

@@ -1,0 +1,126 @@
+package domain
+
+import (
+	"path/filepath"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Bridge is the OVS bridge that OVN keeps the flows of.
+const Bridge = "br-int"
+
+func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, host Host) {
+	cache := "writeback"
+	if host.DirectIO { // the guest's writes are on the disk when the guest thinks so, and not twice in memory
+		cache = "none"
+	}
+	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
+		Device: "disk",
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2", Cache: cache, Discard: "unmap"},
+		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Disk}},
+		Target: &libvirtxml.DomainDiskTarget{Dev: "vda", Bus: "virtio"},
+		Serial: diskSerial(plan.Disk.Volume),
+		Boot:   &libvirtxml.DomainDeviceBoot{Order: 1},
+	})
+}
+
+// diskSerial is the beginning of a volume's ID, as much of it as virtio shows to the guest.
+func diskSerial(volume string) string {
+	s := strings.ReplaceAll(volume, "-", "")
+	return s[:min(len(s), 20)]
+}
+
+// seed is a virtio disk and not a CD drive: all architectures have the former, and probing for the latter takes a guest
+// seconds. Guests find it by its label.
+func seed(d *libvirtxml.Domain, _ steps.VMPlan, files compute.DomainFiles, _ Host) {
+	if files.Seed == "" {
+		return
+	}
+	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
+		Device:   "disk",
+		Driver:   &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "raw"},
+		Source:   &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Seed}},
+		Target:   &libvirtxml.DomainDiskTarget{Dev: "vdb", Bus: "virtio"},
+		ReadOnly: &libvirtxml.DomainDiskReadOnly{},
+	})
+}
+
+// TapName is the name of the host's end of a port's cable. Interface names end at 15 characters.
+func TapName(port string) string {
+	s := strings.ReplaceAll(port, "-", "")
+	return "tap" + s[:min(len(s), 11)]
+}
+
+func nics(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, host Host) {
+	for _, n := range plan.NICs {
+		nic := libvirtxml.DomainInterface{
+			MAC:    &libvirtxml.DomainInterfaceMAC{Address: n.MAC},
+			Source: &libvirtxml.DomainInterfaceSource{Bridge: &libvirtxml.DomainInterfaceSourceBridge{Bridge: Bridge}},
+			VirtualPort: &libvirtxml.DomainInterfaceVirtualPort{Params: &libvirtxml.DomainInterfaceVirtualPortParams{
+				OpenVSwitch: &libvirtxml.DomainInterfaceVirtualPortParamsOpenVSwitch{InterfaceID: n.Port},
+			}},
+			Target: &libvirtxml.DomainInterfaceTarget{Dev: TapName(n.Port)},
+			Model:  &libvirtxml.DomainInterfaceModel{Type: "virtio"},
+			ROM:    &libvirtxml.DomainROM{Enabled: "no"}, // nobody boots from the network, and the ROM takes time to load
+		}
+		if host.UserspaceDP {
+			nic.Driver = withoutOffloads()
+		}
+		d.Devices.Interfaces = append(d.Devices.Interfaces, nic)
+	}
+}
+
+// withoutOffloads: the userspace datapath forwards frames as they are, so a checksum or a segmentation that the guest left
+// to its NIC would never happen, and TCP would hang.
+func withoutOffloads() *libvirtxml.DomainInterfaceDriver {
+	return &libvirtxml.DomainInterfaceDriver{
+		Name:  "qemu",
+		Host:  &libvirtxml.DomainInterfaceDriverHost{CSum: "off", GSO: "off", TSO4: "off", TSO6: "off", ECN: "off", UFO: "off"},
+		Guest: &libvirtxml.DomainInterfaceDriverGuest{CSum: "off", TSO4: "off", TSO6: "off", ECN: "off", UFO: "off"},
+	}
+}
+
+// ConsoleLog is where the serial console of a VM is logged.
+func ConsoleLog(dir, vm string) string { return filepath.Join(dir, vm+".log") }
+
+func console(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, host Host) {
+	port := uint(0)
+	s := libvirtxml.DomainSerial{
+		Source: &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}},
+		Target: &libvirtxml.DomainSerialTarget{Port: &port},
+	}
+	if host.ConsoleDir != "" {
+		s.Log = &libvirtxml.DomainChardevLog{File: ConsoleLog(host.ConsoleDir, plan.VM), Append: "on"}
+	}
+	d.Devices.Serials = []libvirtxml.DomainSerial{s}
+}
+
+func agentChannel(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, _ Host) {
+	d.Devices.Channels = []libvirtxml.DomainChannel{{
+		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{}},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: "org.qemu.guest_agent.0"}},
+	}}
+}
+
+func entropy(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, _ Host) {
+	d.Devices.RNGs = []libvirtxml.DomainRNG{{
+		Model:   "virtio",
+		Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
+	}}
+}
+
+// balloon: with free page reporting, memory that the guest has freed goes back to the host.
+func balloon(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, _ Host) {
+	d.Devices.MemBalloon = &libvirtxml.DomainMemBalloon{Model: "virtio", FreePageReporting: "on"}
+}
+
+// noExtras keeps libvirt from adding a USB controller, which firmware and guest would have to probe.
+func noExtras(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, host Host) {
+	if host.x86() {
+		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "usb", Model: "none"})
+	}
+}

@@ -1,0 +1,178 @@
+package state
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// compareWorlds reads the store after the nodes were looked at: what was made since has a record by now, and what was
+// removed since is named by the operation that did it.
+func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds) (out api.AuditReport, err error) {
+	rows, err := s.network.Rows(ctx)
+	if err != nil {
+		return out, problem.Wrap(err, problem.Unavailable, "the network cannot be asked")
+	}
+	stored, err := s.images.Stored(ctx)
+	if err != nil {
+		return out, err
+	}
+	b, err := s.books(ctx, t.Operation)
+	if err != nil {
+		return out, err
+	}
+	c := &comparison{books: b, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	for _, n := range w.Nodes {
+		c.domains(n)
+		c.files(n)
+		c.ovsPorts(n)
+	}
+	c.network(rows)
+	c.imageFiles(stored)
+	c.claims()
+	c.locks()
+	return c.report, nil
+}
+
+// books is what the store says.
+type books struct {
+	vms      map[string]*api.VM
+	volumes  map[string]*api.Volume
+	ports    map[string]*api.Port
+	subnets  map[string]*api.Subnet
+	vpcs     map[string]*api.VPC
+	groups   map[string]*api.SecurityGroup
+	images   map[string]*api.Image
+	pools    map[string]*api.Pool
+	agents   map[string]*api.Agent
+	projects map[string]*api.Project // by name
+	ops      map[string]*api.Operation
+	claims   []store.Entry
+	secrets  []store.Entry
+
+	moving map[string]bool // IDs that an operation holds, or has held since the audit began
+	active bool            // some operation has not ended
+	all    map[string]api.Resource
+}
+
+func (s *State) books(ctx context.Context, audit string) (*books, error) {
+	b := &books{moving: map[string]bool{}, all: map[string]api.Resource{}}
+	me, err := store.Get[api.Operation](ctx, s.kv, s.h, "", audit)
+	if err != nil {
+		return nil, err
+	}
+	if b.ops, err = load[api.Operation](ctx, s, b); err != nil {
+		return nil, err
+	}
+	for _, op := range b.ops {
+		if op.ID != me.ID && (!op.State.Ended() || op.Ended.After(me.Created.Add(-time.Second))) {
+			b.active = b.active || !op.State.Ended()
+			for _, l := range op.Plan.Locks {
+				b.moving[l.Ref.ID] = true
+			}
+		}
+	}
+	for _, read := range []func() error{
+		func() (err error) { b.vms, err = load[api.VM](ctx, s, b); return },
+		func() (err error) { b.volumes, err = load[api.Volume](ctx, s, b); return },
+		func() (err error) { b.ports, err = load[api.Port](ctx, s, b); return },
+		func() (err error) { b.subnets, err = load[api.Subnet](ctx, s, b); return },
+		func() (err error) { b.vpcs, err = load[api.VPC](ctx, s, b); return },
+		func() (err error) { b.groups, err = load[api.SecurityGroup](ctx, s, b); return },
+		func() (err error) { b.images, err = load[api.Image](ctx, s, b); return },
+		func() (err error) { b.pools, err = load[api.Pool](ctx, s, b); return },
+		func() (err error) { b.agents, err = load[api.Agent](ctx, s, b); return },
+		func() (err error) { b.projects, err = load[api.Project](ctx, s, b); return },
+		func() (err error) { b.claims, _, err = s.kv.List(ctx, store.ClaimsRoot); return },
+		func() (err error) { b.secrets, _, err = s.kv.List(ctx, store.SecretKey("")); return },
+	} {
+		if err := read(); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func load[T any, P interface {
+	*T
+	api.Resource
+}](ctx context.Context, s *State, b *books) (map[string]*T, error) {
+	list, err := store.List[T, P](ctx, s.kv, s.h, "*")
+	out := make(map[string]*T, len(list))
+	for _, r := range list {
+		id := P(r).GetMeta().ID
+		out[id], b.all[id] = r, P(r)
+	}
+	return out, err
+}
+
+// repairStore removes claims that nobody owns and opens locks that nobody holds. Each removal is conditional on the claim
+// being the one that was found.
+func (s *State) repairStore(ctx context.Context, t steps.Token, findings []api.Finding) ([]api.Finding, error) {
+	for i, f := range findings {
+		if f.Side != sideStore || !f.Extra {
+			continue
+		}
+		var err error
+		switch f.Kind {
+		case kindClaim:
+			err = s.dropClaim(ctx, f.ID)
+		case kindLock:
+			err = s.openLock(ctx, t, f)
+		default:
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		findings[i].Repaired = true
+	}
+	return findings, nil
+}
+
+func (s *State) dropClaim(ctx context.Context, key string) error {
+	if !strings.HasPrefix(key, store.ClaimsRoot) && !strings.HasPrefix(key, store.SecretKey("")) {
+		return problem.New(problem.Internal, "%s is no claim", key)
+	}
+	e, err := s.kv.Get(ctx, key)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.kv.Commit(ctx, store.Tx{Conditions: []store.Condition{{Key: key, Revision: e.Revision}}, Deletes: []string{key}})
+	return err
+}
+
+func (s *State) openLock(ctx context.Context, _ steps.Token, f api.Finding) error {
+	kind, project, _ := strings.Cut(f.Path, "/")
+	r := api.New(api.Kind(kind))
+	if r == nil {
+		return problem.New(problem.Internal, "a %s cannot be locked", kind)
+	}
+	return store.Retry(ctx, func() error {
+		err := store.Load(ctx, s.kv, s.h, api.Ref{Kind: api.Kind(kind), Project: project, ID: f.ID}, r)
+		if problem.Is(err, problem.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		op, err := store.Get[api.Operation](ctx, s.kv, auth.ControlPlane("audit"), "", r.GetMeta().Operation)
+		if err == nil && !op.State.Ended() {
+			return nil // somebody holds it after all
+		}
+		d := store.NewDraft(s.h)
+		r.GetMeta().Operation = ""
+		d.Update(r)
+		_, err = d.Commit(ctx, s.kv)
+		return err
+	})
+}

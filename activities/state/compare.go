@@ -1,0 +1,246 @@
+package state
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// The sides of a finding.
+const (
+	sideStore   = "store"
+	sideLibvirt = "libvirt"
+	sidePool    = "pool"
+	sideOVS     = "ovs"
+	sideOVN     = "ovn"
+	sideImages  = "images"
+)
+
+// Kinds of findings in the store that a repair treats differently.
+const (
+	kindClaim = "claim"
+	kindLock  = "lock"
+)
+
+// comparison holds the books against the world. It reads nothing by itself.
+type comparison struct {
+	*books
+	report api.AuditReport
+}
+
+func (c *comparison) find(f api.Finding) { c.report.Findings = append(c.report.Findings, f) }
+
+// extra notes a thing of the world that no record asks for.
+func (c *comparison) extra(side, kind, id, node, path, what string) {
+	c.find(api.Finding{Side: side, Kind: kind, ID: id, Node: node, Path: path, Extra: true, Problem: what + ", and no record asks for it", Fix: "remove it"})
+}
+
+// missing notes a thing that a record asks for and that is not there.
+func (c *comparison) missing(side, kind, id, node, what string) {
+	c.find(api.Finding{Side: side, Kind: kind, ID: id, Node: node, Problem: what + " is missing", Fix: "nothing: what was lost must be restored or deleted by a person"})
+}
+
+func (c *comparison) domains(n steps.NodeWorld) {
+	seen := map[string]bool{}
+	for _, d := range n.Domains {
+		if !d.Ours {
+			continue
+		}
+		c.report.Checked["domain"]++
+		seen[d.ID] = true
+		if vm := c.vms[d.ID]; (vm == nil || vm.Status.Agent != n.Agent) && !c.moving[d.ID] {
+			c.extra(sideLibvirt, "domain", d.ID, n.Agent, "", "domain "+d.Name+" exists on "+n.AgentName)
+		}
+	}
+	for id, vm := range c.vms {
+		if vm.Status.Agent == n.Agent && !seen[id] && !c.moving[id] {
+			c.missing(sideLibvirt, "domain", id, n.Agent, "the domain of vm "+vm.Name)
+		}
+	}
+}
+
+func (c *comparison) files(n steps.NodeWorld) {
+	seen := map[string]bool{}
+	for _, f := range n.Files {
+		c.report.Checked[f.Kind]++
+		seen[f.Kind+f.ID] = true
+		if c.moving[f.ID] || c.fileOwned(n, f) {
+			continue
+		}
+		if f.Kind != "volume" && f.Kind != "seed" && c.active {
+			continue // it may be the half-made file of a running operation
+		}
+		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
+	}
+	for id, v := range c.volumes {
+		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] {
+			c.missing(sidePool, "volume", id, n.Agent, "the file of volume "+v.Name)
+		}
+	}
+}
+
+func (c *comparison) fileOwned(n steps.NodeWorld, f steps.FileFound) bool {
+	switch f.Kind {
+	case "volume":
+		v := c.volumes[f.ID]
+		return v != nil && v.Status.Agent == n.Agent && v.Spec.Pool == f.Pool
+	case "seed":
+		vm := c.vms[f.ID]
+		return vm != nil && vm.Status.Agent == n.Agent
+	case "backing":
+		for _, img := range c.images {
+			if img.Status.SHA256 == f.ID {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (c *comparison) ovsPorts(n steps.NodeWorld) {
+	for _, p := range n.OVSPorts {
+		c.report.Checked["ovs port"]++
+		port := c.ports[p.Port]
+		if port == nil && !c.moving[p.Port] {
+			c.extra(sideOVS, "port", p.Name, n.Agent, "", fmt.Sprintf("interface %s of port %s exists on %s", p.Name, p.Port, n.AgentName))
+		}
+	}
+}
+
+func (c *comparison) network(rows []Row) {
+	seen := map[string]bool{}
+	kinds := map[string]api.Kind{"vpc": api.KindVPC, "subnet": api.KindSubnet, "port": api.KindPort, "sg": api.KindSecurityGroup}
+	for _, r := range rows {
+		c.report.Checked["network row"]++
+		seen[r.ID] = true
+		if owner := c.all[r.ID]; (owner == nil || owner.ResourceKind() != kinds[r.Kind]) && !c.moving[r.ID] {
+			c.extra(sideOVN, r.Kind, r.ID, "", "", r.What+" exists")
+		}
+	}
+	for id, r := range c.all {
+		for word, kind := range kinds {
+			if r.ResourceKind() == kind && !seen[id] && !c.moving[id] {
+				c.missing(sideOVN, word, id, "", "the network part of "+kind.Singular()+" "+r.GetMeta().Name)
+			}
+		}
+	}
+}
+
+func (c *comparison) imageFiles(stored []string) {
+	seen := map[string]bool{}
+	for _, id := range stored {
+		c.report.Checked["image file"]++
+		seen[id] = true
+		if c.images[id] == nil && !c.moving[id] {
+			c.extra(sideImages, "image", id, "", "", "the file of image "+id+" exists")
+		}
+	}
+	for id, img := range c.images {
+		if !seen[id] && !c.moving[id] {
+			c.missing(sideImages, "image", id, "", "the file of image "+img.Name)
+		}
+	}
+}
+
+// claims checks that every claim belongs to a record that would make it, and that no record lacks one that it must have.
+func (c *comparison) claims() {
+	due := c.due()
+	for _, e := range append(c.books.claims, c.secrets...) {
+		c.report.Checked["claim"]++
+		owner, ok := due[e.Key]
+		if ok && (owner.value == "" || owner.value == string(e.Value)) {
+			delete(due, e.Key)
+			continue
+		}
+		if c.claimMoving(e) {
+			delete(due, e.Key)
+			continue
+		}
+		c.find(api.Finding{Side: sideStore, Kind: kindClaim, ID: e.Key, Extra: true, Problem: "claim " + e.Key + " exists, and no record has it", Fix: "remove it"})
+	}
+	for key, d := range due {
+		if !c.moving[d.owner] {
+			c.find(api.Finding{Side: sideStore, Kind: kindClaim, ID: key, Problem: "claim " + key + " is missing", Fix: "nothing: tell the developers how it came to this"})
+		}
+	}
+}
+
+// claimMoving reports whether an operation that runs may own the claim.
+func (c *comparison) claimMoving(e store.Entry) bool {
+	for id := range c.moving {
+		if strings.Contains(e.Key, id) || string(e.Value) == id {
+			return true
+		}
+	}
+	return false
+}
+
+// dueClaim is a claim that must exist.
+type dueClaim struct{ owner, value string }
+
+// due returns every claim that the records ask for.
+func (c *comparison) due() map[string]dueClaim {
+	out := map[string]dueClaim{}
+	for id, r := range c.all {
+		m := r.GetMeta()
+		if m.Name != "" {
+			out[store.NameClaim(r.ResourceKind(), m.Project, m.Name)] = dueClaim{id, id}
+		}
+		uses := func(kind api.Kind, used string) {
+			out[store.UseClaim(api.Ref{Kind: kind, ID: used}, api.RefTo(r))] = dueClaim{owner: id}
+		}
+		switch r := r.(type) {
+		case *api.VM:
+			out[store.QuotaClaim(m.Project, id)] = dueClaim{owner: id}
+			if r.Status.Agent != "" {
+				out[store.NodeClaim(r.Status.Agent, id)] = dueClaim{owner: id}
+			}
+			if r.Spec.UserData {
+				out[store.SecretKey(id)] = dueClaim{owner: id}
+			}
+		case *api.Volume:
+			uses(api.KindPool, r.Spec.Pool)
+			if r.Spec.Image != "" {
+				uses(api.KindImage, r.Spec.Image)
+			}
+		case *api.Subnet:
+			uses(api.KindVPC, r.Spec.VPC)
+		case *api.Port:
+			out[store.AddressClaim(r.Spec.Subnet, r.Spec.Address)] = dueClaim{id, id}
+			uses(api.KindSubnet, r.Spec.Subnet)
+			for _, g := range r.Spec.SecurityGroups {
+				uses(api.KindSecurityGroup, g)
+			}
+		case *api.Pool:
+			for _, agent := range r.Spec.Agents {
+				out[store.PoolPathClaim(agent, r.Spec.Path)] = dueClaim{id, id}
+			}
+		}
+	}
+	return out
+}
+
+// locks checks that whoever holds a record is an operation that has not ended.
+func (c *comparison) locks() {
+	for id, r := range c.all {
+		m := r.GetMeta()
+		if m.Operation == "" {
+			continue
+		}
+		c.report.Checked[kindLock]++
+		if op := c.ops[m.Operation]; op == nil || op.State.Ended() {
+			c.find(api.Finding{
+				Side: sideStore, Kind: kindLock, ID: id, Path: string(r.ResourceKind()) + "/" + m.Project, Extra: true,
+				Problem: fmt.Sprintf("%s %s is held by operation %s, which has ended", r.ResourceKind().Singular(), m.Name, m.Operation), Fix: "open the lock",
+			})
+		}
+	}
+	for id, op := range c.ops {
+		if op.State == api.OpStuck {
+			c.find(api.Finding{Side: sideStore, Kind: "operation", ID: id, Problem: op.Kind + " is stuck", Fix: "nothing: see gnext op show " + id})
+		}
+	}
+}

@@ -1,0 +1,253 @@
+// Package admission turns a request into an accepted operation. One transaction writes all that the acceptance decides: the
+// operation, the records it makes or locks, the names, addresses and quota it claims. Either all of it happens or nothing;
+// once it has happened the operation will be carried out, whatever dies. What is written here is unwritten by Settle, in the
+// transaction that ends the operation.
+package admission
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// Sealer encrypts secrets; store.Vault does.
+type Sealer interface {
+	Seal(plain, aad string) ([]byte, error)
+}
+
+// Options is what comes with a request besides its body.
+type Options struct {
+	Project        string
+	IdempotencyKey string // "" for none
+	IfMatch        int64  // revision that the target must have; 0 for any
+
+	retryOf string // operation that is sent again
+}
+
+// Admission accepts requests.
+type Admission struct {
+	kv      store.KV
+	seal    Sealer
+	now     func() time.Time
+	cursors sync.Map // subnet ID -> *atomic.Uint32: where to look for the next free address
+}
+
+// New returns an Admission over kv; seal encrypts the secrets that requests carry.
+func New(kv store.KV, seal Sealer) *Admission {
+	return &Admission{kv: kv, seal: seal, now: time.Now}
+}
+
+// keySpace makes operation IDs out of idempotency keys.
+var keySpace = uuid.MustParse("5a6f1c1e-8f0e-4c57-9d3c-6e6578747374")
+
+// acceptance is one attempt to accept one request.
+type acceptance struct {
+	*store.Draft
+	ctx  context.Context
+	kv   store.KV
+	h    auth.Handle
+	opts Options
+	op   *api.Operation
+	now  time.Time
+	mine map[string]bool // addresses that this request has taken already
+}
+
+// accept runs build, which reads what it needs and drafts what it decides, and commits the draft with the operation in it.
+// A lost race means that something read has changed: build runs again.
+func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind string, request any, build func(*acceptance) error) (*api.Operation, error) {
+	if err := a.project(ctx, h, o.Project); err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Invalid, "the request cannot be encoded")
+	}
+	id, hash := api.NewID(), ""
+	if o.IdempotencyKey != "" {
+		id = uuid.NewSHA1(keySpace, []byte(o.Project+"\x00"+h.Who().Name+"\x00"+o.IdempotencyKey)).String()
+		sum := sha256.Sum256(append([]byte(kind+"\x00"), body...))
+		hash = hex.EncodeToString(sum[:])
+	}
+	var op *api.Operation
+	err = store.Retry(ctx, func() error {
+		if hash != "" {
+			if known, err := a.known(ctx, h, id, hash, o.IdempotencyKey); known != nil || err != nil {
+				op = known
+				return err
+			}
+		}
+		acc := &acceptance{Draft: store.NewDraft(h), ctx: ctx, kv: a.kv, h: h, opts: o, now: a.now().UTC(), mine: map[string]bool{}}
+		acc.op = &api.Operation{
+			Meta: api.Meta{ID: id, Project: o.Project, Created: acc.now},
+			Kind: kind, State: api.OpAccepted, Requester: h.Who().Name, Request: body, RequestHash: hash, Plan: &api.OperationPlan{},
+			RetryOf: o.retryOf,
+		}
+		if err := build(acc); err != nil {
+			return err
+		}
+		acc.Create(acc.op)
+		rev, err := acc.Commit(ctx, a.kv)
+		acc.op.Revision = rev
+		op = acc.op
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return op, nil
+}
+
+func (a *Admission) project(ctx context.Context, h auth.Handle, name string) error {
+	if name == "" {
+		return nil
+	}
+	_, err := store.Find[api.Project](ctx, a.kv, h, "", name)
+	return err
+}
+
+// known returns the operation that was accepted under the same idempotency key, if there is one.
+func (a *Admission) known(ctx context.Context, h auth.Handle, id, hash, key string) (*api.Operation, error) {
+	op, err := store.Get[api.Operation](ctx, a.kv, h, "", id)
+	switch {
+	case problem.Is(err, problem.NotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case op.RequestHash != hash:
+		return nil, problem.New(problem.Mismatch, "the Idempotency-Key %q was used with another request", key).
+			Because("it belongs to operation %s (%s)", op.ID, op.Kind).Try("use a new key for a new request")
+	}
+	return op, nil
+}
+
+// meta returns the meta of a new resource that the operation makes and holds.
+func (c *acceptance) meta(project, name string, labels map[string]string) api.Meta {
+	return api.Meta{ID: api.NewID(), Name: name, Project: project, Labels: labels, Created: c.now, Operation: c.op.ID}
+}
+
+// makes adds a new record; success brings it to phase then, failure removes it.
+func (c *acceptance) makes(r api.Phased, then api.Phase) {
+	r.SetPhase(api.PhaseCreating, "")
+	c.Create(r)
+	c.op.Plan.Locks = append(c.op.Plan.Locks, api.Lock{Ref: api.RefTo(r), Then: then})
+}
+
+// holds locks an existing record and brings it to phase during; success brings it to phase then ("" removes it), failure
+// back to where it was.
+func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
+	m := r.GetMeta()
+	if m.Operation != "" {
+		return problem.New(problem.Locked, "%s %s is being worked on", r.ResourceKind().Singular(), m.Name).
+			Because("operation %s holds it", m.Operation).Try("wait for it (`gnext op show %s`) or cancel it", m.Operation)
+	}
+	c.op.Plan.Locks = append(c.op.Plan.Locks, api.Lock{Ref: api.RefTo(r), Before: r.GetPhase(), Then: then})
+	m.Operation = c.op.ID
+	r.SetPhase(during, "")
+	c.Update(r)
+	return nil
+}
+
+// target makes r what the operation is about, and checks If-Match.
+func (c *acceptance) target(r api.Resource) error {
+	c.op.Target = api.RefTo(r)
+	if m := r.GetMeta(); c.opts.IfMatch != 0 && c.opts.IfMatch != m.Revision {
+		return problem.New(problem.Precondition, "%s %s has changed", r.ResourceKind().Singular(), m.Name).
+			Because("its revision is %d, not %d", m.Revision, c.opts.IfMatch).Try("read it again and decide anew")
+	}
+	return nil
+}
+
+// deletes locks the target for its removal, unless somebody needs it.
+func (c *acceptance) deletes(r api.Phased) error {
+	if err := c.target(r); err != nil {
+		return err
+	}
+	users, err := store.Users(c.ctx, c.kv, r)
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name).
+			Because("it is needed by %s", strings.Join(first(users, 5), ", ")).Try("delete those first")
+	}
+	c.Unused(r)
+	return c.holds(r, api.PhaseDeleting, "")
+}
+
+// claims takes a claim that the new records of this operation keep until they are deleted.
+func (c *acceptance) claims(key, value string) {
+	c.Claim(key, value)
+	c.op.Plan.ReleaseIfUndone = append(c.op.Plan.ReleaseIfUndone, key)
+}
+
+// releases gives claims back when the operation succeeds.
+func (c *acceptance) releases(keys ...string) {
+	c.op.Plan.ReleaseIfDone = append(c.op.Plan.ReleaseIfDone, keys...)
+}
+
+// needs makes user depend on used: used must exist, be whole and not be changing, and cannot be deleted from here on.
+func (c *acceptance) needs(user api.Ref, used api.Phased) error {
+	if err := c.usable(used); err != nil {
+		return err
+	}
+	c.claims(store.UseClaim(api.RefTo(used), user), "")
+	return nil
+}
+
+// usable checks that a record is whole, and that it still is when the draft is committed.
+func (c *acceptance) usable(used api.Phased) error {
+	m := used.GetMeta()
+	if p := used.GetPhase(); p != api.PhaseReady {
+		return problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name).Because("it is %s", p).
+			Try("wait until it is ready")
+	}
+	c.Unchanged(used)
+	return nil
+}
+
+// input sets what the workflow is told to bring about, and before what it goes back to.
+func (c *acceptance) input(v any) error  { return encode(&c.op.Plan.Input, v) }
+func (c *acceptance) before(v any) error { return encode(&c.op.Plan.Before, v) }
+
+// after sets the record that the target becomes when an update succeeds.
+func (c *acceptance) after(r api.Resource) error { return encode(&c.op.Plan.After, r) }
+
+func encode(to *json.RawMessage, v any) error {
+	b, err := json.Marshal(v)
+	*to = b
+	return problem.Wrap(err, problem.Internal, "the plan of an operation cannot be encoded")
+}
+
+func first(s []string, n int) []string {
+	if len(s) > n {
+		return append(slices.Clone(s[:n]), "...")
+	}
+	return s
+}
+
+// Bootstrap makes what every installation has from the start: the default project.
+func (a *Admission) Bootstrap(ctx context.Context) error {
+	h := auth.ControlPlane("bootstrap")
+	_, err := store.Find[api.Project](ctx, a.kv, h, "", api.DefaultProject)
+	if !problem.Is(err, problem.NotFound) {
+		return err
+	}
+	d := store.NewDraft(h)
+	d.Create(&api.Project{Meta: api.Meta{ID: api.NewID(), Name: api.DefaultProject, Created: a.now().UTC()}})
+	if _, err = d.Commit(ctx, a.kv); problem.Is(err, problem.Conflict) {
+		return nil // another server was faster
+	}
+	return err
+}

@@ -1,0 +1,127 @@
+package admission
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// targetRequest is a request that names a resource, as an operation remembers it.
+type targetRequest struct {
+	Ref string `json:"ref"`
+}
+
+// updateRequest is a change of a resource, as an operation remembers it.
+type updateRequest[T any] struct {
+	targetRequest
+	Update T `json:"update"`
+}
+
+// withHash makes requests differ whose hidden parts do.
+type withHash struct {
+	api.VMCreate
+	Hidden string `json:"hidden,omitempty"`
+}
+
+func digest(s string) string {
+	if s == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// Audit accepts a comparison of the store with the world.
+func (a *Admission) Audit(ctx context.Context, h auth.Handle, o Options, req api.AuditRequest) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpAudit, req, func(c *acceptance) error { return c.input(req) })
+}
+
+// Noop accepts an operation that does nothing.
+func (a *Admission) Noop(ctx context.Context, h auth.Handle, o Options) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpNoop, struct{}{}, func(*acceptance) error { return nil })
+}
+
+// Retry accepts the request of a failed operation once more, as a new operation.
+func (a *Admission) Retry(ctx context.Context, h auth.Handle, o Options, id string) (*api.Operation, error) {
+	old, err := store.Get[api.Operation](ctx, a.kv, h, "", id)
+	if err != nil {
+		return nil, err
+	}
+	if old.State != api.OpFailed && old.State != api.OpCancelled {
+		return nil, problem.New(problem.Conflict, "operation %s cannot be retried", id).Because("it is %s", old.State).Try("only what failed or was cancelled can be")
+	}
+	o.Project, o.IfMatch, o.retryOf = old.Project, 0, id
+	if o.IdempotencyKey == "" {
+		o.IdempotencyKey = "retry:" + id // two retries of one failure are one
+	}
+	again := retries[old.Kind]
+	if again == nil {
+		return nil, problem.New(problem.Unsupported, "operations of kind %s cannot be retried", old.Kind).Try("send the request again")
+	}
+	return again(a, ctx, h, o, old.Request)
+}
+
+type retry func(*Admission, context.Context, auth.Handle, Options, json.RawMessage) (*api.Operation, error)
+
+// retries knows how to send the remembered request of each kind of operation again.
+var retries = map[string]retry{
+	api.OpVMCreate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r api.VMCreate) (*api.Operation, error) {
+			if r.UserData != "" {
+				return nil, problem.New(problem.Unsupported, "this operation cannot be retried").Because("its user-data was a secret and went with the VM").
+					Try("create the VM again: gnext vm create %s --user-data FILE ...", r.Name)
+			}
+			return a.CreateVM(ctx, h, o, r)
+		})
+	},
+	api.OpVMDelete: retryRef((*Admission).DeleteVM), api.OpVMStart: retryRef((*Admission).StartVM),
+	api.OpVMStop: retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
+	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
+	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
+	api.OpVPCCreate: retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
+	api.OpSubnetCreate: retryBody((*Admission).CreateSubnet), api.OpSubnetUpdate: retryUpdate((*Admission).UpdateSubnet), api.OpSubnetDelete: retryRef((*Admission).DeleteSubnet),
+	api.OpPortCreate: retryBody((*Admission).CreatePort), api.OpPortUpdate: retryUpdate((*Admission).UpdatePort), api.OpPortDelete: retryRef((*Admission).DeletePort),
+	api.OpSGCreate: retryBody((*Admission).CreateSecurityGroup), api.OpSGUpdate: retryUpdate((*Admission).UpdateSecurityGroup), api.OpSGDelete: retryRef((*Admission).DeleteSecurityGroup),
+	api.OpAudit: retryBody((*Admission).Audit),
+	api.OpNoop: func(a *Admission, ctx context.Context, h auth.Handle, o Options, _ json.RawMessage) (*api.Operation, error) {
+		return a.Noop(ctx, h, o)
+	},
+}
+
+func retryWith[T any](raw json.RawMessage, send func(T) (*api.Operation, error)) (*api.Operation, error) {
+	var req T
+	if err := json.Unmarshal(raw, &req); err != nil {
+		return nil, problem.Wrap(err, problem.Internal, "the remembered request cannot be read")
+	}
+	return send(req)
+}
+
+func retryBody[T any](send func(*Admission, context.Context, auth.Handle, Options, T) (*api.Operation, error)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r T) (*api.Operation, error) { return send(a, ctx, h, o, r) })
+	}
+}
+
+func retryRef(send func(*Admission, context.Context, auth.Handle, Options, string) (*api.Operation, error)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r targetRequest) (*api.Operation, error) { return send(a, ctx, h, o, r.Ref) })
+	}
+}
+
+func retryPower(send func(*Admission, context.Context, auth.Handle, Options, string, api.VMStop) (*api.Operation, error)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r powerRequest) (*api.Operation, error) { return send(a, ctx, h, o, r.Ref, r.VMStop) })
+	}
+}
+
+func retryUpdate[T any](send func(*Admission, context.Context, auth.Handle, Options, string, T) (*api.Operation, error)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r updateRequest[T]) (*api.Operation, error) { return send(a, ctx, h, o, r.Ref, r.Update) })
+	}
+}

@@ -1,0 +1,153 @@
+package admission
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// Outcome is how an operation ended.
+type Outcome struct {
+	Operation string
+	State     api.OperationState // succeeded, failed or cancelled
+	Steps     []api.StepRecord
+	Error     *problem.Problem
+	Result    json.RawMessage
+}
+
+// Settle ends an operation in one transaction: its records reach the phases that its plan foresees, its locks open, its
+// claims are kept or given back. Settling twice is settling once.
+func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) error {
+	return store.Retry(ctx, func() error {
+		op, err := store.Get[api.Operation](ctx, a.kv, h, "", out.Operation)
+		if err != nil || op.State.Ended() {
+			return err
+		}
+		done := out.State == api.OpSucceeded
+		d := store.NewDraft(h)
+		now := a.now().UTC()
+		for _, l := range op.Plan.Locks {
+			if err := a.unlock(ctx, h, d, op, l, out); err != nil {
+				return err
+			}
+		}
+		release := op.Plan.ReleaseIfUndone
+		if done {
+			release = op.Plan.ReleaseIfDone
+		}
+		for _, key := range release {
+			d.Release(key)
+		}
+		op.State, op.Error, op.Result, op.Ended, op.Checkpoint = out.State, out.Error, out.Result, now, nil
+		op.Steps = mergeSteps(op.Steps, out.Steps, now)
+		d.Update(op)
+		_, err = d.Commit(ctx, a.kv)
+		return err
+	})
+}
+
+// unlock brings one record to where the outcome wants it. A record that is gone, or that another operation holds, is not
+// ours any more.
+func (a *Admission) unlock(ctx context.Context, h auth.Handle, d *store.Draft, op *api.Operation, l api.Lock, out Outcome) error {
+	r := api.New(l.Ref.Kind)
+	if r == nil {
+		return problem.New(problem.Internal, "operation %s holds a %s, which cannot be held", op.ID, l.Ref.Kind)
+	}
+	err := store.Load(ctx, a.kv, h, l.Ref, r)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err != nil || r.GetMeta().Operation != op.ID {
+		return err
+	}
+	done, phase := out.State == api.OpSucceeded, l.Before
+	if done {
+		phase = l.Then
+	}
+	if phase == "" {
+		d.Delete(r)
+		return nil
+	}
+	if done && l.Ref.ID == op.Target.ID {
+		if r, err = finish(r, op, out.Result); err != nil {
+			return err
+		}
+	}
+	r.GetMeta().Operation = ""
+	r.SetPhase(phase, "")
+	if vm, ok := r.(*api.VM); ok {
+		vm.Status.Observed = a.now().UTC() // what an agent saw before this moment no longer counts
+	}
+	d.Update(r)
+	return nil
+}
+
+// finish returns the target as the operation has made it.
+func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased, error) {
+	if op.Plan.After != nil {
+		after := api.New(r.ResourceKind()) // a fresh one: decoding into r would mix old labels with new
+		if err := json.Unmarshal(op.Plan.After, after); err != nil {
+			return nil, problem.Wrap(err, problem.Internal, "the plan of operation %s cannot be read", op.ID)
+		}
+		after.GetMeta().Revision = r.GetMeta().Revision
+		return after, nil
+	}
+	img, ok := r.(*api.Image)
+	if !ok || op.Kind != api.OpImageImport {
+		return r, nil
+	}
+	var made api.ImageImported
+	if err := json.Unmarshal(result, &made); err != nil {
+		return nil, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
+	}
+	img.Status.SHA256, img.Status.Size, img.Status.VirtualSize = made.SHA256, made.Size, made.VirtualSize
+	return img, nil
+}
+
+// Record writes how far an operation has come. One that has ended stays as it is.
+func (a *Admission) Record(ctx context.Context, h auth.Handle, out Outcome, checkpoint json.RawMessage) error {
+	return store.Retry(ctx, func() error {
+		op, err := store.Get[api.Operation](ctx, a.kv, h, "", out.Operation)
+		if err != nil || op.State.Ended() {
+			return err
+		}
+		now := a.now().UTC()
+		if op.Started.IsZero() {
+			op.Started = now
+		}
+		op.State, op.Error, op.Checkpoint = out.State, out.Error, checkpoint
+		op.Steps = mergeSteps(op.Steps, out.Steps, now)
+		d := store.NewDraft(h)
+		d.Update(op)
+		_, err = d.Commit(ctx, a.kv)
+		return err
+	})
+}
+
+// mergeSteps takes over the new states of the steps and tells their times, which the workflow does not know.
+func mergeSteps(old, steps []api.StepRecord, now time.Time) []api.StepRecord {
+	for i := range steps {
+		s := &steps[i]
+		if i < len(old) {
+			s.Started, s.Ended = old[i].Started, old[i].Ended
+		}
+		switch s.State {
+		case api.StepRunning, api.StepUndoing:
+			if s.Started.IsZero() {
+				s.Started = now
+			}
+			s.Ended = time.Time{}
+		case api.StepDone, api.StepFailed, api.StepUndone:
+			if s.Ended.IsZero() {
+				s.Ended = now
+			}
+		case api.StepPending:
+		}
+	}
+	return steps
+}

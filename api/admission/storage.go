@@ -1,0 +1,136 @@
+package admission
+
+import (
+	"context"
+	"slices"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// CreateImage accepts the import of an image.
+func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, req api.ImageCreate) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpImageImport, req, func(c *acceptance) error {
+		source := req.Path
+		if req.Upload != "" {
+			source = "upload:" + req.Upload
+		}
+		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: req.Format, Source: source}}
+		c.makes(img, api.PhaseReady)
+		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, SHA256: req.SHA256}))
+	})
+}
+
+// DeleteImage accepts the removal of an image that no volume was made from.
+func (a *Admission) DeleteImage(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpImageDelete, targetRequest{ref}, func(c *acceptance) error {
+		img, err := store.Find[api.Image](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		removal := api.ImageRemoval{Image: img.ID}
+		pools, err := store.List[api.Pool](ctx, a.kv, h, "")
+		if err != nil {
+			return err
+		}
+		shared, err := a.sameContent(c, img)
+		if err != nil {
+			return err
+		}
+		for _, p := range pools {
+			for _, agent := range p.Spec.Agents {
+				if shared {
+					continue
+				}
+				removal.Copies = append(removal.Copies, api.ImageCopy{Agent: agent, Copy: api.CachedImage{Image: img.ID, SHA256: img.Status.SHA256, Pool: p.ID, PoolPath: p.Spec.Path}})
+			}
+		}
+		return firstOf(c.input(removal), c.deletes(img))
+	})
+}
+
+// sameContent reports whether another image has the same content: copies on nodes are kept by content.
+func (a *Admission) sameContent(c *acceptance, img *api.Image) (bool, error) {
+	images, err := store.List[api.Image](c.ctx, c.kv, c.h, "*")
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(images, func(o *api.Image) bool { return o.ID != img.ID && o.Status.SHA256 == img.Status.SHA256 }), nil
+}
+
+// CreatePool accepts a new pool.
+func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, req api.PoolCreate) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpPoolAdd, req, func(c *acceptance) error {
+		agents, err := a.agentsFor(c, req.Agents)
+		if err != nil {
+			return err
+		}
+		pool := &api.Pool{Meta: c.meta("", req.Name, req.Labels), Spec: api.PoolSpec{Type: req.Type, Path: req.Path}}
+		work := api.PoolWork{Pool: api.PoolOnNode{Pool: pool.ID, Type: req.Type, Path: req.Path}}
+		for _, ag := range agents {
+			pool.Spec.Agents = append(pool.Spec.Agents, ag.ID)
+			work.Agents = append(work.Agents, agentRef(ag))
+			key := store.PoolPathClaim(ag.ID, req.Path)
+			c.claims(key, pool.ID)
+			c.Meaning(key, problem.New(problem.Conflict, "directory %s is a pool already", req.Path).Because("on agent %s", ag.Name).Try("choose another directory"))
+		}
+		c.makes(pool, api.PhaseReady)
+		return firstOf(c.target(pool), c.input(work))
+	})
+}
+
+// agentsFor finds the agents that were named, or all that are ready.
+func (a *Admission) agentsFor(c *acceptance, refs []string) ([]*api.Agent, error) {
+	if len(refs) == 0 {
+		agents, err := store.List[api.Agent](c.ctx, c.kv, c.h, "")
+		if err != nil {
+			return nil, err
+		}
+		agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return ag.Status.Phase != api.PhaseReady })
+		if len(agents) == 0 {
+			return nil, problem.New(problem.Unavailable, "no agent is ready").Try("start one: gnext agent run; see: gnext agent list")
+		}
+		return agents, nil
+	}
+	var out []*api.Agent
+	for _, ref := range refs {
+		ag, err := store.Find[api.Agent](c.ctx, c.kv, c.h, "", ref)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ag)
+	}
+	return out, nil
+}
+
+func agentRef(ag *api.Agent) api.AgentRef {
+	return api.AgentRef{ID: ag.ID, Name: ag.Name, Ready: ag.Status.Phase == api.PhaseReady}
+}
+
+// DeletePool accepts the removal of a pool that no volume is in.
+func (a *Admission) DeletePool(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpPoolDelete, targetRequest{ref}, func(c *acceptance) error {
+		pool, err := store.Find[api.Pool](ctx, a.kv, h, "", ref)
+		if err != nil {
+			return err
+		}
+		work := api.PoolWork{Pool: api.PoolOnNode{Pool: pool.ID, Type: pool.Spec.Type, Path: pool.Spec.Path}}
+		for _, id := range pool.Spec.Agents {
+			ag, err := store.Get[api.Agent](ctx, a.kv, h, "", id)
+			if err != nil {
+				return err
+			}
+			work.Agents = append(work.Agents, agentRef(ag))
+			c.releases(store.PoolPathClaim(id, pool.Spec.Path))
+		}
+		return firstOf(c.input(work), c.deletes(pool))
+	})
+}

@@ -1,0 +1,281 @@
+package admission
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// CreateVM accepts a new VM, with its root volume and its ports.
+func (a *Admission) CreateVM(ctx context.Context, h auth.Handle, o Options, req api.VMCreate) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	shown := req
+	if shown.UserData != "" {
+		shown.UserData = hiddenUserData
+	}
+	return a.accept(ctx, h, o, api.OpVMCreate, withHash{shown, digest(req.UserData)}, func(c *acceptance) error {
+		return a.createVM(c, req)
+	})
+}
+
+// hiddenUserData stands in an operation's request where the user-data was.
+const hiddenUserData = "(hidden)"
+
+func (a *Admission) createVM(c *acceptance, req api.VMCreate) error {
+	p := c.opts.Project
+	vm := &api.VM{Meta: c.meta(p, req.Name, req.Labels)}
+	image, err := store.Find[api.Image](c.ctx, c.kv, c.h, p, req.Image)
+	if err != nil {
+		return err
+	}
+	pool, err := a.poolFor(c, req.Pool)
+	if err != nil {
+		return err
+	}
+	disk := req.RootDisk
+	if disk == 0 {
+		disk = (image.Status.VirtualSize + api.MiB - 1) / api.MiB * api.MiB
+	}
+	if disk < image.Status.VirtualSize {
+		return problem.New(problem.Invalid, "the root disk of %d bytes is too small", disk).
+			Because("image %s is %d bytes", image.Name, image.Status.VirtualSize).Try("ask for at least that, or leave the size out")
+	}
+	volume := &api.Volume{
+		Meta: c.meta(p, partName(req.Name, "root"), nil),
+		Spec: api.VolumeSpec{Size: disk, Pool: pool.ID, Image: image.ID, VM: vm.ID, Root: true},
+	}
+	if err := c.needs(api.RefTo(volume), image); err != nil {
+		return err
+	}
+	if err := c.needs(api.RefTo(volume), pool); err != nil {
+		return err
+	}
+	vm.Spec = api.VMSpec{
+		VCPUs: req.VCPUs, Memory: req.Memory, Image: image.ID, RootDisk: disk, Pool: pool.ID,
+		Hostname: req.Hostname, SSHKeys: req.SSHKeys, UserData: req.UserData != "",
+	}
+	if vm.Spec.Hostname == "" {
+		vm.Spec.Hostname = req.Name
+	}
+	vm.Status.Volumes = []string{volume.ID}
+	for i, n := range req.NICs {
+		if err := a.addNIC(c, vm, i, n, req.SecurityGroups); err != nil {
+			return err
+		}
+	}
+	if err := a.claimQuota(c, vm); err != nil {
+		return err
+	}
+	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {
+		return err
+	}
+	c.makes(vm, api.PhaseRunning)
+	c.makes(volume, api.PhaseReady)
+	return c.target(vm)
+}
+
+// partName names what a VM is made of: readable, and not in the way of names that people choose.
+func partName(vm, part string) string {
+	if len(vm) > 40 {
+		vm = strings.TrimRight(vm[:40], "-")
+	}
+	return fmt.Sprintf("%s-%s-%s", vm, part, api.NewID()[:8])
+}
+
+func (a *Admission) addNIC(c *acceptance, vm *api.VM, i int, n api.NICRequest, defaults []string) error {
+	groups := n.SecurityGroups
+	if groups == nil {
+		groups = defaults
+	}
+	port := &api.Port{Meta: c.meta(vm.Project, partName(vm.Name, fmt.Sprintf("eth%d", i)), nil)}
+	port.Spec = api.PortSpec{VM: vm.ID, Hostname: vm.Spec.Hostname}
+	if err := a.plug(c, port, n.Subnet, n.Address, groups); err != nil {
+		return err
+	}
+	vm.Spec.NICs = append(vm.Spec.NICs, api.NIC{Port: port.ID, Subnet: port.Spec.Subnet, Address: n.Address, SecurityGroups: port.Spec.SecurityGroups})
+	vm.Status.Addresses = append(vm.Status.Addresses, port.Spec.Address)
+	return nil
+}
+
+// poolFor finds the pool that was asked for, or the only one there is.
+func (a *Admission) poolFor(c *acceptance, ref string) (*api.Pool, error) {
+	if ref != "" {
+		return store.Find[api.Pool](c.ctx, c.kv, c.h, "", ref)
+	}
+	pools, err := store.List[api.Pool](c.ctx, c.kv, c.h, "")
+	if err != nil {
+		return nil, err
+	}
+	var ready []*api.Pool
+	for _, p := range pools {
+		if p.Status.Phase == api.PhaseReady {
+			ready = append(ready, p)
+		}
+	}
+	switch len(ready) {
+	case 1:
+		return ready[0], nil
+	case 0:
+		return nil, problem.New(problem.Conflict, "there is no pool that is ready").Try("add one: gnext pool add NAME --type dir --path /vms")
+	default:
+		return nil, problem.New(problem.Invalid, "there are %d pools", len(ready)).Try("say which one: pool")
+	}
+}
+
+// quotaUse is what one VM uses of its project's quota.
+type quotaUse struct {
+	VCPUs  int   `json:"vcpus"`
+	Memory int64 `json:"memory"`
+	Disk   int64 `json:"disk"`
+}
+
+func (a *Admission) claimQuota(c *acceptance, vm *api.VM) error {
+	use := quotaUse{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Disk: vm.Spec.RootDisk}
+	value, err := json.Marshal(use)
+	if err != nil {
+		return problem.Wrap(err, problem.Internal, "the quota claim cannot be encoded")
+	}
+	c.claims(store.QuotaClaim(vm.Project, vm.ID), string(value))
+	project, err := store.Find[api.Project](c.ctx, c.kv, c.h, "", vm.Project)
+	if err != nil || project.Spec == (api.ProjectSpec{}) {
+		return err
+	}
+	c.Unchanged(project)
+	ledger, err := store.Ledger(c.ctx, c.kv, store.QuotaPrefix(vm.Project))
+	if err != nil {
+		return err
+	}
+	c.Touch(store.QuotaPrefix(vm.Project), ledger.Revision)
+	vms := 1
+	for _, e := range ledger.Claims {
+		var u quotaUse
+		if err := json.Unmarshal(e.Value, &u); err != nil {
+			return problem.Wrap(err, problem.Internal, "the quota claim at %s cannot be read", e.Key)
+		}
+		vms++
+		use.VCPUs, use.Memory, use.Disk = use.VCPUs+u.VCPUs, use.Memory+u.Memory, use.Disk+u.Disk
+	}
+	for _, q := range []struct {
+		what        string
+		limit, want int64
+	}{
+		{"VMs", int64(project.Spec.VMs), int64(vms)},
+		{"vCPUs", int64(project.Spec.VCPUs), int64(use.VCPUs)},
+		{"bytes of memory", project.Spec.Memory, use.Memory},
+		{"bytes of disk", project.Spec.Disk, use.Disk},
+	} {
+		if q.limit > 0 && q.want > q.limit {
+			return problem.New(problem.Quota, "project %s may have %d %s", project.Name, q.limit, q.what).
+				Because("with this VM it would have %d", q.want).Try("delete something, or ask an administrator for more")
+		}
+	}
+	return nil
+}
+
+// Secret is what is kept encrypted for a VM.
+type Secret struct {
+	UserData string `json:"userData"`
+}
+
+func (a *Admission) keepSecret(c *acceptance, vm, userData string) error {
+	if userData == "" {
+		return nil
+	}
+	plain, err := json.Marshal(Secret{UserData: userData})
+	if err != nil {
+		return problem.Wrap(err, problem.Internal, "the secret cannot be encoded")
+	}
+	sealed, err := a.seal.Seal(string(plain), vm)
+	if err != nil {
+		return err
+	}
+	c.claims(store.SecretKey(vm), string(sealed))
+	return nil
+}
+
+// DeleteVM accepts the removal of a VM and of all that was made for it.
+func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpVMDelete, targetRequest{ref}, func(c *acceptance) error {
+		vm, err := store.Find[api.VM](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		if err := c.deletes(vm); err != nil {
+			return err
+		}
+		c.releases(store.QuotaClaim(vm.Project, vm.ID), store.SecretKey(vm.ID))
+		for _, id := range vm.Status.Volumes {
+			v, err := store.Get[api.Volume](ctx, a.kv, h, vm.Project, id)
+			if err != nil {
+				return err
+			}
+			if err := c.holds(v, api.PhaseDeleting, ""); err != nil {
+				return err
+			}
+			me := api.RefTo(v)
+			c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me), store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
+		}
+		for _, n := range vm.Spec.NICs {
+			p, err := store.Get[api.Port](ctx, a.kv, h, vm.Project, n.Port)
+			if err != nil {
+				return err
+			}
+			if err := c.holds(p, api.PhaseDeleting, ""); err != nil {
+				return err
+			}
+			c.releases(portClaims(p)...)
+		}
+		return nil
+	})
+}
+
+// StartVM accepts powering a VM on.
+func (a *Admission) StartVM(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
+	return a.power(ctx, h, o, api.OpVMStart, ref, api.VMStop{}, api.PhaseRunning)
+}
+
+// StopVM accepts powering a VM off.
+func (a *Admission) StopVM(ctx context.Context, h auth.Handle, o Options, ref string, req api.VMStop) (*api.Operation, error) {
+	return a.power(ctx, h, o, api.OpVMStop, ref, req, api.PhaseStopped)
+}
+
+// RebootVM accepts restarting a VM.
+func (a *Admission) RebootVM(ctx context.Context, h auth.Handle, o Options, ref string, req api.VMStop) (*api.Operation, error) {
+	return a.power(ctx, h, o, api.OpVMReboot, ref, req, api.PhaseRunning)
+}
+
+// powerRequest is a power request as an operation remembers it.
+type powerRequest struct {
+	targetRequest
+	api.VMStop
+}
+
+func (a *Admission) power(ctx context.Context, h auth.Handle, o Options, kind, ref string, req api.VMStop, then api.Phase) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, kind, powerRequest{targetRequest{ref}, req}, func(c *acceptance) error {
+		vm, err := store.Find[api.VM](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		if kind == api.OpVMReboot && vm.Status.Phase != api.PhaseRunning && vm.Operation == "" {
+			return problem.New(problem.Conflict, "vm %s cannot be rebooted", vm.Name).Because("it is %s", vm.Status.Phase).Try("start it: gnext vm start %s", vm.Name)
+		}
+		if err := c.target(vm); err != nil {
+			return err
+		}
+		if err := c.input(req); err != nil {
+			return err
+		}
+		return c.holds(vm, vm.Status.Phase, then)
+	})
+}

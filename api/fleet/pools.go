@@ -1,0 +1,99 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// poolsOf returns the pools that a node has.
+func (f *Fleet) poolsOf(ctx context.Context, agent string) ([]*api.Pool, error) {
+	all, err := store.List[api.Pool](ctx, f.KV, f.self, "")
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(p *api.Pool) bool { return !slices.Contains(p.Spec.Agents, agent) }), nil
+}
+
+// observePools works out the status of every pool that a node has, from the last reports of all its nodes.
+func (f *Fleet) observePools(ctx context.Context, agent string) error {
+	pools, err := f.poolsOf(ctx, agent)
+	if err != nil || len(pools) == 0 {
+		return err
+	}
+	all, err := store.List[api.Agent](ctx, f.KV, f.self, "")
+	if err != nil {
+		return err
+	}
+	agents := make(map[string]*api.Agent, len(all))
+	for _, a := range all {
+		agents[a.ID] = a
+	}
+	var first error
+	for _, p := range pools {
+		if p.Operation != "" || p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
+			continue
+		}
+		now := poolStatus(p, agents)
+		if !worthWriting(p.Status, now) {
+			continue
+		}
+		p.Status = now
+		d := store.NewDraft(f.self)
+		d.Update(p)
+		if _, err := d.Commit(ctx, f.KV); err != nil && !problem.Is(err, problem.Conflict) && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// poolStatus sums a pool up. A directory pool is a directory of each node, and a volume lies in one of them: so capacity and
+// free are the sums over the nodes that are there and have no trouble with it. (A single volume still has to fit one node;
+// that is for the placement to see.) The pool is ready while one node is; the reason names the others.
+func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
+	s := api.PoolStatus{Phase: api.PhaseUnavailable}
+	var trouble []string
+	var unheard bool
+	for _, id := range p.Spec.Agents {
+		a := agents[id]
+		if a == nil {
+			trouble = append(trouble, "agent "+id+" is gone")
+			continue
+		}
+		if a.Status.Phase != api.PhaseReady {
+			trouble = append(trouble, a.Name+" is "+string(a.Status.Phase))
+			continue
+		}
+		i := slices.IndexFunc(a.Status.Inventory.Pools, func(u api.PoolUsage) bool { return u.Pool == p.ID })
+		switch {
+		case i < 0:
+			unheard = true // it has not been asked yet, or its answer is on its way
+		case a.Status.Inventory.Pools[i].Error != "":
+			trouble = append(trouble, a.Name+": "+a.Status.Inventory.Pools[i].Error)
+		default:
+			s.Phase = api.PhaseReady
+			s.Capacity += a.Status.Inventory.Pools[i].Capacity
+			s.Free += a.Status.Inventory.Pools[i].Free
+		}
+	}
+	if unheard && s.Phase != api.PhaseReady {
+		return p.Status // a pool that has just been added must not look broken until it is first reported on
+	}
+	s.Reason = strings.Join(trouble, "; ")
+	return s
+}
+
+// worthWriting keeps the small ups and downs of free space from making a write and an event with every report: it has to
+// move by a hundredth of the capacity.
+func worthWriting(was, now api.PoolStatus) bool {
+	moved := was.Free - now.Free
+	if moved < 0 {
+		moved = -moved
+	}
+	return was.Phase != now.Phase || was.Reason != now.Reason || was.Capacity != now.Capacity || moved > 0 && moved >= now.Capacity/100
+}

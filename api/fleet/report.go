@@ -1,0 +1,177 @@
+package fleet
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// Bounds of a report: one that is over them is a mistake or worse.
+const (
+	maxObservations = 10_000
+	maxPoolsOnNode  = 256
+)
+
+// refreshAfter is how old a VM's Observed may get while nothing changes. Writing it with every report would make as many
+// events as there are VMs, every few seconds, to say nothing.
+const refreshAfter = 5 * time.Minute
+
+// Report takes in what an agent tells of its node: it updates the agent's record, the pools that the node has and the VMs
+// on it that no operation holds. The answer says which pools to report on.
+func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.AgentReport) (*api.AgentOrders, error) {
+	if err := owns(h, agent); err != nil {
+		return nil, err
+	}
+	if err := validateReport(&r); err != nil {
+		return nil, err
+	}
+	now := f.Now().UTC()
+	if r.Sent.After(now) {
+		r.Sent = now // a clock that is ahead must not make old observations look new
+	}
+	pools, err := f.poolsOf(ctx, agent)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.observeAgent(ctx, agent, &r, now); err != nil {
+		return nil, err
+	}
+	// What the report means for others must not keep the agent from its orders; the next report tries again.
+	if err := f.observePools(ctx, agent); err != nil {
+		f.Log.Warn("pools not updated from report", "agent", agent, "error", err)
+	}
+	if err := f.observeVMs(ctx, agent, &r); err != nil {
+		f.Log.Warn("VMs not updated from report", "agent", agent, "error", err)
+	}
+	orders := &api.AgentOrders{Pools: make([]api.AgentPool, 0, len(pools))}
+	for _, p := range pools {
+		if p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
+			continue // its directory may not be there yet, or not any more
+		}
+		orders.Pools = append(orders.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path})
+	}
+	return orders, nil
+}
+
+func validateReport(r *api.AgentReport) error {
+	var v problem.Validation
+	v.Check(len(r.VMs) <= maxObservations, "vms", len(r.VMs), "at most %d", maxObservations)
+	v.Check(len(r.Inventory.Pools) <= maxPoolsOnNode, "inventory.pools", len(r.Inventory.Pools), "at most %d", maxPoolsOnNode)
+	v.Check(!r.Sent.IsZero(), "sent", nil, "is missing")
+	v.Check(r.Inventory.Cores >= 0 && r.Inventory.Memory >= 0, "inventory", nil, "cores and memory must not be negative")
+	return v.Err("agent report")
+}
+
+// observeAgent writes what the agent says of itself. Observed is by our clock, since Sweep compares it with ours.
+func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentReport, now time.Time) error {
+	return store.Retry(ctx, func() error {
+		a, err := store.Get[api.Agent](ctx, f.KV, f.self, "", agent)
+		if err != nil {
+			return err
+		}
+		claimed, err := f.claimed(ctx, agent)
+		if err != nil {
+			return err
+		}
+		a.Status = api.AgentStatus{Phase: api.PhaseReady, Observed: now, Inventory: r.Inventory, Claimed: claimed}
+		d := store.NewDraft(f.self)
+		d.Update(a)
+		_, err = d.Commit(ctx, f.KV)
+		return err
+	})
+}
+
+// claimed returns the sum of what is promised of a node. It is derived from the claims each time and never counted along.
+func (f *Fleet) claimed(ctx context.Context, agent string) (api.Amount, error) {
+	var sum api.Amount
+	entries, _, err := f.KV.List(ctx, store.NodePrefix(agent))
+	if err != nil {
+		return sum, err
+	}
+	for _, e := range entries {
+		var a api.Amount
+		if err := json.Unmarshal(e.Value, &a); err != nil {
+			return sum, problem.Wrap(err, problem.Internal, "the claim at %s cannot be read", e.Key)
+		}
+		sum.VCPUs += a.VCPUs
+		sum.Memory += a.Memory
+	}
+	return sum, nil
+}
+
+// observeVMs applies what was seen of VMs that are on this node and that no operation holds. A report that was made before
+// a VM's last change tells nothing about it. Domains that are no VM of ours are left to the audit.
+func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport) error {
+	seen := make(map[string]api.Phase, len(r.VMs))
+	for _, o := range r.VMs {
+		seen[o.ID] = o.Phase
+	}
+	var first error
+	for _, e := range f.vmsOn(agent) {
+		var vm api.VM
+		if err := store.Decode(e, &vm); err != nil {
+			return err
+		}
+		if !observe(&vm, agent, seen, r.Sent) {
+			continue
+		}
+		d := store.NewDraft(f.self)
+		d.Update(&vm)
+		_, err := d.Commit(ctx, f.KV)
+		// Losing a race means that the VM has changed since: then this observation is too old for it.
+		if err != nil && !problem.Is(err, problem.Conflict) && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Reasons that observe gives; it takes back only its own.
+const (
+	reasonMissing = "its domain is missing on its node"
+	fixMissing    = reasonMissing + "; start the VM to define it again, or delete it"
+)
+
+// observe changes vm to what was seen at the time sent, and reports whether that is worth writing.
+func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time) bool {
+	if vm.Operation != "" || vm.Status.Agent != agent || !sent.After(vm.Status.Observed) {
+		return false
+	}
+	was := vm.Status.Phase
+	if !steady(was) && (was != api.PhaseError || vm.Status.Reason != fixMissing) {
+		return false
+	}
+	phase, there := seen[vm.ID]
+	switch {
+	case there && steady(phase):
+		vm.Status.Phase, vm.Status.Reason = phase, ""
+	case there:
+		return false // something between two phases; the next report will tell
+	default:
+		vm.Status.Phase, vm.Status.Reason = api.PhaseError, fixMissing
+	}
+	if vm.Status.Phase == was && sent.Sub(vm.Status.Observed) < refreshAfter {
+		return false
+	}
+	vm.Status.Observed = sent.UTC()
+	return true
+}
+
+// steady reports whether a VM stays in this phase by itself.
+func steady(p api.Phase) bool {
+	return p == api.PhaseRunning || p == api.PhaseStopped || p == api.PhasePaused
+}
+
+// vmsOn returns the records that mention the agent, from the cache. Looking for the ID in the text is far cheaper than
+// decoding every VM there is; observe checks that it stands where it should.
+func (f *Fleet) vmsOn(agent string) []store.Entry {
+	id := []byte(`"` + agent + `"`)
+	entries, _, _ := f.Cache.List(store.KindPrefix(api.KindVM), "", 0, func(e store.Entry) bool { return bytes.Contains(e.Value, id) })
+	return entries
+}

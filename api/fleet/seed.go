@@ -1,0 +1,84 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// secret is what is kept encrypted for a VM, sealed to the VM's ID.
+type secret struct {
+	UserData string `json:"userData"`
+}
+
+// Seed returns what a VM's cloud-init gets. Only the agent whose node the VM is on may have it; to others it makes no
+// difference whether the VM exists.
+func (f *Fleet) Seed(ctx context.Context, h auth.Handle, agent, vmID string) (*api.Seed, error) {
+	if err := owns(h, agent); err != nil {
+		return nil, err
+	}
+	vm, err := f.findVM(ctx, vmID)
+	if err != nil && !problem.Is(err, problem.NotFound) {
+		return nil, err
+	}
+	if err != nil || vm.Status.Agent != agent {
+		return nil, problem.New(problem.Forbidden, "vm %s is not on agent %s", vmID, agent).Try("only the agent that runs a VM may read its seed")
+	}
+	seed := &api.Seed{InstanceID: vm.ID, Hostname: vm.Spec.Hostname, SSHKeys: vm.Spec.SSHKeys}
+	if !vm.Spec.UserData {
+		return seed, nil
+	}
+	e, err := f.KV.Get(ctx, store.SecretKey(vm.ID))
+	if problem.Is(err, problem.NotFound) {
+		return nil, problem.New(problem.Internal, "the user-data of vm %s is gone", vm.Name).Try("delete the VM and create it again")
+	}
+	if err != nil {
+		return nil, err
+	}
+	plain, err := f.Vault.Open(e.Value, vm.ID)
+	if err != nil {
+		return nil, err
+	}
+	var s secret
+	if err := json.Unmarshal([]byte(plain), &s); err != nil {
+		// The cause is left out: it could quote what is secret.
+		return nil, problem.New(problem.Internal, "the user-data of vm %s cannot be read", vm.Name).Try("delete the VM and create it again")
+	}
+	seed.UserData = s.UserData
+	return seed, nil
+}
+
+// findVM returns the VM with this ID, whatever project it is in. The cache tells where its record is, which never changes;
+// the record itself is read from the store, since the agent asks right after the VM was placed.
+func (f *Fleet) findVM(ctx context.Context, id string) (*api.VM, error) {
+	if !api.IsUUID(id) {
+		return nil, store.NoSuch(api.KindVM, "*", id)
+	}
+	mine := func(e store.Entry) bool { return strings.HasSuffix(e.Key, "/"+id) }
+	found, _, _ := f.Cache.List(store.KindPrefix(api.KindVM), "", 1, mine)
+	if len(found) == 0 { // newer than the cache, or not there
+		all, _, err := f.KV.List(ctx, store.KindPrefix(api.KindVM))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range all {
+			if mine(e) {
+				found = append(found, e)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, store.NoSuch(api.KindVM, "*", id)
+	}
+	e, err := f.KV.Get(ctx, found[0].Key)
+	if err != nil {
+		return nil, err
+	}
+	var vm api.VM
+	return &vm, store.Decode(e, &vm)
+}

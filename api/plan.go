@@ -1,0 +1,225 @@
+package api
+
+import "encoding/json"
+
+// What follows is how an accepted request reaches its workflow, and how the store is settled when that ends. None of it is
+// shown to users.
+
+// OperationPlan is what the acceptance of a request decided. It drives the settling of the operation: there is no code per
+// kind of operation, only this record.
+type OperationPlan struct {
+	Input           json.RawMessage `json:"input,omitempty"`           // for the workflow: what to bring about
+	Before          json.RawMessage `json:"before,omitempty"`          // for the workflow: what to go back to
+	Locks           []Lock          `json:"locks,omitempty"`           // every record whose Operation is this one
+	After           json.RawMessage `json:"after,omitempty"`           // an update: the record of the target as it shall be
+	ReleaseIfDone   []string        `json:"releaseIfDone,omitempty"`   // claims that end with success
+	ReleaseIfUndone []string        `json:"releaseIfUndone,omitempty"` // claims that end with failure
+}
+
+// Lock is one record that an operation holds, and what becomes of it.
+type Lock struct {
+	Ref    Ref   `json:"ref"`
+	Before Phase `json:"before,omitempty"` // phase to go back to; empty: the operation made the record, and undoing removes it
+	Then   Phase `json:"then,omitempty"`   // phase after success; empty: success removes the record
+}
+
+// VPCWiring is a VPC as the network needs it.
+type VPCWiring struct {
+	VPC     string `json:"vpc"`
+	Name    string `json:"name"`
+	Project string `json:"project"`
+	CIDR    string `json:"cidr"`
+}
+
+// SubnetWiring is a subnet as the network needs it.
+type SubnetWiring struct {
+	Subnet  string   `json:"subnet"`
+	Name    string   `json:"name"`
+	Project string   `json:"project"`
+	VPC     string   `json:"vpc"`
+	CIDR    string   `json:"cidr"`
+	Gateway string   `json:"gateway"`
+	DNS     []string `json:"dns,omitempty"`
+}
+
+// SecurityGroupWiring is a security group as the network needs it.
+type SecurityGroupWiring struct {
+	SecurityGroup string `json:"securityGroup"`
+	Name          string `json:"name"`
+	Project       string `json:"project"`
+	Rules         []Rule `json:"rules"`
+}
+
+// PortWiring is a port as the network needs it.
+type PortWiring struct {
+	Port           string   `json:"port"`
+	Project        string   `json:"project"`
+	Subnet         string   `json:"subnet"`
+	MAC            string   `json:"mac"`
+	Address        string   `json:"address"`
+	SecurityGroups []string `json:"securityGroups,omitempty"`
+	Hostname       string   `json:"hostname,omitempty"`
+	VM             string   `json:"vm,omitempty"`
+}
+
+// Wiring returns the VPC as the network needs it.
+func (v *VPC) Wiring() VPCWiring {
+	return VPCWiring{VPC: v.ID, Name: v.Name, Project: v.Project, CIDR: v.Spec.CIDR}
+}
+
+// Wiring returns the subnet as the network needs it.
+func (s *Subnet) Wiring() SubnetWiring {
+	return SubnetWiring{Subnet: s.ID, Name: s.Name, Project: s.Project, VPC: s.Spec.VPC, CIDR: s.Spec.CIDR, Gateway: s.Spec.Gateway, DNS: s.Spec.DNS}
+}
+
+// Wiring returns the security group as the network needs it.
+func (g *SecurityGroup) Wiring() SecurityGroupWiring {
+	return SecurityGroupWiring{SecurityGroup: g.ID, Name: g.Name, Project: g.Project, Rules: g.Spec.Rules}
+}
+
+// Wiring returns the port as the network needs it.
+func (p *Port) Wiring() PortWiring {
+	return PortWiring{Port: p.ID, Project: p.Project, Subnet: p.Spec.Subnet, MAC: p.Spec.MAC, Address: p.Spec.Address,
+		SecurityGroups: p.Spec.SecurityGroups, Hostname: p.Spec.Hostname, VM: p.Spec.VM}
+}
+
+// ImageImport is the source of an image.
+type ImageImport struct {
+	Image  string `json:"image"`
+	Format string `json:"format"`
+	Upload string `json:"upload,omitempty"`
+	Path   string `json:"path,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// ImageImported is what an import made.
+type ImageImported struct {
+	SHA256      string `json:"sha256"`
+	Size        int64  `json:"size"`        // bytes of the stored file
+	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
+}
+
+// ImageRemoval says where an image and its copies are.
+type ImageRemoval struct {
+	Image  string      `json:"image"`
+	Copies []ImageCopy `json:"copies"`
+}
+
+// ImageCopy is an image's copy in a pool on one node.
+type ImageCopy struct {
+	Agent string      `json:"agent"`
+	Copy  CachedImage `json:"copy"`
+}
+
+// CachedImage names an image's copy in a pool.
+type CachedImage struct {
+	Image    string `json:"image"`
+	SHA256   string `json:"sha256"`
+	Pool     string `json:"pool"`
+	PoolPath string `json:"poolPath"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (c CachedImage) FenceKey() string { return c.Image }
+
+// PoolWork is a pool and the agents that have it.
+type PoolWork struct {
+	Pool   PoolOnNode `json:"pool"`
+	Agents []AgentRef `json:"agents"`
+}
+
+// PoolOnNode is a pool directory on one node.
+type PoolOnNode struct {
+	Pool string `json:"pool"`
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (p PoolOnNode) FenceKey() string { return p.Pool }
+
+// AgentRef names an agent.
+type AgentRef struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Ready bool   `json:"ready"`
+}
+
+// Phased is a resource whose phase operations change.
+type Phased interface {
+	Resource
+	GetPhase() Phase
+	SetPhase(p Phase, reason string)
+}
+
+// GetPhase implements Phased.
+func (v *VM) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *VM) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *Image) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *Image) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *Pool) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *Pool) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *Volume) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *Volume) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *VPC) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *VPC) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *Subnet) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *Subnet) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *Port) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *Port) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
+func (v *SecurityGroup) GetPhase() Phase { return v.Status.Phase }
+
+// SetPhase implements Phased.
+func (v *SecurityGroup) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+
+// New returns an empty resource of a kind that operations can hold, or nil.
+func New(kind Kind) Phased {
+	switch kind {
+	case KindVM:
+		return &VM{}
+	case KindImage:
+		return &Image{}
+	case KindPool:
+		return &Pool{}
+	case KindVolume:
+		return &Volume{}
+	case KindVPC:
+		return &VPC{}
+	case KindSubnet:
+		return &Subnet{}
+	case KindPort:
+		return &Port{}
+	case KindSecurityGroup:
+		return &SecurityGroup{}
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# up.sh — the whole platform on this machine, from nothing to a virtual machine that answers HTTP ("make up").
+#
+# Control plane and one node run in a sandbox of network namespaces (sandbox.sh); nothing of the host's own libvirt or
+# Open vSwitch is used. Repeat it as you like: what is there is left alone, and a process whose binary was rebuilt is
+# restarted. State in .dev/ (logs in .dev/log, PIDs in .dev/*.pid); `. .dev/env` makes gnext talk to it. Needs root.
+# Environment: SANDBOX_* as in sandbox.sh, NEXTSTACK_BIN_DIR (bin), UP_TIMEOUT (seconds for each wait; 120).
+set -euo pipefail
+umask 077 # tokens and passwords are in here
+
+# shellcheck source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+TIMEOUT=${UP_TIMEOUT:-120}
+LOG=$DEV/log
+START=$EPOCHREALTIME
+
+fail() {
+  echo >&2; echo "up: FAILED: $*" >&2
+  local f
+  for f in nextstack agent; do
+    if [ -s "$LOG/$f.log" ]; then
+      echo "--- last lines of $LOG/$f.log" >&2
+      grep -v '^admin password:' "$LOG/$f.log" | tail -n 15 >&2
+    fi
+  done
+  exit 1
+}
+
+# step NAME FUNCTION: runs it and says how long it took; its output goes to the log unless it fails
+step() {
+  local t=$EPOCHREALTIME rc=0
+  printf '  %-34s' "$1"
+  # Not "if" or "||": bash would ignore set -e inside. Without descriptor 8, or what is started would hold the lock.
+  set +e
+  (set -e; "$2") > "$LOG/step.log" 2>&1 8>&-
+  rc=$?
+  set -e
+  { echo "== $1"; cat "$LOG/step.log"; } >> "$LOG/up.log"
+  if [ $rc != 0 ]; then echo "failed after $(secs "$t") s"; tail -n 20 "$LOG/step.log" >&2; fail "$1"; fi
+  printf '%6s s   %s\n' "$(secs "$t")" "$(tail -n 1 "$LOG/step.log" | cut -c1-100)"
+}
+
+# poll SECONDS WHAT CMD...: until CMD succeeds; the message is what the last try said
+poll() {
+  local end=$((SECONDS + $1)) what=$2 out; shift 2
+  until out=$("$@" 2>&1); do
+    if [ "${out#fatal:}" != "$out" ] || [ $SECONDS -ge $end ]; then echo "$what: no success. Last answer: $out"; return 1; fi
+    sleep 0.2
+  done
+}
+
+gnext() { "$BIN/gnext" "$@"; }
+
+do_packages() { "$HERE/packages.sh"; }
+do_guest() { "$HERE/guest.sh" "$SANDBOX_CACHE/guest"; }
+do_sandbox() {
+  sandbox net-up; sandbox node-up "$NODE" 11; sandbox libvirtd "$NODE"
+  sandbox ovs "$NODE"; sandbox ovn-central "$NODE"; sandbox ovn-chassis "$NODE"
+  echo "$NODE: libvirtd, OVS, OVN"
+}
+
+# start NAME WHERE BINARY ARGS...: in the background, detached from this terminal
+start() {
+  local name=$1 bin=$3 p; local where=("$2"); shift 3
+  [ "${where[0]}" = control ] || where=(exec "${where[0]}")
+  if p=$(running "$name" "$bin"); then
+    if [ ! "$bin" -nt "$DEV/$name.pid" ]; then echo "ran already (pid $p)"; return; fi
+    stop "$name" "$bin"
+  fi
+  setsid "$HERE/sandbox.sh" "${where[@]}" "$bin" "$@" </dev/null >>"$LOG/$name.log" 2>&1 &
+  p=$!
+  echo $p > "$DEV/$name.pid"
+  echo "started (pid $p)"
+}
+alive() { if gone "$(cat "$DEV/$1.pid")"; then echo "fatal: $1 has ended"; return 1; fi; }
+healthy() { alive nextstack && curl -sf -m 2 -o /dev/null "http://$API_HOST:$API_PORT/v1/health"; }
+
+do_control() {
+  local msg
+  # both sides read it; whoever holds it may join as a node
+  [ -s "$DEV/join-token" ] || openssl rand -hex 24 > "$DEV/join-token"
+  msg=$(start nextstack control "$BIN/nextstack" serve --data-dir "$DEV/control" --listen "$API_HOST:$API_PORT" \
+    --temporal-listen "$API_HOST:7233" --ui-listen "$API_HOST:8233" \
+    --ovn-nb "unix:$SANDBOX_DIR/$NODE/run/ovn/ovnnb_db.sock" \
+    --join-token-file "$DEV/join-token" --image-dir "$SANDBOX_CACHE/guest")
+  poll "$TIMEOUT" "http://$API_HOST:$API_PORT/v1/health" healthy
+  echo "$msg"
+}
+do_agent() {
+  start agent "$NODE" "$BIN/gnext" agent run --server "http://$API_HOST:$API_PORT" --join-token-file "$DEV/join-token" \
+    --data-dir "$DEV/agent-$NODE" --name "$NODE" --libvirt qemu:///system --ovs unix:/run/openvswitch/db.sock
+}
+
+do_login() {
+  local token
+  if [ -s "$DEV/env" ]; then
+    # shellcheck disable=SC1091
+    . "$DEV/env"
+    if gnext agent list -o json >/dev/null 2>&1; then echo "the token in .dev/env is valid"; return; fi
+  fi
+  # the server says it once, at its first start
+  if grep -q '^admin password: ' "$LOG/nextstack.log"; then
+    sed -n 's/^admin password: //p' "$LOG/nextstack.log" | tail -n 1 > "$DEV/admin-password"
+  fi
+  [ -s "$DEV/admin-password" ] || { echo "no admin password in $LOG/nextstack.log; start afresh: make down up"; return 1; }
+  token=$(gnext login --user admin --password-stdin --print-token < "$DEV/admin-password")
+  [ -n "$token" ] || { echo "login gave no token"; return 1; }
+  printf 'export GNEXT_HOST=%q GNEXT_PORT=%q GNEXT_TOKEN=%q\n' "$API_HOST" "$API_PORT" "$token" > "$DEV/env"
+  # shellcheck disable=SC2016
+  printf 'export NO_PROXY=%q${NO_PROXY:+,$NO_PROXY}\n' "$API_HOST" >> "$DEV/env"
+  echo "admin, token in .dev/env"
+}
+
+node_ready() {
+  alive agent || return 1
+  local out; out=$(gnext agent list -o json) || return 1
+  jq -e --arg n "$NODE" '(if type == "array" then . else .items end) | any(.name == $n and
+    ((.status.phase // "ready") | ascii_downcase | test("^(ready|online|up|active|connected)$")))' <<< "$out" >/dev/null ||
+    { echo "agents: $(jq -c '[(if type == "array" then . else .items end)[] | {name, status}]' <<< "$out" | cut -c1-300)"; return 1; }
+}
+do_node() { poll "$TIMEOUT" "$NODE in the list of agents" node_ready; echo "$NODE is ready"; }
+
+# ready KIND NAME: its phase is a good one; a failed one ends the wait at once
+ready() {
+  local phase
+  phase=$(gnext "$1" get "$2" -o json | jq -r '.status.phase // "ready"')
+  case ${phase,,} in
+  ready | active | available | running | up | created | bound) ;;
+  error | failed) echo "fatal: $1 $2 is in phase $phase: $(gnext "$1" get "$2" -o json | jq -c .status)"; return 1 ;;
+  *) echo "$1 $2 is in phase $phase"; return 1 ;;
+  esac
+}
+# ensure KIND NAME ARGS...: adds it unless it exists (exit code 4: there is none)
+ensure() {
+  local kind=$1 name=$2 rc=0 out; shift 2
+  out=$(gnext "$kind" get "$name" -o json 2>&1) || rc=$?
+  case $rc in
+  0) echo "$kind $name was there" ;;
+  4) gnext "$kind" add "$name" "$@" ;;
+  *) echo "gnext $kind get $name: exit code $rc: $out"; return 1 ;;
+  esac
+}
+
+do_storage() {
+  mkdir -p "$DEV/pool"
+  ensure pool default --type dir --path "$DEV/pool" || return
+  poll "$TIMEOUT" "pool default" ready pool default || return
+  ensure img tiny --file "$SANDBOX_CACHE/guest/tiny.qcow2" --format qcow2 || return
+  poll "$TIMEOUT" "image tiny" ready img tiny || return
+  echo "pool default, image tiny"
+}
+do_network() {
+  ensure vpc demo --cidr 10.1.0.0/16 || return
+  poll "$TIMEOUT" "VPC demo" ready vpc demo || return
+  ensure subnet demo-a --vpc demo --cidr 10.1.0.0/24 || return
+  poll "$TIMEOUT" "subnet demo-a" ready subnet demo-a || return
+  ensure sg web --rule "ingress tcp 80 0.0.0.0/0" --rule "ingress icmp 0.0.0.0/0" --rule "egress any 0.0.0.0/0" || return
+  poll "$TIMEOUT" "security group web" ready sg web || return
+  ensure port probe --subnet demo-a || return
+  echo "VPC demo, subnet demo-a, security group web, port probe"
+}
+do_vm() {
+  ensure vm hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web || return
+  poll "$TIMEOUT" "virtual machine hello" ready vm hello || return
+  echo "hello has $(vm_address)"
+}
+vm_address() {
+  gnext vm get hello -o json |
+    jq -r '[.status.addresses[]? | if type == "object" then (.ip // .address) else . end | sub("/.*"; "")][0] // ""'
+}
+probe_port() { gnext port get probe -o json | jq -er '[.id, .status.mac, (.status.address | sub("/.*"; ""))] | join(" ")'; }
+
+answers() {
+  local id mac ip vm
+  vm=$(vm_address); [ -n "$vm" ] || { echo "hello has no address yet"; return 1; }
+  read -r id mac ip < <(probe_port) || true
+  [ -n "${ip:-}" ] || { echo "port probe has no address yet"; return 1; }
+  "$HERE/probe.sh" "$NODE" "$id" "$mac" "$ip/24" curl -sS -f -m 2 "http://$vm/" || { ready vm hello; return 1; }
+}
+do_http() {
+  poll "$TIMEOUT" "HTTP :80 of hello" answers || return
+  answers
+}
+
+[ "$(id -u)" = 0 ] || { echo "up: needs root (namespaces, libvirt, Open vSwitch)" >&2; exit 1; }
+mkdir -p "$DEV" "$LOG"
+exec 8> "$DEV/.up.lock"
+flock -n 8 || { echo "up: another up.sh or down.sh is at work" >&2; exit 1; }
+for b in nextstack gnext; do [ -x "$BIN/$b" ] || { echo "up: $BIN/$b is missing: run make build" >&2; exit 1; }; done
+
+echo "NextStack on this machine:"
+step "packages" do_packages
+step "guest image" do_guest
+step "sandbox" do_sandbox
+step "control plane" do_control
+step "login" do_login
+# shellcheck disable=SC1091
+. "$DEV/env"
+step "agent" do_agent
+step "node joined" do_node
+step "storage and image" do_storage
+step "network" do_network
+step "virtual machine" do_vm
+step "it answers HTTP" do_http
+rm -f "$LOG/step.log"
+
+read -r id mac ip < <(probe_port)
+cat <<E
+
+Up in $(secs "$START") s.
+  . .dev/env && bin/gnext vm list           the command line (API http://$API_HOST:$API_PORT)
+  http://$API_HOST:8233                    the workflows behind every operation
+  deploy/dev/probe.sh $NODE $id $mac $ip/24 curl -s http://$(vm_address)/
+  deploy/dev/sandbox.sh status              what runs;  deploy/dev/sandbox.sh exec $NODE virsh list
+  tail -f .dev/log/nextstack.log .dev/log/agent.log
+  make down                                 ends it all
+E

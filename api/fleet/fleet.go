@@ -138,13 +138,15 @@ func (f *Fleet) Sweep(ctx context.Context, now time.Time) error {
 		a.Status.Reason = "has not reported since " + a.Status.Observed.UTC().Format(time.RFC3339)
 		d := store.NewDraft(f.self)
 		d.Update(a)
-		_, err := d.Commit(ctx, f.KV)
+		revision, err := d.Commit(ctx, f.KV)
 		if problem.Is(err, problem.Conflict) {
 			continue // it has just reported, or the next sweep will see
 		}
 		if err == nil {
 			f.Log.Warn("agent is silent", "agent", a.ID, "name", a.Name, "observed", a.Status.Observed)
-			err = f.observePools(ctx, a.ID)
+			if err = f.caughtUp(ctx, revision); err == nil {
+				err = f.observePools(ctx, a.ID)
+			}
 		}
 		if err != nil && first == nil {
 			first = err

@@ -10,41 +10,40 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// poolsOf returns the pools that a node has.
-func (f *Fleet) poolsOf(ctx context.Context, agent string) ([]*api.Pool, error) {
-	all, err := store.List[api.Pool](ctx, f.KV, f.self, "")
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all, func(p *api.Pool) bool { return !slices.Contains(p.Spec.Agents, agent) }), nil
+// poolsOf returns the pools that a node has. They are the cache's: who wants to change one makes a copy.
+func (f *Fleet) poolsOf(agent string) ([]*api.Pool, error) {
+	page, err := store.ListCached(f.Cache, f.self, "", "", 0, func(p *api.Pool) bool { return slices.Contains(p.Spec.Agents, agent) })
+	return page.Items, err
 }
 
 // observePools works out the status of every pool that a node has, from the last reports of all its nodes.
 func (f *Fleet) observePools(ctx context.Context, agent string) error {
-	pools, err := f.poolsOf(ctx, agent)
+	pools, err := f.poolsOf(agent)
 	if err != nil || len(pools) == 0 {
 		return err
 	}
-	all, err := store.List[api.Agent](ctx, f.KV, f.self, "")
+	all, err := store.ListCached[api.Agent](f.Cache, f.self, "", "", 0, nil)
 	if err != nil {
 		return err
 	}
-	agents := make(map[string]*api.Agent, len(all))
-	for _, a := range all {
+	agents := make(map[string]*api.Agent, len(all.Items))
+	for _, a := range all.Items {
 		agents[a.ID] = a
 	}
 	var first error
-	for _, p := range pools {
+	for _, cached := range pools {
+		p := *cached
 		if p.Operation != "" || p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
 			continue
 		}
-		now := poolStatus(p, agents)
+		now := poolStatus(&p, agents)
 		if !worthWriting(p.Status, now) {
 			continue
 		}
 		p.Status = now
 		d := store.NewDraft(f.self)
-		d.Update(p)
+		d.Update(&p)
+		// Losing a race is no loss: whoever won looks at the pool again with the next report.
 		if _, err := d.Commit(ctx, f.KV); err != nil && !problem.Is(err, problem.Conflict) && first == nil {
 			first = err
 		}

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"time"
@@ -35,12 +34,17 @@ func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.A
 	if r.Sent.After(now) {
 		r.Sent = now // a clock that is ahead must not make old observations look new
 	}
-	pools, err := f.poolsOf(ctx, agent)
+	pools, err := f.poolsOf(agent)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.observeAgent(ctx, agent, &r, now); err != nil {
+	revision, err := f.observeAgent(ctx, agent, &r, now)
+	if err != nil {
 		return nil, err
+	}
+	if err := f.caughtUp(ctx, revision); err != nil {
+		f.Log.Warn("what an agent reported is not applied", "agent", agent, "error", err)
+		return orders(pools), nil
 	}
 	// What the report means for others must not keep the agent from its orders; the next report tries again.
 	if err := f.observePools(ctx, agent); err != nil {
@@ -49,14 +53,25 @@ func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.A
 	if err := f.observeVMs(ctx, agent, &r); err != nil {
 		f.Log.Warn("VMs not updated from report", "agent", agent, "error", err)
 	}
-	orders := &api.AgentOrders{Pools: make([]api.AgentPool, 0, len(pools))}
+	return orders(pools), nil
+}
+
+// caughtUp waits until the cache shows revision: what follows from a report is worked out from there.
+func (f *Fleet) caughtUp(ctx context.Context, revision int64) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return f.Cache.WaitFor(ctx, revision)
+}
+
+func orders(pools []*api.Pool) *api.AgentOrders {
+	o := &api.AgentOrders{Pools: make([]api.AgentPool, 0, len(pools))}
 	for _, p := range pools {
 		if p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
 			continue // its directory may not be there yet, or not any more
 		}
-		orders.Pools = append(orders.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path})
+		o.Pools = append(o.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path})
 	}
-	return orders, nil
+	return o
 }
 
 func validateReport(r *api.AgentReport) error {
@@ -69,8 +84,8 @@ func validateReport(r *api.AgentReport) error {
 }
 
 // observeAgent writes what the agent says of itself. Observed is by our clock, since Sweep compares it with ours.
-func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentReport, now time.Time) error {
-	return store.Retry(ctx, func() error {
+func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentReport, now time.Time) (revision int64, err error) {
+	err = store.Retry(ctx, func() error {
 		a, err := store.Get[api.Agent](ctx, f.KV, f.self, "", agent)
 		if err != nil {
 			return err
@@ -82,9 +97,10 @@ func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentRepo
 		a.Status = api.AgentStatus{Phase: api.PhaseReady, Observed: now, Inventory: r.Inventory, Claimed: claimed}
 		d := store.NewDraft(f.self)
 		d.Update(a)
-		_, err = d.Commit(ctx, f.KV)
+		revision, err = d.Commit(ctx, f.KV)
 		return err
 	})
+	return revision, err
 }
 
 // claimed returns the sum of what is promised of a node. It is derived from the claims each time and never counted along.
@@ -112,12 +128,13 @@ func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport
 	for _, o := range r.VMs {
 		seen[o.ID] = o.Phase
 	}
+	here, err := store.ListCached(f.Cache, f.self, "*", "", 0, func(vm *api.VM) bool { return vm.Status.Agent == agent })
+	if err != nil {
+		return err
+	}
 	var first error
-	for _, e := range f.vmsOn(agent) {
-		var vm api.VM
-		if err := store.Decode(e, &vm); err != nil {
-			return err
-		}
+	for _, cached := range here.Items {
+		vm := *cached // a copy: the cached one is everybody's
 		if !observe(&vm, agent, seen, r.Sent) {
 			continue
 		}
@@ -132,11 +149,8 @@ func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport
 	return first
 }
 
-// Reasons that observe gives; it takes back only its own.
-const (
-	reasonMissing = "its domain is missing on its node"
-	fixMissing    = reasonMissing + "; start the VM to define it again, or delete it"
-)
+// reasonMissing is what observe says of a VM that is not on its node. It takes back only this, no other error.
+const reasonMissing = "its domain is missing on its node; start the VM to define it again, or delete it"
 
 // observe changes vm to what was seen at the time sent, and reports whether that is worth writing.
 func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time) bool {
@@ -144,7 +158,7 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 		return false
 	}
 	was := vm.Status.Phase
-	if !steady(was) && (was != api.PhaseError || vm.Status.Reason != fixMissing) {
+	if !steady(was) && (was != api.PhaseError || vm.Status.Reason != reasonMissing) {
 		return false
 	}
 	phase, there := seen[vm.ID]
@@ -154,7 +168,7 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 	case there:
 		return false // something between two phases; the next report will tell
 	default:
-		vm.Status.Phase, vm.Status.Reason = api.PhaseError, fixMissing
+		vm.Status.Phase, vm.Status.Reason = api.PhaseError, reasonMissing
 	}
 	if vm.Status.Phase == was && sent.Sub(vm.Status.Observed) < refreshAfter {
 		return false
@@ -166,12 +180,4 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 // steady reports whether a VM stays in this phase by itself.
 func steady(p api.Phase) bool {
 	return p == api.PhaseRunning || p == api.PhaseStopped || p == api.PhasePaused
-}
-
-// vmsOn returns the records that mention the agent, from the cache. Looking for the ID in the text is far cheaper than
-// decoding every VM there is; observe checks that it stands where it should.
-func (f *Fleet) vmsOn(agent string) []store.Entry {
-	id := []byte(`"` + agent + `"`)
-	entries, _, _ := f.Cache.List(store.KindPrefix(api.KindVM), "", 0, func(e store.Entry) bool { return bytes.Contains(e.Value, id) })
-	return entries
 }

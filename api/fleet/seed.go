@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"encoding/json"
-	"strings"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/auth"
@@ -59,26 +58,22 @@ func (f *Fleet) findVM(ctx context.Context, id string) (*api.VM, error) {
 	if !api.IsUUID(id) {
 		return nil, store.NoSuch(api.KindVM, "*", id)
 	}
-	mine := func(e store.Entry) bool { return strings.HasSuffix(e.Key, "/"+id) }
-	found, _, _ := f.Cache.List(store.KindPrefix(api.KindVM), "", 1, mine)
-	if len(found) == 0 { // newer than the cache, or not there
-		all, _, err := f.KV.List(ctx, store.KindPrefix(api.KindVM))
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range all {
-			if mine(e) {
-				found = append(found, e)
-			}
-		}
-	}
-	if len(found) == 0 {
-		return nil, store.NoSuch(api.KindVM, "*", id)
-	}
-	e, err := f.KV.Get(ctx, found[0].Key)
+	cached, err := store.ListCached(f.Cache, f.self, "*", "", 1, func(vm *api.VM) bool { return vm.ID == id })
 	if err != nil {
 		return nil, err
 	}
-	var vm api.VM
-	return &vm, store.Decode(e, &vm)
+	if len(cached.Items) == 1 {
+		return store.Get[api.VM](ctx, f.KV, f.self, cached.Items[0].Project, id)
+	}
+	// It is newer than the cache, or it does not exist.
+	all, err := store.List[api.VM](ctx, f.KV, f.self, "*")
+	if err != nil {
+		return nil, err
+	}
+	for _, vm := range all {
+		if vm.ID == id {
+			return vm, nil
+		}
+	}
+	return nil, store.NoSuch(api.KindVM, "*", id)
 }

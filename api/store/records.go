@@ -106,12 +106,20 @@ func Decode(e Entry, r api.Resource) error {
 }
 
 // Draft collects the reads and writes of one transaction. An error is kept until Commit.
+//
+// Claims belong to the records that they are written with, and need no authority beyond that of writing those; a draft of
+// claims alone needs that of the control plane.
 type Draft struct {
-	h    auth.Handle
-	tx   Tx
-	err  error
-	said map[string]error // what a failed condition means, by key
+	h       auth.Handle
+	tx      Tx
+	err     error
+	written bool             // a record
+	claimed bool             // a claim, by itself
+	said    map[string]error // what a failed condition means, by key
 }
+
+// kindClaims stands for claims where authority is checked.
+const kindClaims api.Kind = "claims"
 
 // NewDraft returns an empty transaction under the authority of h.
 func NewDraft(h auth.Handle) *Draft { return &Draft{h: h, said: map[string]error{}} }
@@ -119,6 +127,16 @@ func NewDraft(h auth.Handle) *Draft { return &Draft{h: h, said: map[string]error
 func (d *Draft) check(a auth.Action, r api.Resource) bool {
 	if d.err == nil {
 		d.err = d.h.Check(a, r.ResourceKind(), r.GetMeta().Project)
+	}
+	d.written = d.written || a == auth.Write
+	return d.err == nil
+}
+
+// checkRead is check for a resource that must have been read before: without its revision, a change of it would be a
+// blind one.
+func (d *Draft) checkRead(a auth.Action, r api.Resource) bool {
+	if d.check(a, r) && r.GetMeta().Revision <= 0 {
+		d.err = problem.New(problem.Internal, "%s cannot be changed", api.RefTo(r)).Because("it was not read from the store before")
 	}
 	return d.err == nil
 }
@@ -145,7 +163,7 @@ func (d *Draft) Create(r api.Resource) {
 
 // Update writes a resource that was read before; it fails if somebody else has changed it since.
 func (d *Draft) Update(r api.Resource) {
-	if d.check(auth.Write, r) {
+	if d.checkRead(auth.Write, r) {
 		d.put(keyOf(r), r, r.GetMeta().Revision)
 	}
 }
@@ -153,7 +171,7 @@ func (d *Draft) Update(r api.Resource) {
 // Delete removes a resource that was read before, and frees its name; it fails if somebody else has changed it since.
 func (d *Draft) Delete(r api.Resource) {
 	m := r.GetMeta()
-	if !d.check(auth.Write, r) {
+	if !d.checkRead(auth.Write, r) {
 		return
 	}
 	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: keyOf(r), Revision: m.Revision})
@@ -165,27 +183,34 @@ func (d *Draft) Delete(r api.Resource) {
 
 // Unchanged makes the transaction fail if somebody has changed r since it was read.
 func (d *Draft) Unchanged(r api.Resource) {
-	if d.check(auth.Read, r) {
+	if d.checkRead(auth.Read, r) {
 		d.tx.Conditions = append(d.tx.Conditions, Condition{Key: keyOf(r), Revision: r.GetMeta().Revision})
 	}
 }
 
 // Claim writes a claim that must not exist yet.
 func (d *Draft) Claim(key, value string) {
+	d.claimed = true
 	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: key})
 	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte(value)})
 }
 
 // Put writes a claim whether it exists or not.
 func (d *Draft) Put(key, value string) {
+	d.claimed = true
 	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte(value)})
 }
 
 // Release removes a claim, if it exists.
-func (d *Draft) Release(key string) { d.tx.Deletes = append(d.tx.Deletes, key) }
+func (d *Draft) Release(key string) {
+	d.claimed = true
+	d.tx.Deletes = append(d.tx.Deletes, key)
+}
 
-// Touch makes the transaction fail if the ledger of a set of claims has moved past revision, and moves it.
+// Touch makes the transaction fail if the ledger of a set of claims has moved past revision, and moves it. Ledger gives the
+// revision.
 func (d *Draft) Touch(prefix string, revision int64) {
+	d.claimed = true
 	key := LedgerKey(prefix)
 	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: key, Revision: revision})
 	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: []byte("1")})
@@ -203,6 +228,9 @@ func (d *Draft) Meaning(key string, err error) { d.said[key] = err }
 
 // Commit carries the draft out. A condition that does not hold gives its Meaning, or else a *Conflict.
 func (d *Draft) Commit(ctx context.Context, kv KV) (revision int64, err error) {
+	if d.err == nil && d.claimed && !d.written {
+		d.err = d.h.Check(auth.Write, kindClaims, "")
+	}
 	if d.err != nil {
 		return 0, d.err
 	}

@@ -8,6 +8,7 @@ package saga
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"go.temporal.io/sdk/workflow"
@@ -324,6 +325,8 @@ func (r *runner[S]) insist(name string, call func(*Run) error) {
 type Definition interface {
 	Name() string
 	Plan() []api.StepRecord
+	// Committed reports whether an operation that has come to this number of started steps can only go forward.
+	Committed(started int) bool
 	Func() any
 }
 
@@ -337,6 +340,11 @@ func (t Table[S]) Plan() []api.StepRecord {
 		out[i] = api.StepRecord{Name: s.Name, Where: s.Where, State: api.StepPending}
 	}
 	return out
+}
+
+// Committed implements Definition.
+func (t Table[S]) Committed(started int) bool {
+	return slices.ContainsFunc(t.Steps[:min(started, len(t.Steps))], func(s Step[S]) bool { return s.Commit })
 }
 
 // Func returns the workflow function.

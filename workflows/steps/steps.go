@@ -152,6 +152,6 @@ func ToActivity(err error) error {
 	}
 	p := problem.From(err)
 	return temporal.NewApplicationErrorWithOptions(p.Error(), string(p.Kind), temporal.ApplicationErrorOptions{
-		NonRetryable: true, Details: []any{p},
+		NonRetryable: true, Details: []any{*p}, // the value: a local activity hands it over as it is
 	})
 }

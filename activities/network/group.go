@@ -1,0 +1,97 @@
+package network
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// WireSecurityGroup implements Driver.
+func (o *OVN) WireSecurityGroup(ctx context.Context, w steps.SecurityGroupWiring) error {
+	w, err := normalSecurityGroup(w)
+	if err != nil {
+		return err
+	}
+	return o.apply(ctx, "wire security group "+w.SecurityGroup, func(v view) (ops, error) { return v.groupOps(w) })
+}
+
+// UnwireSecurityGroup implements Driver.
+func (o *OVN) UnwireSecurityGroup(ctx context.Context, id string) error {
+	if err := validID("security group", id); err != nil {
+		return err
+	}
+	return o.apply(ctx, "unwire security group "+id, func(view) (ops, error) {
+		return ops{discard(&portGroup{}, map[string]string{keyKind: KindSecurityGroup, keyID: id})}, nil // its ACLs go with it
+	})
+}
+
+// groupOps makes the port group and its ACLs, and gives it its members back should the row have been lost.
+func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
+	ids := owned(KindSecurityGroup, w.SecurityGroup, w.Project, roleGroup)
+	ids[keyName] = w.Name
+	pg := &portGroup{UUID: w.SecurityGroup, Name: groupName(w.SecurityGroup), ExternalIDs: ids}
+	if err := v.free(pg); err != nil {
+		return nil, err
+	}
+	var out ops
+	for _, a := range groupACLs(w) {
+		more, err := v.put(a)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, more...)
+		pg.ACLs = append(pg.ACLs, a.UUID)
+	}
+	var err error
+	if have := get[portGroup](v, pg.UUID); have == nil {
+		pg.Ports = v.members(w.SecurityGroup)
+		more, perr := v.put(pg)
+		out, err = append(out, more...), perr
+		for _, id := range pg.Ports {
+			out = append(out, v.present(get[logicalSwitchPort](v, id)))
+		}
+	} else {
+		more, perr := v.put(pg)
+		out, err = append(out, more...), perr
+		for _, id := range v.members(w.SecurityGroup) {
+			if !slices.Contains(have.Ports, id) {
+				out = append(out, v.present(get[logicalSwitchPort](v, id)))
+				out = append(out, v.join(pg, "ports", have.Ports, id)...)
+			}
+		}
+	}
+	return append(out, v.evict(KindSecurityGroup, w.SecurityGroup, pg.UUID)...), err
+}
+
+// members returns the ports that say of themselves that they are in the group.
+func (v view) members(sg string) []string {
+	var out []string
+	all(v, func(lsp *logicalSwitchPort) {
+		if strings.Contains(lsp.ExternalIDs[keyGroups], sg) {
+			out = append(out, lsp.UUID)
+		}
+	})
+	slices.Sort(out)
+	return out
+}
+
+// groupOf returns the wiring of a security group as its rows tell it.
+func (v view) groupOf(pg *portGroup) steps.SecurityGroupWiring {
+	x := pg.ExternalIDs
+	w := steps.SecurityGroupWiring{SecurityGroup: x[keyID], Name: x[keyName], Project: x[keyProject]}
+	var rules []api.Rule
+	for _, id := range pg.ACLs {
+		a := get[acl](v, id)
+		if a == nil || a.ExternalIDs[keyRule] == "" {
+			continue
+		}
+		if r, err := api.ParseRule(a.ExternalIDs[keyRule]); err == nil {
+			rules = append(rules, r)
+		}
+	}
+	w.Rules = normalRules(rules)
+	return w
+}

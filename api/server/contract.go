@@ -1,0 +1,81 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/accounts"
+	"github.com/nextstack/nextstack/api/admission"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/fleet"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// Admission turns requests into accepted operations; *admission.Admission does. There is one method for each write of the
+// API and nothing else, so that a write cannot be added in one place only.
+type Admission interface {
+	CreateVM(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.Operation, error)
+	DeleteVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	StartVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	StopVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
+	RebootVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
+
+	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
+	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)
+	DeletePool(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
+	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)
+	UpdateVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VPCUpdate) (*api.Operation, error)
+	DeleteVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreateSubnet(ctx context.Context, h auth.Handle, o admission.Options, req api.SubnetCreate) (*api.Operation, error)
+	UpdateSubnet(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SubnetUpdate) (*api.Operation, error)
+	DeleteSubnet(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreatePort(ctx context.Context, h auth.Handle, o admission.Options, req api.PortCreate) (*api.Operation, error)
+	UpdatePort(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PortUpdate) (*api.Operation, error)
+	DeletePort(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreateSecurityGroup(ctx context.Context, h auth.Handle, o admission.Options, req api.SecurityGroupCreate) (*api.Operation, error)
+	UpdateSecurityGroup(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SecurityGroupUpdate) (*api.Operation, error)
+	DeleteSecurityGroup(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
+	Audit(ctx context.Context, h auth.Handle, o admission.Options, req api.AuditRequest) (*api.Operation, error)
+	Noop(ctx context.Context, h auth.Handle, o admission.Options) (*api.Operation, error)
+	Retry(ctx context.Context, h auth.Handle, o admission.Options, op string) (*api.Operation, error)
+}
+
+var _ Admission = (*admission.Admission)(nil)
+
+// Engine carries operations out.
+type Engine interface {
+	// Cancel asks an operation to undo what it has done.
+	Cancel(ctx context.Context, op string) error
+	// Resume hurries an operation that is stuck.
+	Resume(ctx context.Context, op string) error
+	// URL returns the address of an operation's page, or "".
+	URL(op string) string
+}
+
+// Options configures a Server.
+type Options struct {
+	KV        store.KV
+	Cache     *store.Cache // of all that is below store.Root, running
+	Admission Admission
+	Engine    Engine
+	Accounts  *accounts.Accounts
+	Fleet     *fleet.Fleet
+
+	// Version is what GET /v1/health says.
+	Version string
+	// Dir is where uploads are kept, in uploads/ID.
+	Dir string
+	// MaxUpload is the size limit of one upload in bytes; 0: 64 GiB.
+	MaxUpload int64
+	// ImageFile returns the path of an image's file on the server.
+	ImageFile func(*api.Image) string
+	// PageKey signs page tokens. Servers that share clients share it; empty: a random one, so that tokens end with the
+	// process.
+	PageKey []byte
+	// Log is where requests are logged; nil: slog.Default.
+	Log *slog.Logger
+}

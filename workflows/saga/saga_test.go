@@ -1,0 +1,212 @@
+package saga_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/workflow"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// The toy operation has three steps; world holds what they leave behind.
+type toyState struct{ Seen []string }
+
+var toyStep = steps.Step[string, string]{Name: "toy.do", Where: steps.Local, Timeout: time.Second}
+var toyUndo = steps.Step[string, string]{Name: "toy.undo", Where: steps.Node, Timeout: time.Second}
+
+func toy(commitAt int) saga.Table[toyState] {
+	t := saga.Table[toyState]{Kind: "toy", Start: func(steps.Op) (toyState, error) { return toyState{}, nil }}
+	for i, name := range []string{"a", "b", "c"} {
+		t.Steps = append(t.Steps, saga.Step[toyState]{
+			Name: name, Where: "control", Commit: i == commitAt,
+			Do: func(r *saga.Run, s *toyState) error {
+				out, err := toyStep.Call(r, "", name)
+				s.Seen = append(s.Seen, out)
+				return err
+			},
+			Undo: func(r *saga.Run, _ *toyState) error {
+				_, err := toyUndo.Call(r, "n1", name)
+				return err
+			},
+		})
+	}
+	return t
+}
+
+// bench runs one toy operation; fail decides about each attempt.
+type bench struct {
+	env     *testsuite.TestWorkflowEnvironment
+	world   map[string]bool
+	outcome steps.Outcome
+	states  []api.OperationState
+	tokens  []steps.Token
+}
+
+func run(t *testing.T, table saga.Table[toyState], op steps.Op, fail func(b *bench, tok steps.Token, attempt int) error) *bench {
+	var suite testsuite.WorkflowTestSuite
+	suite.SetLogger(slog.New(slog.DiscardHandler))
+	b := &bench{env: suite.NewTestWorkflowEnvironment(), world: map[string]bool{}}
+	attempts := map[string]int{}
+	act := func(name string, do func(string)) {
+		b.env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[string]) (string, error) {
+			b.tokens = append(b.tokens, e.Token)
+			key := name + e.In
+			attempts[key]++
+			if err := fail(b, e.Token, attempts[key]); err != nil {
+				return "", steps.ToActivity(err)
+			}
+			do(e.In)
+			return e.In, nil
+		}, activity.RegisterOptions{Name: name})
+	}
+	act(toyStep.Name, func(s string) { b.world[s] = true })
+	act(toyUndo.Name, func(s string) { delete(b.world, s) })
+	b.env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[steps.Journal]) (steps.Nothing, error) {
+		b.states = append(b.states, e.In.State)
+		return steps.Nothing{}, nil
+	}, activity.RegisterOptions{Name: steps.SaveJournal.Name})
+	b.env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[steps.Outcome]) (steps.Nothing, error) {
+		b.outcome = e.In
+		return steps.Nothing{}, nil
+	}, activity.RegisterOptions{Name: steps.Settle.Name})
+	b.env.RegisterWorkflowWithOptions(table.Workflow, workflow.RegisterOptions{Name: table.Kind})
+	b.env.ExecuteWorkflow(table.Kind, op)
+	require.True(t, b.env.IsWorkflowCompleted())
+	return b
+}
+
+func never(*bench, steps.Token, int) error { return nil }
+
+func TestDoneOperationLeavesItsWorld(t *testing.T) {
+	b := run(t, toy(-1), steps.Op{ID: "op", Epoch: 7}, never)
+	require.NoError(t, b.env.GetWorkflowError())
+	require.Equal(t, api.OpSucceeded, b.outcome.State)
+	require.Len(t, b.world, 3)
+	for i, tok := range b.tokens {
+		require.Equal(t, int64(7), tok.Epoch)
+		require.Equal(t, i+1, tok.Seq)
+	}
+	for _, s := range b.outcome.Steps {
+		require.Equal(t, api.StepDone, s.State)
+	}
+}
+
+func TestFailedStepUndoesAllThatMayHaveRun(t *testing.T) {
+	b := run(t, toy(-1), steps.Op{ID: "op"}, func(_ *bench, tok steps.Token, _ int) error {
+		if tok.Step == "b" && !tok.Undo {
+			return problem.New(problem.NoCapacity, "full").Try("add a disk")
+		}
+		return nil
+	})
+	require.Equal(t, api.OpFailed, b.outcome.State)
+	require.Equal(t, problem.NoCapacity, b.outcome.Error.Kind)
+	require.Equal(t, "add a disk", b.outcome.Error.Fix)
+	require.Empty(t, b.world)
+	require.Equal(t, []api.StepState{api.StepUndone, api.StepUndone, api.StepPending},
+		[]api.StepState{b.outcome.Steps[0].State, b.outcome.Steps[1].State, b.outcome.Steps[2].State})
+	var app *temporal.ApplicationError
+	require.True(t, errors.As(b.env.GetWorkflowError(), &app))
+	require.Equal(t, string(problem.NoCapacity), app.Type())
+}
+
+func TestRetryableFailureIsRepeatedAndCounted(t *testing.T) {
+	b := run(t, toy(-1), steps.Op{ID: "op"}, func(_ *bench, tok steps.Token, attempt int) error {
+		if tok.Step == "b" && attempt < 4 {
+			return problem.New(problem.Unavailable, "away")
+		}
+		return nil
+	})
+	require.Equal(t, api.OpSucceeded, b.outcome.State)
+	require.Equal(t, 4, b.outcome.Steps[1].Attempts)
+}
+
+func TestUndoNeverGivesUpAndSaysThatItIsStuck(t *testing.T) {
+	b := run(t, toy(-1), steps.Op{ID: "op"}, func(_ *bench, tok steps.Token, attempt int) error {
+		switch {
+		case tok.Step == "c" && !tok.Undo:
+			return problem.New(problem.Invalid, "no")
+		case tok.Step == "a" && tok.Undo && attempt < 40:
+			return problem.New(problem.Internal, "broken")
+		}
+		return nil
+	})
+	require.Equal(t, api.OpFailed, b.outcome.State)
+	require.Contains(t, b.states, api.OpStuck)
+	require.Empty(t, b.world)
+}
+
+func TestCancelUndoes(t *testing.T) {
+	b := run(t, toy(-1), steps.Op{ID: "op"}, func(b *bench, tok steps.Token, _ int) error {
+		if tok.Step == "b" && !tok.Undo {
+			b.env.CancelWorkflow()
+		}
+		return nil
+	})
+	require.Equal(t, api.OpCancelled, b.outcome.State)
+	require.Empty(t, b.world)
+}
+
+func TestPastThePointOfNoReturnThereIsOnlyForward(t *testing.T) {
+	b := run(t, toy(1), steps.Op{ID: "op"}, func(b *bench, tok steps.Token, attempt int) error {
+		if tok.Step == "b" {
+			b.env.CancelWorkflow()
+		}
+		if tok.Step == "c" && attempt < 20 {
+			return problem.New(problem.Invalid, "not yet")
+		}
+		return nil
+	})
+	require.Equal(t, api.OpSucceeded, b.outcome.State)
+	require.Contains(t, b.states, api.OpStuck)
+	require.Len(t, b.world, 3)
+}
+
+func TestLostWorkflowIsUndoneFromItsJournal(t *testing.T) {
+	checkpoint, err := json.Marshal(toyState{Seen: []string{"a"}})
+	require.NoError(t, err)
+	b := run(t, toy(-1), steps.Op{ID: "op", Recover: &steps.Recovery{Started: 2, Checkpoint: checkpoint}}, never)
+	require.Equal(t, api.OpFailed, b.outcome.State)
+	require.Equal(t, []string{"b", "a"}, []string{b.tokens[0].Step, b.tokens[1].Step})
+	require.True(t, b.tokens[0].Undo)
+}
+
+func TestLostWorkflowPastThePointOfNoReturnGoesForward(t *testing.T) {
+	b := run(t, toy(0), steps.Op{ID: "op", Recover: &steps.Recovery{Started: 2, Committed: true}}, never)
+	require.Equal(t, api.OpSucceeded, b.outcome.State)
+	require.Equal(t, []string{"b", "c"}, []string{b.tokens[0].Step, b.tokens[1].Step})
+}
+
+// TestResumeHurries stops an undo in its longest pause, and shows that the signal ends the pause.
+func TestResumeHurries(t *testing.T) {
+	var stuckAt, resumedAt time.Time
+	b := run(t, toy(-1), steps.Op{ID: "op"}, func(b *bench, tok steps.Token, attempt int) error {
+		if tok.Step == "a" && !tok.Undo {
+			return problem.New(problem.Invalid, "no")
+		}
+		switch {
+		case tok.Undo && attempt < 9:
+			return problem.New(problem.Internal, "broken")
+		case tok.Undo && attempt == 9:
+			stuckAt = b.env.Now()
+			b.env.RegisterDelayedCallback(func() { b.env.SignalWorkflow(saga.ResumeSignal, nil) }, time.Second)
+			return problem.New(problem.Internal, "broken")
+		case tok.Undo:
+			resumedAt = b.env.Now()
+		}
+		return nil
+	})
+	require.Equal(t, api.OpFailed, b.outcome.State)
+	require.Less(t, resumedAt.Sub(stuckAt), 3*time.Second, "the pause would have been 10 s")
+}

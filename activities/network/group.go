@@ -47,19 +47,19 @@ func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
 	}
 	var err error
 	if have := get[portGroup](v, pg.UUID); have == nil {
-		pg.Ports = v.members(w.SecurityGroup)
+		for _, lsp := range v.members(w.SecurityGroup) {
+			pg.Ports = append(pg.Ports, lsp.UUID)
+			out = append(out, v.present(lsp))
+		}
 		more, perr := v.put(pg)
 		out, err = append(out, more...), perr
-		for _, id := range pg.Ports {
-			out = append(out, v.present(get[logicalSwitchPort](v, id)))
-		}
 	} else {
 		more, perr := v.put(pg)
 		out, err = append(out, more...), perr
-		for _, id := range v.members(w.SecurityGroup) {
-			if !slices.Contains(have.Ports, id) {
-				out = append(out, v.present(get[logicalSwitchPort](v, id)))
-				out = append(out, v.join(pg, "ports", have.Ports, id)...)
+		for _, lsp := range v.members(w.SecurityGroup) {
+			if !slices.Contains(have.Ports, lsp.UUID) {
+				out = append(out, v.present(lsp))
+				out = append(out, v.join(pg, "ports", have.Ports, lsp.UUID)...)
 			}
 		}
 	}
@@ -67,14 +67,14 @@ func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
 }
 
 // members returns the ports that say of themselves that they are in the group.
-func (v view) members(sg string) []string {
-	var out []string
+func (v view) members(sg string) []*logicalSwitchPort {
+	var out []*logicalSwitchPort
 	all(v, func(lsp *logicalSwitchPort) {
-		if strings.Contains(lsp.ExternalIDs[keyGroups], sg) {
-			out = append(out, lsp.UUID)
+		if slices.Contains(strings.Fields(lsp.ExternalIDs[keyGroups]), sg) {
+			out = append(out, lsp)
 		}
 	})
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b *logicalSwitchPort) int { return strings.Compare(a.UUID, b.UUID) })
 	return out
 }
 

@@ -112,12 +112,18 @@ func (c *comparison) ovsPorts(n steps.NodeWorld) {
 
 func (c *comparison) network(rows []Row) {
 	seen := map[string]bool{}
-	kinds := map[string]api.Kind{"vpc": api.KindVPC, "subnet": api.KindSubnet, "port": api.KindPort, "sg": api.KindSecurityGroup}
+	kinds := map[string]api.Kind{"vpc": api.KindVPC, "subnet": api.KindSubnet, "port": api.KindPort, "security-group": api.KindSecurityGroup}
 	for _, r := range rows {
 		c.report.Checked["network row"]++
 		seen[r.ID] = true
 		if owner := c.all[r.ID]; (owner == nil || owner.ResourceKind() != kinds[r.Kind]) && !c.moving[r.ID] {
 			c.extra(sideOVN, r.Kind, r.ID, "", "", r.What+" exists")
+			continue
+		}
+		for _, d := range r.Defects {
+			if !c.moving[r.ID] {
+				c.find(api.Finding{Side: sideOVN, Kind: r.Kind, ID: r.ID, Problem: r.What + ": " + d, Fix: "nothing: update the resource, which wires it again"})
+			}
 		}
 	}
 	for id, r := range c.all {

@@ -33,9 +33,10 @@ type NetworkView interface {
 
 // Row is one thing in the network that says whose it is.
 type Row struct {
-	Kind string // vpc, subnet, port, sg
-	ID   string
-	What string // for people: "logical router vpc-..."
+	Kind    string // vpc, subnet, port, security-group
+	ID      string
+	What    string   // for people
+	Defects []string // what is wrong with it in itself
 }
 
 // ImageView tells which image files the server has, for the audit.

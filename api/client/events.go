@@ -38,10 +38,10 @@ type EventOptions struct {
 // and the caller should list again.
 func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		lastID := ""
+		var at position
 		var wait backoff
 		for {
-			more, err := c.stream(ctx, o, &lastID, func(e Event) bool {
+			more, err := c.stream(ctx, o, &at, func(e Event) bool {
 				wait = backoff{}
 				return yield(e, nil)
 			})
@@ -63,12 +63,18 @@ func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[Event, er
 	}
 }
 
+// position is how far a reader of events has come.
+type position struct {
+	lastID    string
+	connected bool // there was a connection, so that a missing server will be back
+}
+
 // stream reads events over one connection. It reports whether another connection should go on.
-func (c *Client) stream(ctx context.Context, o EventOptions, lastID *string, give func(Event) bool) (more bool, err error) {
+func (c *Client) stream(ctx context.Context, o EventOptions, at *position, give func(Event) bool) (more bool, err error) {
 	r := &request{method: http.MethodGet, path: "/v1/events", query: url.Values{}, header: http.Header{"Accept": {"text/event-stream"}}}
-	r.forever = *lastID != ""
-	if *lastID != "" {
-		r.header.Set("Last-Event-ID", *lastID)
+	r.forever = at.connected
+	if at.lastID != "" {
+		r.header.Set("Last-Event-ID", at.lastID)
 	}
 	if o.Since > 0 {
 		r.query.Set("since", strconv.FormatInt(o.Since, 10))
@@ -88,11 +94,12 @@ func (c *Client) stream(ctx context.Context, o EventOptions, lastID *string, giv
 		return false, err
 	}
 	defer resp.Body.Close()
+	at.connected = true
 	frames := newFrameReader(resp.Body)
-	frames.id = *lastID
+	frames.id = at.lastID
 	for {
 		f, err := frames.next()
-		*lastID = frames.lastID()
+		at.lastID = frames.lastID()
 		switch {
 		case errors.Is(err, errEventTooLong):
 			return false, problem.Wrap(err, problem.Internal, "the events of %s cannot be read", c.base)

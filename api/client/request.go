@@ -26,7 +26,7 @@ type request struct {
 	wait   time.Duration // how long the server was asked to hold the answer back
 	stream bool          // the answer has no known end; the caller reads and closes it
 	// source, if set, gives the raw body of one attempt; a negative size is not known.
-	source func() (body io.Reader, size int64, err error)
+	source func() (body io.ReadCloser, size int64, err error)
 	// forever makes the request be sent until ctx is done, whatever the configured patience.
 	forever bool
 }
@@ -137,7 +137,6 @@ func (c *Client) attempt(ctx context.Context, r *request, data []byte) (*http.Re
 		if body, size, err = r.source(); err != nil {
 			return nil, err
 		}
-		body = io.NopCloser(body) // the transport must not close what the next attempt rewinds
 	} else if data != nil {
 		body = bytes.NewReader(data)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -35,26 +36,25 @@ func (c *Client) Upload(ctx context.Context, file io.Reader, size int64, progres
 	}
 	var body *meter
 	r := &request{method: http.MethodPut, path: "/v1/uploads/" + url.PathEscape(id)}
-	r.source = func() (io.Reader, int64, error) {
+	r.source = func() (io.ReadCloser, int64, error) {
 		if body != nil {
 			if seeker == nil {
 				return nil, 0, problem.New(problem.Unavailable, "the connection was lost during the upload").
 					Because("what is read from a pipe cannot be sent again").Try("run it again, or upload from a file")
 			}
+			<-body.closed // the transport may read on for a moment after it has given up
 			if _, err := seeker.Seek(begin, io.SeekStart); err != nil {
 				return nil, 0, problem.Wrap(err, problem.Internal, "cannot read the file from its beginning again")
 			}
 		}
-		body = &meter{from: file, sum: sha256.New(), progress: progress}
+		body = &meter{from: file, sum: sha256.New(), progress: progress, closed: make(chan struct{})}
 		return body, size, nil
 	}
 	var out Uploaded
 	if err := c.call(ctx, r, &out); err != nil {
-		if body != nil && body.err != nil {
-			return nil, problem.Wrap(body.err, problem.Invalid, "cannot read what should be uploaded")
-		}
 		return nil, err
 	}
+	<-body.closed
 	if sum := hex.EncodeToString(body.sum.Sum(nil)); out.Size != body.sent || out.SHA256 != sum {
 		return nil, problem.New(problem.Internal, "the upload arrived damaged").
 			Because("%d bytes with SHA-256 %s were sent, %d bytes with %s arrived", body.sent, sum, out.Size, out.SHA256).Try("run it again")
@@ -72,10 +72,12 @@ type meter struct {
 	from     io.Reader
 	sum      hash.Hash
 	sent     int64
-	err      error // of from, other than its end
 	progress func(int64)
+	closed   chan struct{}
+	once     sync.Once
 }
 
+// Read implements io.Reader. An error of the file is a problem, so that it is not taken for one of the connection.
 func (m *meter) Read(b []byte) (int, error) {
 	n, err := m.from.Read(b)
 	m.sum.Write(b[:n])
@@ -84,7 +86,13 @@ func (m *meter) Read(b []byte) (int, error) {
 		m.progress(m.sent)
 	}
 	if err != nil && err != io.EOF {
-		m.err = err
+		err = problem.Wrap(err, problem.Invalid, "cannot read what should be uploaded")
 	}
 	return n, err
+}
+
+// Close implements io.Closer: nothing is read after it. The file stays open.
+func (m *meter) Close() error {
+	m.once.Do(func() { close(m.closed) })
+	return nil
 }

@@ -23,6 +23,9 @@ import (
 // last transaction of an engine that was stopped in the same process.
 const sqliteBusy = "10000"
 
+// sqliteCheckpointTimeout bounds the checkpoint of a stop; it competes with nobody by then.
+const sqliteCheckpointTimeout = 5 * time.Second
+
 // starts tells the starts in one process apart, see sqliteConfig.
 var starts atomic.Int64
 
@@ -153,6 +156,3 @@ func withSQLite(cfg *config.SQL, f func(*sql.DB) error) error {
 	db.SetMaxOpenConns(1)
 	return errors.Join(f(db), db.Close())
 }
-
-// sqliteCheckpointTimeout bounds the checkpoint of a stop; it competes with nobody by then.
-const sqliteCheckpointTimeout = 5 * time.Second

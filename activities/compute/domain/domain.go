@@ -46,8 +46,8 @@ type Host struct {
 
 func (h Host) x86() bool { return h.Arch == "x86_64" || h.Arch == "i686" }
 
-// acpi: x86 always has it, others only together with UEFI, and RISC-V not with every libvirt.
-func (h Host) acpi() bool { return h.x86() || h.EFI && !strings.HasPrefix(h.Arch, "riscv") }
+// ACPI reports whether guests have it: x86 always, others only together with UEFI, and RISC-V not with every libvirt.
+func (h Host) ACPI() bool { return h.x86() || h.EFI && !strings.HasPrefix(h.Arch, "riscv") }
 
 // configurator fills in its part of a domain.
 type configurator func(*libvirtxml.Domain, steps.VMPlan, compute.DomainFiles, Host)
@@ -133,7 +133,7 @@ const gicV2CPUs = 8
 
 func features(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, host Host) {
 	f := &libvirtxml.DomainFeatureList{}
-	if host.acpi() {
+	if host.ACPI() {
 		f.ACPI = &libvirtxml.DomainFeature{}
 	}
 	if host.x86() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
@@ -29,10 +30,11 @@ type Options struct {
 
 // Driver is libvirt. It connects when it is first used, and again whenever the connection was lost.
 type Driver struct {
-	opt    Options
-	link   *link
-	events broadcast
-	vms    locks
+	opt     Options
+	link    *link
+	events  broadcast // of any change
+	reboots broadcast // of guests that have restarted
+	vms     locks
 
 	mu    sync.Mutex
 	facts *facts          // of the current connection; nil: not yet asked
@@ -215,18 +217,16 @@ func (d *Driver) onVM(ctx context.Context, vm, what string, f func(*libvirt.Conn
 	if err != nil {
 		return overdue(ctx, what, d.opt.URI)
 	}
-	began := false
-	var mu sync.Mutex
+	const waiting, begun, givenUp = 0, 1, 2
+	var state atomic.Int32
 	err = d.link.call(ctx, what, func(c *libvirt.Connect) error {
-		mu.Lock()
-		began = true
-		mu.Unlock()
+		if !state.CompareAndSwap(waiting, begun) {
+			return ctx.Err()
+		}
 		defer leave()
 		return f(c)
 	})
-	mu.Lock()
-	defer mu.Unlock()
-	if !began { // there was no connection
+	if state.CompareAndSwap(waiting, givenUp) {
 		leave()
 	}
 	return err

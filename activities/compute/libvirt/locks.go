@@ -41,7 +41,8 @@ func (l *locks) enter(ctx context.Context, key string) (leave func(), err error)
 	}
 }
 
-// broadcast gives events to all who listen. A listener that is slow loses events, never the last: its buffer has one left.
+// broadcast gives events to all who listen. An event is dropped for a listener that has eventsKept others to read: it will
+// look again after those.
 type broadcast struct {
 	mu   sync.Mutex
 	subs map[chan compute.Event]bool

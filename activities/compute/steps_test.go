@@ -1,0 +1,83 @@
+package compute_test
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/testsuite"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+func runStep[In, Out any](t *testing.T, env *testsuite.TestActivityEnvironment, s steps.Step[In, Out], seq int, in In) (out Out, err error) {
+	t.Helper()
+	v, err := env.ExecuteActivity(s.Name, steps.Envelope[In]{Token: steps.Token{Operation: "op", Step: s.Name, Epoch: 1, Seq: seq}, In: in})
+	if err != nil {
+		return out, steps.FromActivity(s.Name, "node", err)
+	}
+	require.NoError(t, v.Get(&out))
+	return out, nil
+}
+
+func TestSteps(t *testing.T) {
+	var suite testsuite.WorkflowTestSuite
+	env := suite.NewTestActivityEnvironment()
+	fake := &compute.Fake{}
+	missing := false
+	compute.Register(env, &activities.Host{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, fake, func(p steps.VMPlan) (compute.DomainFiles, error) {
+		if missing {
+			return compute.DomainFiles{}, errors.New("no such pool")
+		}
+		return compute.DomainFiles{Disk: "/pool/" + p.Disk.Volume}, nil
+	})
+	plan := steps.VMPlan{VM: api.NewID(), Name: "web", VCPUs: 1, Memory: api.GiB}
+
+	_, err := runStep(t, env, steps.CreateDomain, 1, plan)
+	require.NoError(t, err)
+	require.Equal(t, 1, fake.Boots(plan.VM))
+
+	_, err = runStep(t, env, steps.CreateDomain, 0, plan)
+	require.Equal(t, problem.Stale, problem.KindOf(err), "an overtaken attempt must not touch the domain")
+
+	res, err := runStep(t, env, steps.StopDomain, 2, steps.StopVM{Plan: plan, Timeout: time.Second})
+	require.NoError(t, err)
+	require.Equal(t, steps.PowerResult{Before: api.PhaseRunning}, res)
+
+	_, err = runStep(t, env, steps.RebootDomain, 3, steps.StopVM{Plan: plan, Timeout: time.Second})
+	require.Equal(t, problem.Conflict, problem.KindOf(err))
+
+	_, err = runStep(t, env, steps.RemoveDomain, 4, plan)
+	require.NoError(t, err)
+	_, err = runStep(t, env, steps.RemoveDomain, 5, plan)
+	require.NoError(t, err)
+
+	res, err = runStep(t, env, steps.StopDomain, 6, steps.StopVM{Plan: plan, Timeout: time.Second})
+	require.NoError(t, err, "what is not defined is stopped")
+	require.Equal(t, api.PhaseStopped, res.Before)
+
+	res, err = runStep(t, env, steps.StartDomain, 7, plan)
+	require.NoError(t, err, "start defines a domain that is gone")
+	require.Equal(t, api.PhaseStopped, res.Before)
+	require.Equal(t, 1, fake.Boots(plan.VM))
+
+	fake.Disconnect(true)
+	_, err = runStep(t, env, steps.RemoveDomain, 8, plan)
+	require.Equal(t, problem.Unavailable, problem.KindOf(err))
+	fake.Disconnect(false)
+
+	fake.AddStranger("11111111-1111-4111-8111-111111111111", "stranger")
+	_, err = runStep(t, env, steps.RemoveDomain, 9, steps.VMPlan{VM: "11111111-1111-4111-8111-111111111111"})
+	require.Equal(t, problem.Conflict, problem.KindOf(err))
+
+	missing = true
+	_, err = runStep(t, env, steps.CreateDomain, 10, steps.VMPlan{VM: api.NewID()})
+	require.ErrorContains(t, err, "no such pool")
+}

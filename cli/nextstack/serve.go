@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/network"
+	"github.com/nextstack/nextstack/activities/state"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/accounts"
+	"github.com/nextstack/nextstack/api/admission"
+	"github.com/nextstack/nextstack/api/fleet"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/server"
+	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workers/control"
+	"github.com/nextstack/nextstack/workers/engine"
+)
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the control plane", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), c)
+		},
+	}
+	flags(cmd.Flags())
+	return cmd
+}
+
+// shutdownGrace is how long what is under way may take to end.
+const shutdownGrace = 10 * time.Second
+
+func serve(ctx context.Context, c config) error {
+	log := c.logger()
+	listeners, err := listen(c.Listen)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return problem.Wrap(err, problem.Invalid, "the data directory cannot be used").(*problem.Problem).Try("choose another with --data-dir")
+	}
+	join, err := joinToken(c.JoinTokenFile)
+	if err != nil {
+		return err
+	}
+	vault, err := store.OpenVault(filepath.Join(c.DataDir, "secret.key"))
+	if err != nil {
+		return err
+	}
+	eng, err := engine.Start(ctx, engine.Config{
+		DataDir: c.DataDir, EtcdEndpoints: c.EtcdEndpoints, TemporalAddress: c.TemporalAddress, TemporalListen: c.TemporalListen,
+		UIListen: c.UIListen, Namespace: c.Namespace, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+		defer cancel()
+		if err := eng.Stop(ending); err != nil {
+			log.Warn("the engine did not stop cleanly", "error", err)
+		}
+	}()
+	return run(ctx, c, log, listeners, eng, vault, join)
+}
+
+// run builds the control plane on a started engine and works until ctx is done.
+func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listener, eng *engine.Engine, vault *store.Vault, join string) error {
+	kv := store.NewEtcd(eng.Etcd())
+	cache := store.NewCache(kv, store.Root)
+	who := accounts.New(kv, accounts.Options{JoinToken: join})
+	adm := admission.New(kv, vault)
+	if err := adm.Bootstrap(ctx); err != nil {
+		return err
+	}
+	password, created, err := who.EnsureAdmin(ctx)
+	if err != nil {
+		return err
+	}
+	if created {
+		fmt.Printf("admin password: %s\n", password)
+	}
+	nodes := fleet.New(fleet.Options{
+		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(), Log: log,
+	})
+	ovn := network.NewOVN(c.OVNNorthbound, log)
+	images, err := storage.OpenImages(c.DataDir, c.ImageDirs)
+	if err != nil {
+		return err
+	}
+	ui := c.TemporalUI
+	if ui == "" {
+		ui = eng.UIURL()
+	}
+	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
+	worker := control.New(control.Config{
+		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Log: log,
+		Register: func(reg activities.Registry) {
+			state.New(kv, adm, control.NetworkRows(ovn), images).Register(reg, host)
+			network.Register(reg, host, ovn)
+			storage.RegisterControl(reg, host, images)
+		},
+	})
+	srv := server.New(server.Options{
+		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes,
+		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return images.Path(img.ID) }, Log: log,
+	})
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { cache.Run(ctx); return nil })
+	group.Go(func() error { return who.Run(ctx) })
+	group.Go(func() error { return worker.Run(ctx) })
+	group.Go(func() error { sweep(ctx, log, nodes); return nil })
+	for _, l := range listeners {
+		log.Info("the API listens", "address", l.Addr().String())
+		group.Go(func() error { return srv.Serve(ctx, l, shutdownGrace) })
+	}
+	return group.Wait()
+}
+
+// sweep looks after agents that fall silent.
+func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet) {
+	tick := time.NewTicker(fleet.SilentAfter / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if err := nodes.Sweep(ctx, now); err != nil && ctx.Err() == nil {
+				log.Warn("the agents cannot be looked after", "error", err)
+			}
+		}
+	}
+}
+
+func listen(addresses []string) ([]net.Listener, error) {
+	var out []net.Listener
+	for _, a := range addresses {
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			return nil, problem.New(problem.Conflict, "the API cannot listen on %s", a).Because("%v", err).Try("stop what listens there, or choose another address with --listen")
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// joinToken reads the join token, or makes one that only this user can read.
+func joinToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		token := strings.TrimSpace(string(b))
+		if len(token) < 16 {
+			return "", problem.New(problem.Invalid, "the join token in %s is too short", path).Try("write at least 16 characters there, or remove the file to have one made")
+		}
+		return token, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", problem.Wrap(err, problem.Invalid, "the join token cannot be read")
+	}
+	raw := make([]byte, 24)
+	_, _ = rand.Read(raw) // it does not fail: the runtime ends the process instead
+	token := base64.RawURLEncoding.EncodeToString(raw)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", problem.Wrap(err, problem.Invalid, "the join token cannot be written")
+	}
+	return token, problem.Wrap(os.WriteFile(path, []byte(token+"\n"), 0o600), problem.Invalid, "the join token cannot be written")
+}

@@ -56,7 +56,7 @@ type Inventory struct {
 }
 
 // Item is one thing with all its rows. What it is wired as is told by the one of VPC, Subnet, Port and SecurityGroup that
-// fits its kind, in normal form (see Normal); that one is nil if the thing's main row is missing.
+// fits its kind, in normal form (sorted, without doubles); that one is nil if the thing's main row is missing.
 type Item struct {
 	Kind    string `json:"kind"`
 	ID      string `json:"id"`

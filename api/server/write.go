@@ -53,14 +53,12 @@ type createInCluster[B any] struct {
 }
 
 type changeInProject[B any] struct {
-	InProject
-	Ref string `path:"ref" doc:"Name or ID"`
-	WriteHeaders
-	IfMatch
+	ActInProject
 	Body B
 }
 
-type actInProject struct {
+// ActInProject is what comes with a write on an item of a project.
+type ActInProject struct {
 	InProject
 	Ref string `path:"ref" doc:"Name or ID"`
 	WriteHeaders
@@ -128,7 +126,7 @@ func acting(s *Server, op huma.Operation, kind api.Kind, do func(Admission, cont
 		})
 		return
 	}
-	handle(s, op, func(ctx context.Context, in *actInProject) (*accepted, error) {
+	handle(s, op, func(ctx context.Context, in *ActInProject) (*accepted, error) {
 		return s.act(ctx, in.WriteHeaders, in.IfMatch, in.Project, kind, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
 			return do(s.o.Admission, ctx, h, o, in.Ref)
 		})

@@ -102,13 +102,21 @@ func TestEtcdListsInPagesAtOneRevision(t *testing.T) {
 	kv := store.NewEtcd(s.overNetwork)
 	store.SetPage(kv, 3)
 	ctx, p := context.Background(), freshPrefix()
-	for n := range 10 {
-		require.NoError(t, put(kv, fmt.Sprintf("%s%d", p, n), "0"))
+	all := func(value int) (tx store.Tx) {
+		for n := range 10 {
+			tx.Puts = append(tx.Puts, store.Put{Key: fmt.Sprintf("%s%d", p, n), Value: fmt.Append(nil, value)})
+		}
+		return tx
 	}
+	commit(t, kv, all(0))
 	require.NoError(t, put(kv, p[:len(p)-1]+"0", "behind the prefix"))
 
 	// One commit changes all keys at once, again and again: a list that mixed revisions would show two values.
 	stop, done := make(chan struct{}), make(chan error, 1)
+	defer func() {
+		close(stop)
+		require.NoError(t, <-done)
+	}()
 	go func() {
 		for round := 1; ; round++ {
 			select {
@@ -117,11 +125,7 @@ func TestEtcdListsInPagesAtOneRevision(t *testing.T) {
 				return
 			default:
 			}
-			var tx store.Tx
-			for n := range 10 {
-				tx.Puts = append(tx.Puts, store.Put{Key: fmt.Sprintf("%s%d", p, n), Value: fmt.Append(nil, round)})
-			}
-			if _, err := kv.Commit(ctx, tx); err != nil {
+			if _, err := kv.Commit(ctx, all(round)); err != nil {
 				done <- err
 				return
 			}
@@ -138,11 +142,12 @@ func TestEtcdListsInPagesAtOneRevision(t *testing.T) {
 			require.LessOrEqual(t, e.Revision, revision)
 		}
 	}
-	close(stop)
-	require.NoError(t, <-done)
 }
 
 func TestEtcdGoesAwayAndComesBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for etcd to stop with a watch open, which takes it seconds")
+	}
 	dir := t.TempDir()
 	address, err := freeAddress()
 	require.NoError(t, err)
@@ -150,7 +155,6 @@ func TestEtcdGoesAwayAndComesBack(t *testing.T) {
 	require.NoError(t, err)
 	client, err := dial(address)
 	require.NoError(t, err)
-	defer client.Close()
 	kv := store.NewEtcd(client)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -172,6 +176,7 @@ func TestEtcdGoesAwayAndComesBack(t *testing.T) {
 	_, stop, err = startEtcd(dir, address)
 	require.NoError(t, err)
 	defer stop()
+	defer client.Close() // or the server waits for its watch
 	// The client may still be in its pause before it connects again.
 	require.Eventually(t, func() bool { return put(kv, "/a", "2") == nil }, 20*time.Second, 50*time.Millisecond)
 	require.Equal(t, "2", string(next(t, changes).Value), "the watch goes on by itself")

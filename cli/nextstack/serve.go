@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -52,6 +53,9 @@ const shutdownGrace = 10 * time.Second
 
 func serve(ctx context.Context, c config) error {
 	log := c.logger()
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(engine.MemoryLimit)
+	}
 	listeners, err := listen(c.Listen)
 	if err != nil {
 		return err

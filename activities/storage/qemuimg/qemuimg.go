@@ -1,0 +1,151 @@
+// Package qemuimg runs qemu-img, with limits and with every format named: QEMU must never guess what an image is.
+package qemuimg
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// Limits of one run. Sound images need far less; hostile ones must not take the machine with them.
+const (
+	addressSpace = 2 * api.GiB
+	baseCPU      = 30 * time.Second
+	// cpuPerGiB is for the runs that read a whole image.
+	cpuPerGiB = 60 * time.Second
+)
+
+// Info is what qemu-img tells of an image.
+type Info struct {
+	Format      string `json:"format"`
+	VirtualSize int64  `json:"virtual-size"`
+	Backing     string `json:"backing-filename"`
+	Encrypted   bool   `json:"encrypted"`
+}
+
+// CreateOverlay makes a qcow2 image at path, size bytes large, that begins as a copy of the qcow2 image backing. Backing is
+// not opened; it must have been checked.
+func CreateOverlay(ctx context.Context, path, backing string, size int64) error {
+	_, err := run(ctx, baseCPU, nil, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, "-u", "--", path, strconv.FormatInt(size, 10))
+	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
+}
+
+// Inspect looks at an image, which is of the given format or invalid.
+func Inspect(ctx context.Context, path, format string) (Info, error) {
+	out, err := run(ctx, baseCPU, nil, "info", "--output=json", "-f", format, "--", path)
+	if err != nil {
+		return Info{}, problem.Wrap(err, problem.Invalid, "the file cannot be opened as a %s image", format)
+	}
+	var i Info
+	err = json.Unmarshal(out, &i)
+	return i, problem.Wrap(err, problem.Internal, "what qemu-img tells of an image cannot be read")
+}
+
+// Check looks for errors in the structure of a qcow2 image; one that has any is invalid. Clusters that are merely lost to
+// nobody's harm are none.
+func Check(ctx context.Context, path string, size int64) error {
+	_, err := run(ctx, cpuFor(size), nil, "check", "-q", "-f", "qcow2", "--", path)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 3 { // leaked clusters
+		return nil
+	}
+	return problem.Wrap(err, problem.Invalid, "the image is damaged")
+}
+
+// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage.
+func Convert(ctx context.Context, src, format, dst string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", "qcow2", "--", src, dst)
+	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
+}
+
+func cpuFor(size int64) time.Duration { return baseCPU + time.Duration(size/api.GiB)*cpuPerGiB }
+
+// run runs qemu-img and returns what it wrote.
+func run(ctx context.Context, cpu time.Duration, progress func(float64), args ...string) ([]byte, error) {
+	limits := []string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0", "qemu-img"}
+	cmd := exec.CommandContext(ctx, "prlimit", append(limits, args...)...)
+	cmd.WaitDelay = 5 * time.Second
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	var out, errs bytes.Buffer
+	cmd.Stderr = &errs
+	if progress == nil {
+		cmd.Stdout = &out
+	} else {
+		cmd.Stdout = &percents{report: progress}
+	}
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return out.Bytes(), nil
+	case ctx.Err() != nil:
+		return nil, problem.New(problem.Cancelled, "qemu-img %s was stopped", args[0])
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, problem.New(problem.Unavailable, "qemu-img cannot be run").Because("%s", err).Try("install the packages qemu-utils and util-linux")
+	case strings.Contains(errs.String(), "No space left on device"):
+		return nil, problem.New(problem.NoCapacity, "there is no space left").Because("%s", lastLine(errs.Bytes()))
+	default:
+		return nil, &failure{err: err, why: lastLine(errs.Bytes())}
+	}
+}
+
+// failure is an exit of qemu-img with its last words.
+type failure struct {
+	err error
+	why string
+}
+
+func (f *failure) Error() string {
+	if f.why == "" {
+		return "qemu-img: " + f.err.Error()
+	}
+	return f.why
+}
+func (f *failure) Unwrap() error { return f.err }
+
+// lastLine returns the last line that says something; usage hints and blank lines do not. It is cut to a length that fits
+// into an error.
+func lastLine(b []byte) string {
+	var last string
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		if t := strings.TrimSpace(s.Text()); t != "" && !strings.HasPrefix(t, "Try 'qemu-img") {
+			last = t
+		}
+	}
+	return last[:min(len(last), 500)]
+}
+
+// percents reads "    (12.34/100%)\r" as qemu-img -p writes it.
+type percents struct {
+	report func(float64)
+	rest   []byte
+}
+
+func (p *percents) Write(b []byte) (int, error) {
+	p.rest = append(p.rest, b...)
+	for {
+		open := bytes.IndexByte(p.rest, '(')
+		end := bytes.Index(p.rest, []byte("/100%)"))
+		if open < 0 || end < 0 {
+			break
+		}
+		if end > open {
+			if v, err := strconv.ParseFloat(string(p.rest[open+1:end]), 64); err == nil {
+				p.report(v)
+			}
+		}
+		p.rest = p.rest[end+len("/100%)"):]
+	}
+	if len(p.rest) > 1024 { // not what we think it is
+		p.rest = nil
+	}
+	return len(b), nil
+}

@@ -1,0 +1,105 @@
+// Package storage keeps the files of virtual machines: pools of volumes on the nodes, and the image store on the server
+// (package images). What a pool has to be able to do is the Pool interface; Dir is the one that is a directory, and Fake is
+// one that lives in memory.
+package storage
+
+import (
+	"context"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Pool is what a node does for the pools on it. All methods may be called again after any interruption. Errors are problems;
+// a pool that is not prepared on this node is not_found.
+type Pool interface {
+	// Prepare makes the directory a pool, by really using it, and says how much room it has. A directory that is another
+	// pool's, or holds what looks like one, is a conflict.
+	Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error)
+	// Release removes what Prepare made and all image copies. It refuses (in_use) while a volume is there, and is content
+	// with a directory that is not this pool.
+	Release(ctx context.Context, p steps.PoolOnNode) error
+	// MakeDisk makes root disk and seed of a VM, fetching the image if it is not in the pool yet. Progress may be nil.
+	MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progress func(string)) error
+	// RemoveDisk removes them, and what was half-made. It is content if they are not there.
+	RemoveDisk(ctx context.Context, plan steps.VMPlan) error
+	// EvictImage removes the copy of an image. It refuses (in_use) while a volume needs it.
+	EvictImage(ctx context.Context, c steps.CachedImage) error
+	// List tells what is in a pool; nothing if it is not prepared here.
+	List(ctx context.Context, p steps.PoolOnNode) ([]steps.FileFound, error)
+	// Remove removes a file that List told of, unless something here needs or writes it.
+	Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error
+	// Usage says how much room a pool has; what is wrong with it is in the answer.
+	Usage(ctx context.Context, p steps.PoolOnNode) api.PoolUsage
+}
+
+// Source is where a node gets what it does not have: the server.
+type Source interface {
+	// Seed returns what the cloud-init of a VM gets.
+	Seed(ctx context.Context, vm string) (api.Seed, error)
+	// OpenImage returns the stored file of an image and its length in bytes, -1 if it is not known.
+	OpenImage(ctx context.Context, image string) (io.ReadCloser, int64, error)
+}
+
+// Directories of a pool.
+const (
+	volumesDir = "volumes"
+	backingDir = "backing"
+	seedsDir   = "seeds"
+)
+
+// Kinds of files in a pool, as List calls them.
+const (
+	KindVolume  = "volume"
+	KindSeed    = "seed"
+	KindBacking = "backing"
+	KindOther   = "other" // half-made, or not ours
+)
+
+// What the names of files end with.
+const (
+	volumeExt = ".qcow2"
+	seedExt   = ".iso"
+	tempExt   = ".tmp"
+	workExt   = ".work"
+)
+
+// Locate says where MakeDisk puts the files of a VM.
+func Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	if err := checkPlan(plan); err != nil {
+		return compute.DomainFiles{}, err
+	}
+	return compute.DomainFiles{
+		Disk: filepath.Join(plan.Disk.PoolPath, volumesDir, plan.Disk.Volume+volumeExt),
+		Seed: filepath.Join(plan.Disk.PoolPath, seedsDir, plan.VM+seedExt),
+	}, nil
+}
+
+// checkPlan refuses what could lead out of a pool, or to nowhere.
+func checkPlan(plan steps.VMPlan) error {
+	var v problem.Validation
+	v.Check(api.IsUUID(plan.VM), "vm", plan.VM, "must be a UUID")
+	v.Check(api.IsUUID(plan.Disk.Volume), "disk.volume", plan.Disk.Volume, "must be a UUID")
+	v.Check(api.IsUUID(plan.Disk.Pool), "disk.pool", plan.Disk.Pool, "must be a UUID")
+	checkPath(&v, "disk.poolPath", plan.Disk.PoolPath)
+	return v.Err("plan of vm " + plan.Name)
+}
+
+func checkPool(p steps.PoolOnNode) error {
+	var v problem.Validation
+	v.Check(api.IsUUID(p.Pool), "pool", p.Pool, "must be a UUID")
+	v.Check(p.Type == api.PoolDir, "type", p.Type, "must be %q", api.PoolDir)
+	checkPath(&v, "path", p.Path)
+	return v.Err("pool")
+}
+
+func checkPath(v *problem.Validation, field, path string) {
+	v.Check(filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/" && !strings.ContainsAny(path, "\x00\n\r,"), field, path, "must be an absolute, clean directory path")
+}
+
+func isSHA256(s string) bool { return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == "" }

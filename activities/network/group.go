@@ -49,7 +49,7 @@ func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
 	if have := get[portGroup](v, pg.UUID); have == nil {
 		for _, lsp := range v.members(w.SecurityGroup) {
 			pg.Ports = append(pg.Ports, lsp.UUID)
-			out = append(out, v.present(lsp))
+			out = append(out, present(lsp))
 		}
 		more, perr := v.put(pg)
 		out, err = append(out, more...), perr
@@ -58,8 +58,8 @@ func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
 		out, err = append(out, more...), perr
 		for _, lsp := range v.members(w.SecurityGroup) {
 			if !slices.Contains(have.Ports, lsp.UUID) {
-				out = append(out, v.present(lsp))
-				out = append(out, v.join(pg, "ports", have.Ports, lsp.UUID)...)
+				out = append(out, present(lsp))
+				out = append(out, join(pg, "ports", have.Ports, lsp.UUID)...)
 			}
 		}
 	}

@@ -22,7 +22,7 @@ func (o *OVN) List(ctx context.Context) (Inventory, error) {
 		if s == nil || errors.As(err, &p) {
 			break
 		}
-		o.link.drop(s)
+		s.drop()
 		if s, err = o.link.session(ctx); err == nil {
 			err = s.sync(ctx)
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/cache"
@@ -47,8 +48,11 @@ type session struct {
 	link   *link
 	client client.Client
 	tables *cache.TableCache
-	gone   chan struct{} // closed when the connection has ended
+	gone   chan struct{} // closed when the connection has ended, or is not to be used any more
+	once   sync.Once
 }
+
+func (s *session) end() { s.once.Do(func() { close(s.gone) }) }
 
 func newLink(endpoint, database string, describe func() (model.ClientDBModel, error), log *slog.Logger) *link {
 	l := &link{endpoint: endpoint, database: database, describe: describe, log: log, turn: make(chan struct{}, 1)}
@@ -147,7 +151,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 		case <-c.DisconnectNotify():
 		case <-failed:
 		}
-		close(s.gone)
+		s.end()
 	}()
 	if err := c.Connect(ctx); err != nil {
 		close(failed)
@@ -181,13 +185,9 @@ func (s *session) follow(ctx context.Context, m model.ClientDBModel) error {
 	return err
 }
 
-// drop ends a connection that has shown itself useless, if it still is the current one.
-func (l *link) drop(s *session) {
-	<-l.turn
-	if l.current == s {
-		l.current = nil
-	}
-	l.turn <- struct{}{}
+// drop ends a connection that has shown itself useless.
+func (s *session) drop() {
+	s.end()
 	go s.client.Close() // it waits for calls that are under way
 }
 
@@ -251,7 +251,7 @@ func (s *session) transact(ctx context.Context, todo []ovsdb.Operation) ([]ovsdb
 	case err == nil:
 		return results, nil
 	case limited.Err() != nil:
-		s.link.drop(s) // a late answer must not be taken for another's
+		s.drop() // a late answer must not be taken for another's
 		if ctx.Err() != nil {
 			return nil, ended(ctx)
 		}

@@ -65,13 +65,13 @@ func (o *OVN) apply(ctx context.Context, what string, plan func(view) (ops, erro
 			}
 			return nil
 		case errors.Is(err, errLost):
-			o.link.drop(s)
+			s.drop()
 		case errors.As(err, &stale):
 			last = err
 			if try%8 == 7 { // a copy that does not come right is made anew
-				o.link.drop(s)
+				s.drop()
 			} else if err := s.sync(ctx); err != nil {
-				o.link.drop(s)
+				s.drop()
 			}
 			synced = try%8 != 7
 			pause(ctx, time.Duration(rand.Int64N(int64(time.Millisecond)<<min(try, 5))))

@@ -54,9 +54,9 @@ func (o *OVN) UnwirePorts(ctx context.Context, ids []string) error {
 		for _, id := range ids {
 			lsp := get[logicalSwitchPort](v, id)
 			if lsp == nil {
-				out = append(out, absent(&logicalSwitchPort{UUID: id, Name: id}))
+				out = append(out, absent((&logicalSwitchPort{}).table(), id))
 			} else {
-				out = append(out, v.present(lsp), leave(&logicalSwitch{}, id))
+				out = append(out, present(lsp), leave(&logicalSwitch{}, id))
 				changed[id] = nil
 				vpcs[lsp.ExternalIDs[keyVPC]] = true
 			}
@@ -97,7 +97,7 @@ func (v view) portOps(w steps.PortWiring) (ops, error) {
 		return nil, err
 	}
 	out = append(out, leave(ls, w.Port, isNot(ls.UUID)))
-	out = append(out, v.join(ls, "ports", ls.Ports, w.Port)...)
+	out = append(out, join(ls, "ports", ls.Ports, w.Port)...)
 
 	others := []ovsdb.Condition{includes("external_ids", toMap(map[string]string{keyKind: KindSecurityGroup}))}
 	for _, id := range w.SecurityGroups {
@@ -105,7 +105,7 @@ func (v view) portOps(w steps.PortWiring) (ops, error) {
 		if pg == nil {
 			return nil, noGroup(id, w.Port)
 		}
-		out = append(out, v.join(pg, "ports", pg.Ports, w.Port)...)
+		out = append(out, join(pg, "ports", pg.Ports, w.Port)...)
 		others = append(others, isNot(id))
 	}
 	out = append(out, leave(&portGroup{}, w.Port, others...))

@@ -2,10 +2,12 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -126,4 +128,22 @@ func byHand(t testing.TB, endpoint string, todo ...ovsdb.Operation) {
 	s, err := other.link.session(ctx)
 	require.NoError(t, err)
 	require.NoError(t, s.commit(ctx, todo))
+}
+
+// tcpPort returns the port that the kernel chose for the server, as its log tells it.
+func (s *server) tcpPort() (port int) {
+	s.t.Helper()
+	require.Eventually(s.t, func() bool {
+		b, err := os.ReadFile(filepath.Join(s.dir, "log"))
+		if err != nil {
+			return false
+		}
+		_, rest, found := strings.Cut(string(b), "listening on port ")
+		if !found {
+			return false
+		}
+		_, err = fmt.Sscanf(rest, "%d", &port)
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond, "ovsdb-server tells no port")
+	return port
 }

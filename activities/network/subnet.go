@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -28,7 +27,7 @@ func (o *OVN) WireSubnet(ctx context.Context, w steps.SubnetWiring) error {
 		if lr == nil {
 			return nil, noVPC(w.VPC, w.Subnet)
 		}
-		out := ops{v.present(lr)}
+		out := ops{present(lr)}
 		if get[dns](v, namesRow(w.VPC)) == nil {
 			more, err := v.vpcOps(vpcOf(lr), nil)
 			if err != nil {
@@ -52,7 +51,7 @@ func (o *OVN) UnwireSubnet(ctx context.Context, id string) error {
 func (v view) unwireSubnetOps(id string) (ops, error) {
 	var out ops
 	if ls := get[logicalSwitch](v, id); ls == nil {
-		out = append(out, absent(&logicalSwitch{UUID: id, Name: switchName(id)}))
+		out = append(out, absent(ls.table(), id))
 	} else { // the ports on it go with it, so their names must go too: no other port may come in between
 		seen, err := v.encode(ls, &ls.Ports, &ls.ExternalIDs)
 		if err != nil {
@@ -61,7 +60,7 @@ func (v view) unwireSubnetOps(id string) (ops, error) {
 		out = append(out, op{Operation: wait(ls.table(), seen, is(id))})
 		changed := portChanges{}
 		for _, lsp := range find[logicalSwitchPort](v, map[string]string{keySubnet: id}) {
-			out = append(out, v.present(lsp))
+			out = append(out, present(lsp))
 			changed[lsp.UUID] = nil
 		}
 		names, err := v.namesOps(ls.ExternalIDs[keyVPC], changed)
@@ -119,23 +118,18 @@ func (v view) subnetOps(w steps.SubnetWiring, vpc steps.VPCWiring) (ops, error) 
 		}
 		out = append(out, more...)
 	}
-	out = append(out, v.attach(ls, uplink.UUID)...)
-	out = append(out, leave(&logicalRouter{}, lrp.UUID, isNot(w.VPC)), leave(ls, uplink.UUID, isNot(ls.UUID)))
-	if lr := get[logicalRouter](v, w.VPC); lr != nil {
-		out = append(out, v.join(lr, "ports", lr.Ports, lrp.UUID)...)
-	} else { // it is being made in this transaction
-		out = append(out, mutate((&logicalRouter{}).table(), "ports", ovsdb.MutateOperationInsert, toSet(lrp.UUID), "", is(w.VPC)))
+	if have := get[logicalSwitch](v, ls.UUID); have != nil {
+		ls.Ports = have.Ports
 	}
+	out = append(out, join(ls, "ports", ls.Ports, uplink.UUID)...)
+	out = append(out, leave(&logicalRouter{}, lrp.UUID, isNot(w.VPC)), leave(ls, uplink.UUID, isNot(ls.UUID)))
+	lr := &logicalRouter{UUID: w.VPC, Name: routerName(w.VPC)} // it may be made in the same transaction
+	if have := get[logicalRouter](v, w.VPC); have != nil {
+		lr = have
+	}
+	out = append(out, join(lr, "ports", lr.Ports, lrp.UUID)...)
 	out = append(out, v.leaseOps(w.Subnet, dhcp.UUID)...)
 	return append(out, v.evict(KindSubnet, w.Subnet, ls.UUID, dhcp.UUID, lrp.UUID, uplink.UUID)...), nil
-}
-
-// attach puts a port on a switch that may itself be made in the same transaction.
-func (v view) attach(ls *logicalSwitch, port string) ops {
-	if have := get[logicalSwitch](v, ls.UUID); have != nil && slices.Contains(have.Ports, port) {
-		return ops{{Operation: wait(ls.table(), ovsdb.Row{"name": ls.Name}, is(ls.UUID), includes("ports", toSet(port)))}}
-	}
-	return ops{mutate(ls.table(), "ports", ovsdb.MutateOperationInsert, toSet(port), label(ls)+" lacks port "+port, is(ls.UUID))}
 }
 
 // leaseOps gives the ports of a subnet their DHCP options back, which the database takes from them when the row is lost.
@@ -145,7 +139,7 @@ func (v view) leaseOps(subnet, dhcp string) ops {
 		if lsp.DHCPv4 != nil && *lsp.DHCPv4 == dhcp && get[dhcpOptions](v, dhcp) != nil {
 			continue
 		}
-		out = append(out, v.present(lsp), op{ovsdb.Operation{
+		out = append(out, present(lsp), op{ovsdb.Operation{
 			Op: ovsdb.OperationUpdate, Table: lsp.table(), Where: []ovsdb.Condition{is(lsp.UUID)}, Row: ovsdb.Row{"dhcpv4_options": toSet(dhcp)},
 		}, label(lsp) + " differs in dhcpv4_options"})
 	}

@@ -30,9 +30,9 @@ func checkIPv4(v *problem.Validation, path, s string, within netip.Prefix) netip
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil || !a.Is4():
-		v.Add(path, s, "must be an IPv4 address, like 10.1.0.1")
+		v.Add(path, s, "%q must be an IPv4 address, like 10.1.0.1", s)
 	case within.IsValid() && !within.Contains(a):
-		v.Add(path, s, "must lie in %s", within)
+		v.Add(path, s, "%s must lie in %s", s, within)
 	}
 	return a
 }

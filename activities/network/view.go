@@ -199,15 +199,20 @@ func wait(table string, like ovsdb.Row, where ...ovsdb.Condition) ovsdb.Operatio
 }
 
 // present makes the transaction fail unless r is still there with the external_ids that were seen, and meets the conditions.
-func (v view) present(r row, where ...ovsdb.Condition) op {
+func present(r row, where ...ovsdb.Condition) op {
 	return op{Operation: wait(r.table(), ovsdb.Row{"external_ids": toMap(*r.ids())}, append([]ovsdb.Condition{is(r.uuid())}, where...)...)}
 }
 
-// absent makes the transaction fail if the row is there after all, under the name that we give it.
-func absent(r row) op {
-	w := wait(r.table(), ovsdb.Row{"name": r.name()}, is(r.uuid()))
-	w.Until = string(ovsdb.WaitConditionNotEqual)
-	return op{Operation: w}
+// exists makes the transaction fail unless the row is there and meets the conditions, whatever else it is.
+func exists(table, uuid string, where ...ovsdb.Condition) op {
+	return op{Operation: wait(table, ovsdb.Row{"_uuid": ovsdb.UUID{GoUUID: uuid}}, append([]ovsdb.Condition{is(uuid)}, where...)...)}
+}
+
+// absent makes the transaction fail if the row is there after all.
+func absent(table, uuid string) op {
+	o := exists(table, uuid)
+	o.Until = string(ovsdb.WaitConditionNotEqual)
+	return o
 }
 
 func mutate(table, column string, mutator ovsdb.Mutator, value any, note string, where ...ovsdb.Condition) op {
@@ -218,11 +223,11 @@ func mutate(table, column string, mutator ovsdb.Mutator, value any, note string,
 }
 
 // join makes member be in the set column of r. Seen is that column as we know it.
-func (v view) join(r row, column string, seen []string, member string) ops {
+func join(r row, column string, seen []string, member string) ops {
 	if slices.Contains(seen, member) {
-		return ops{v.present(r, includes(column, toSet(member)))}
+		return ops{exists(r.table(), r.uuid(), includes(column, toSet(member)))}
 	}
-	return ops{v.present(r), mutate(r.table(), column, ovsdb.MutateOperationInsert, toSet(member), label(r)+" lacks one of its "+column, is(r.uuid()))}
+	return ops{exists(r.table(), r.uuid()), mutate(r.table(), column, ovsdb.MutateOperationInsert, toSet(member), label(r)+" lacks one of its "+column, is(r.uuid()))}
 }
 
 // leave takes member out of the ports of every row that meets the conditions. The server looks for them, not we.

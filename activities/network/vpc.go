@@ -80,7 +80,7 @@ func (v view) namesOps(vpc string, changed portChanges) (ops, error) {
 	if table == nil {
 		out, err := v.vpcOps(w, changed)
 		for _, ls := range find[logicalSwitch](v, map[string]string{keyKind: KindSubnet, keyVPC: vpc}) {
-			out = append(out, v.join(ls, "dns_records", ls.DNSRecords, namesRow(vpc))...)
+			out = append(out, join(ls, "dns_records", ls.DNSRecords, namesRow(vpc))...)
 		}
 		return out, err
 	}
@@ -101,9 +101,9 @@ func (v view) namesOps(vpc string, changed portChanges) (ops, error) {
 			}
 		}
 	}
-	out := ops{v.present(lr), v.present(table)}
+	out := ops{present(lr), present(table)}
 	if len(before) > 0 {
-		out = append(out, v.present(table, includes("records", toMap(before))))
+		out = append(out, present(table, includes("records", toMap(before))))
 	}
 	gone := map[string]string{}
 	for name, old := range before {
@@ -118,7 +118,7 @@ func (v view) namesOps(vpc string, changed portChanges) (ops, error) {
 		out = append(out, mutate(table.table(), "records", ovsdb.MutateOperationInsert, toMap(set), "", is(table.UUID)))
 	}
 	if len(after) > 0 { // inserting does not replace: a name that somebody else has just set shows here
-		out = append(out, v.present(table, includes("records", toMap(after))))
+		out = append(out, present(table, includes("records", toMap(after))))
 	}
 	return out, nil
 }

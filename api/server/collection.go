@@ -275,13 +275,6 @@ func wrong(path string, value any, message string) error {
 	return v.Err("the request")
 }
 
-func clip(s string) string {
-	if len(s) > 100 {
-		return s[:100] + "..."
-	}
-	return s
-}
-
 func sorted(s []string) []string {
 	s = slices.Clone(s)
 	slices.Sort(s)

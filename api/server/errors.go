@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -28,6 +29,7 @@ func (d *problemDocument) ContentType(string) string { return problemType }
 
 // The framework knows one way to make errors, and it is global. Nobody else uses it: the framework lives in this room alone.
 func init() {
+	huma.ValidateStrictCasing = true
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		return frameworkError(status, msg, errs)
 	}
@@ -45,7 +47,7 @@ func frameworkError(status int, msg string, errs []error) *problemDocument {
 	for _, err := range errs {
 		var p *problem.Problem
 		if errors.As(err, &p) {
-			return &problemDocument{*p.Document()}
+			return &problemDocument{*short(p.Document())}
 		}
 	}
 	var p *problem.Problem
@@ -109,6 +111,29 @@ func showable(path string, value any) bool {
 	default:
 		return false
 	}
+}
+
+// short cuts what a request made long: an error message should not be as large as the mistake.
+func short(d *problem.Document) *problem.Document {
+	d.Detail, d.Why = clip(d.Detail), clip(d.Why)
+	d.Errors = slices.Clone(d.Errors)
+	for i := range d.Errors {
+		f := &d.Errors[i]
+		f.Path, f.Message = clip(f.Path), clip(f.Message)
+		if text, ok := f.Value.(string); ok {
+			f.Value = clip(text)
+		}
+	}
+	return d
+}
+
+// clip cuts a text that is far longer than anything written for people.
+func clip(s string) string {
+	const most = 600
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // writeProblem writes err as the answer to a request that never reached the framework.

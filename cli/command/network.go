@@ -64,7 +64,7 @@ var groups = &noun[*api.SecurityGroup]{
 	more: []column[*api.SecurityGroup]{
 		col("REASON", func(g *api.SecurityGroup) cell { return text(g.Status.Reason) }),
 		col("ALLOWS", func(g *api.SecurityGroup) cell {
-			return text(strings.Join(each(g.Spec.Rules, api.Rule.String), "\n"))
+			return text(strings.Join(mapped(g.Spec.Rules, api.Rule.String), "\n"))
 		}),
 	},
 }

@@ -170,7 +170,7 @@ func ageCol[T api.Resource]() column[T] {
 }
 
 // refCol shows the name of the resource that a T refers to, and its ID to programs.
-func refCol[T api.Resource](title string, kind api.Kind, of func(T) string) column[T] {
+func refCol[T any](title string, kind api.Kind, of func(T) string) column[T] {
 	return column[T]{title, func(ctx context.Context, a *app, t T) cell {
 		id := of(t)
 		if a.output != formatTable {
@@ -181,7 +181,7 @@ func refCol[T api.Resource](title string, kind api.Kind, of func(T) string) colu
 }
 
 // refsCol is refCol for several.
-func refsCol[T api.Resource](title string, kind api.Kind, of func(T) []string) column[T] {
+func refsCol[T any](title string, kind api.Kind, of func(T) []string) column[T] {
 	return column[T]{title, func(ctx context.Context, a *app, t T) cell {
 		ids := of(t)
 		if a.output != formatTable {

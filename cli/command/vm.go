@@ -30,10 +30,10 @@ var vms = &noun[*api.VM]{
 		refCol("POOL", api.KindPool, func(v *api.VM) string { return v.Spec.Pool }),
 		col("HOSTNAME", func(v *api.VM) cell { return text(v.Spec.Hostname) }),
 		refsCol("SUBNETS", api.KindSubnet, func(v *api.VM) []string {
-			return each(v.Spec.NICs, func(n api.NIC) string { return n.Subnet })
+			return mapped(v.Spec.NICs, func(n api.NIC) string { return n.Subnet })
 		}),
 		col("PORTS", func(v *api.VM) cell {
-			return words(each(v.Spec.NICs, func(n api.NIC) string { return n.Port }))
+			return words(mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port }))
 		}),
 		col("VOLUMES", func(v *api.VM) cell { return words(v.Status.Volumes) }),
 		col("SSH KEYS", func(v *api.VM) cell { return number(len(v.Spec.SSHKeys)) }),
@@ -47,7 +47,7 @@ var vms = &noun[*api.VM]{
 	},
 }
 
-func each[T, U any](in []T, f func(T) U) []U {
+func mapped[T, U any](in []T, f func(T) U) []U {
 	out := make([]U, len(in))
 	for i, t := range in {
 		out[i] = f(t)

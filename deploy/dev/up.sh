@@ -168,7 +168,7 @@ vm_address() {
   gnext vm get hello -o json |
     jq -r '[.status.addresses[]? | if type == "object" then (.ip // .address) else . end | sub("/.*"; "")][0] // ""'
 }
-probe_port() { gnext port get probe -o json | jq -er '[.id, .status.mac, (.status.address | sub("/.*"; ""))] | join(" ")'; }
+probe_port() { gnext port get probe -o json | jq -er '[.id, .spec.mac, (.spec.address | sub("/.*"; ""))] | join(" ")'; }
 
 answers() {
   local id mac ip vm

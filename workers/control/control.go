@@ -130,23 +130,23 @@ func engineError(err error, id, what string) error {
 // start begins the workflow of op. Doing it twice is harmless: the operation's ID is the workflow's.
 func (c *Control) start(ctx context.Context, op *api.Operation, epoch int64, from *steps.Recovery) error {
 	if c.definitions[op.Kind] == nil {
-		return problem.New(problem.Internal, "no workflow for operations of kind %q", op.Kind)
+		return noWorkflow(op.Kind)
 	}
 	reuse := enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
 	if from != nil {
 		reuse = enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
-	}
-	in := steps.Op{ID: op.ID, Kind: op.Kind, Epoch: epoch, Target: op.Target, Recover: from}
-	if op.Plan != nil {
-		in.Input, in.Before = op.Plan.Input, op.Plan.Before
 	}
 	_, err := c.Temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
 		ID: op.ID, TaskQueue: steps.ControlQueue, WorkflowTaskTimeout: workflowTaskTimeout,
 		WorkflowIDReusePolicy: reuse, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 		EnableEagerStart: true,
 		StaticSummary:    summary(op),
-	}, op.Kind, in)
+	}, op.Kind, steps.OpOf(op, epoch, from))
 	return err
+}
+
+func noWorkflow(kind string) error {
+	return problem.New(problem.Internal, "no workflow for operations of kind %q", kind)
 }
 
 // summary is what the Temporal UI shows of an operation in its list.
@@ -168,19 +168,4 @@ func (c *Control) lost(ctx context.Context, op *api.Operation) (bool, error) {
 		return false, err
 	}
 	return d.GetWorkflowExecutionInfo().GetStatus() != enumspb.WORKFLOW_EXECUTION_STATUS_RUNNING, nil
-}
-
-// recovery reads from op's journal how far its lost workflow had come.
-func (c *Control) recovery(op *api.Operation) *steps.Recovery {
-	r := &steps.Recovery{Checkpoint: op.Checkpoint}
-	for i, s := range op.Steps {
-		if s.State != api.StepPending {
-			r.Started = i + 1
-		}
-	}
-	r.Committed = c.definitions[op.Kind] != nil && c.definitions[op.Kind].Committed(r.Started)
-	if op.State == api.OpUndoing {
-		r.Error = op.Error
-	}
-	return r
 }

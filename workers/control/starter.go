@@ -10,6 +10,7 @@ import (
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workflows/saga"
 )
 
 // starter sees to it that every accepted operation has a workflow. It is the only one who starts workflows: the server
@@ -166,7 +167,11 @@ func (s *starter) act(ctx context.Context, op *api.Operation, e store.Entry) err
 		return s.c.start(ctx, op, e.Created, nil)
 	}
 	s.c.Log.Warn("the workflow of an operation was lost; taking it up from its journal", "operation", op.ID, "kind", op.Kind)
-	return s.c.start(ctx, op, e.Created, s.c.recovery(op))
+	d := s.c.definitions[op.Kind]
+	if d == nil {
+		return noWorkflow(op.Kind)
+	}
+	return s.c.start(ctx, op, e.Created, saga.RecoveryOf(d, op, e.Created))
 }
 
 func (s *starter) attempts(id string) int {

@@ -121,9 +121,10 @@ func (r *runner[S]) recover(from *steps.Recovery) error {
 	if err := json.Unmarshal(from.Checkpoint, &r.state); err != nil && len(from.Checkpoint) > 0 {
 		return r.backward(problem.New(problem.Internal, "the checkpoint cannot be read").Because("%s", err))
 	}
-	r.run.seq = from.Started * 1000 // newer than anything the lost workflow can have sent
+	r.run.seq = from.Seq
 	r.started = from.Started
 	if from.Committed {
+		r.commit, r.run.ctx = true, r.steady
 		if err := r.forward(max(0, from.Started-1)); err != nil {
 			return r.backward(err)
 		}
@@ -173,16 +174,16 @@ func (r *runner[S]) do(i int, step Step[S]) error {
 		}
 		p := problem.From(err)
 		r.journal.Steps[i].Error = p
-		if c := r.cancelled(); c != nil {
-			r.journal.Steps[i].State = api.StepFailed
-			return c
-		}
+		cancelled := r.cancelled()
 		gone := errors.Is(err, steps.ErrNeverStarted)
 		giveUp := !problem.TraitsOf(p.Kind).Retry || gone || attempt >= DefaultRetry.Attempts
-		if !r.commit && giveUp {
+		if cancelled != nil || giveUp && !r.commit {
 			r.journal.Steps[i].State = api.StepFailed
 			if gone && attempt == 1 {
 				r.started = i // no worker ever took it
+			}
+			if cancelled != nil {
+				return cancelled
 			}
 			return err
 		}
@@ -319,6 +320,23 @@ func (r *runner[S]) insist(name string, call func(*Run) error) {
 		}
 		r.pause(r.steady, attempt)
 	}
+}
+
+// RecoveryOf reads from op's journal how far its lost workflow had come. Op must be as it is in the store now; epoch is the
+// revision at which it was accepted.
+func RecoveryOf(d Definition, op *api.Operation, epoch int64) *steps.Recovery {
+	// Every attempt was journalled before it was made, so the store has moved at least as often as there were attempts.
+	r := &steps.Recovery{Checkpoint: op.Checkpoint, Seq: int(op.Revision - epoch)}
+	for i, s := range op.Steps {
+		if s.State != api.StepPending {
+			r.Started = i + 1
+		}
+	}
+	r.Committed = d.Committed(r.Started)
+	if op.State == api.OpUndoing {
+		r.Error = op.Error
+	}
+	return r
 }
 
 // Definition is a table with its type parameter hidden, so that tables can stand in one list.

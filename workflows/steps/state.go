@@ -19,9 +19,20 @@ type Op struct {
 	Recover *Recovery       `json:"recover,omitempty"` // set when the first workflow of this operation was lost
 }
 
+// OpOf returns what the workflow of an accepted operation is started with; from is nil unless an earlier workflow of it was
+// lost.
+func OpOf(op *api.Operation, epoch int64, from *Recovery) Op {
+	in := Op{ID: op.ID, Kind: op.Kind, Epoch: epoch, Target: op.Target, Recover: from}
+	if op.Plan != nil {
+		in.Input, in.Before = op.Plan.Input, op.Plan.Before
+	}
+	return in
+}
+
 // Recovery is how far a lost workflow had come, as its journal in the store tells.
 type Recovery struct {
-	Started    int              `json:"started"` // how many steps may have run
+	Started    int              `json:"started"`       // how many steps may have run
+	Seq        int              `json:"seq,omitempty"` // no attempt that was ever made has a higher one
 	Committed  bool             `json:"committed"`
 	Checkpoint json.RawMessage  `json:"checkpoint"`
 	Error      *problem.Problem `json:"error"`

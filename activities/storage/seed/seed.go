@@ -39,7 +39,7 @@ func Write(path, work string, s api.Seed, macs []string) (err error) {
 			return err
 		}
 	}
-	if err := fs.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: Label}); err != nil {
+	if err := fs.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: fmt.Sprintf("%-32s", Label)}); err != nil {
 		return err
 	}
 	return f.Sync()
@@ -92,20 +92,16 @@ func networkConfig(macs []string) string {
 	return b.String()
 }
 
-var plain = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+/=@._ -]*$`)
-
 // scalar writes s as a YAML string: as it is where that can mean nothing else, for the sake of readers simpler than YAML.
 func scalar(s string) string {
-	if plain.MatchString(s) && !strings.HasSuffix(s, " ") && strings.ContainsAny(s, " -") && !strings.Contains(s, " #") {
-		return s
-	}
-	if hostname.MatchString(s) && !keyword[strings.ToLower(s)] {
+	if key.MatchString(s) || hostname.MatchString(s) && !keyword[s] {
 		return s
 	}
 	return quoted(s)
 }
 
 var (
+	key      = regexp.MustCompile(`^(ssh|ecdsa|sk)-[A-Za-z0-9+/=@._ -]*[A-Za-z0-9=]$`)
 	hostname = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 	keyword  = map[string]bool{"true": true, "false": true, "yes": true, "no": true, "on": true, "off": true, "null": true, "y": true, "n": true}
 )

@@ -1,0 +1,257 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Dir keeps volumes as qcow2 files in directories. Below the directory of a pool there are
+//
+//	.nextstack-pool       which pool it is
+//	volumes/ID.qcow2      root disks, children of
+//	backing/SHA256        copies of images, read-only
+//	seeds/VM.iso          cloud-init seeds
+//
+// Files that are being made are called NAME.tmp until they are whole. Nothing but these names is ever touched.
+type Dir struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	fetches map[string]*fetch // by path
+}
+
+var _ Pool = (*Dir)(nil)
+
+// NewDir returns the driver of directory pools.
+func NewDir(log *slog.Logger) *Dir {
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Dir{log: log, fetches: map[string]*fetch{}}
+}
+
+const markerName = ".nextstack-pool"
+
+type marker struct {
+	Pool string `json:"pool"`
+	Type string `json:"type"`
+}
+
+// Prepare implements Pool.
+func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, error) {
+	if err := checkPool(p); err != nil {
+		return api.PoolUsage{}, err
+	}
+	// The hypervisor may run as somebody else: it must be able to pass through, but nobody needs to list.
+	if err := os.MkdirAll(p.Path, 0o711); err != nil {
+		return api.PoolUsage{}, unusable(p.Path, err)
+	}
+	root, err := openRoot(p.Path)
+	if err != nil {
+		return api.PoolUsage{}, err
+	}
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	if err := claim(root, p); err != nil {
+		return api.PoolUsage{}, err
+	}
+	for _, name := range []string{volumesDir, backingDir, seedsDir} {
+		if err := ensureDir(root, name); err != nil {
+			return api.PoolUsage{}, unusable(p.Path, err)
+		}
+	}
+	if err := tryOut(root); err != nil {
+		return api.PoolUsage{}, unusable(p.Path, err)
+	}
+	u := usage(p.Pool, p.Path)
+	if u.Error != "" {
+		return u, problem.New(problem.Unavailable, "pool directory %s cannot be measured", p.Path).Because("%s", u.Error)
+	}
+	return u, nil
+}
+
+func unusable(path string, err error) error {
+	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", path)
+}
+
+// openRoot opens a directory such that nothing below it can lead out of it again.
+func openRoot(path string) (*os.Root, error) {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, problem.New(problem.NotFound, "there is no pool in %s on this node", path)
+	case err != nil:
+		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be read", path)
+	case info.Mode()&fs.ModeSymlink != 0:
+		return nil, problem.New(problem.Invalid, "%s cannot be a pool", path).Because("it is a symbolic link").Try("give the directory that it points to")
+	case !info.IsDir():
+		return nil, problem.New(problem.Invalid, "%s cannot be a pool", path).Because("it is not a directory")
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be opened", path)
+	}
+	return root, nil
+}
+
+// claim writes the marker, unless the directory belongs to somebody else.
+func claim(root *os.Root, p steps.PoolOnNode) error {
+	m, err := readMarker(root)
+	switch {
+	case err == nil && m.Pool == p.Pool:
+		return nil
+	case err == nil:
+		return problem.New(problem.Conflict, "%s is pool %s already", p.Path, m.Pool).Try("choose another directory")
+	case !errors.Is(err, fs.ErrNotExist):
+		return problem.Wrap(err, problem.Conflict, "the marker of %s cannot be read", p.Path)
+	}
+	for _, name := range []string{volumesDir, backingDir, seedsDir} {
+		if entries, err := fs.ReadDir(root.FS(), name); err == nil && len(entries) > 0 {
+			return problem.New(problem.Conflict, "%s cannot be a pool", p.Path).Because("%s in it is not empty, and was not made by NextStack", name).Try("choose another directory")
+		}
+	}
+	b, err := json.Marshal(marker{Pool: p.Pool, Type: p.Type})
+	if err == nil {
+		err = writeFile(root, markerName, b)
+	}
+	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", p.Path)
+}
+
+func readMarker(root *os.Root) (m marker, err error) {
+	b, err := root.ReadFile(markerName)
+	if err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(b, &m)
+}
+
+// writeFile writes a small file such that it is whole or not there, also after a power cut.
+func writeFile(root *os.Root, name string, b []byte) error {
+	tmp := name + tempExt
+	f, err := root.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = root.Rename(tmp, name)
+	}
+	if err != nil {
+		return errors.Join(err, root.Remove(tmp))
+	}
+	return syncDir(root, ".")
+}
+
+func syncDir(root *os.Root, name string) error {
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func ensureDir(root *os.Root, name string) error {
+	if err := root.Mkdir(name, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	info, err := root.Lstat(name)
+	if err == nil && !info.IsDir() {
+		err = errors.New(name + " in it is not a directory")
+	}
+	return err
+}
+
+// tryOut does to the directory what will be done to it later: a read-only or full file system shows now.
+func tryOut(root *os.Root) error {
+	const probe = volumesDir + "/.probe"
+	if err := writeFile(root, probe, make([]byte, 4096)); err != nil {
+		return err
+	}
+	return root.Remove(probe)
+}
+
+// open returns the prepared pool, after a look at its marker: a file system that is not mounted must not be mistaken for an
+// empty pool.
+func (d *Dir) open(pool, path string) (*os.Root, error) {
+	if err := checkPool(steps.PoolOnNode{Pool: pool, Type: api.PoolDir, Path: path}); err != nil {
+		return nil, err
+	}
+	root, err := openRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := readMarker(root)
+	switch {
+	case err == nil && m.Pool == pool:
+		return root, nil
+	case err == nil:
+		err = problem.New(problem.Conflict, "%s is pool %s, not %s", path, m.Pool, pool)
+	case errors.Is(err, fs.ErrNotExist):
+		err = problem.New(problem.NotFound, "%s is not a pool on this node", path).Because("its marker %s is missing", markerName).Try("see that its file system is mounted, or add the pool again")
+	default:
+		err = problem.Wrap(err, problem.Unavailable, "the marker of %s cannot be read", path)
+	}
+	return nil, errors.Join(err, root.Close())
+}
+
+// Release implements Pool.
+func (d *Dir) Release(_ context.Context, p steps.PoolOnNode) error {
+	root, err := d.open(p.Pool, p.Path)
+	if problem.Is(err, problem.NotFound) || problem.Is(err, problem.Conflict) {
+		return nil // not ours, or not any more
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	volumes, err := fs.ReadDir(root.FS(), volumesDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return problem.Wrap(err, problem.Unavailable, "pool %s cannot be read", p.Path)
+	}
+	if len(volumes) > 0 {
+		return problem.New(problem.InUse, "pool %s is not empty", p.Path).Because("%s has %d files, the first is %s", volumesDir, len(volumes), volumes[0].Name()).
+			Try("delete the VMs in it, or run an audit with repair if nobody owns them")
+	}
+	// The marker goes last, so that an interrupted release can be done again.
+	for _, name := range []string{volumesDir, backingDir, seedsDir, markerName} {
+		if err := root.RemoveAll(name); err != nil {
+			return problem.Wrap(err, problem.Internal, "%s of pool %s cannot be removed", name, p.Path)
+		}
+	}
+	return nil
+}
+
+// Usage implements Pool.
+func (d *Dir) Usage(_ context.Context, p steps.PoolOnNode) api.PoolUsage {
+	root, err := d.open(p.Pool, p.Path)
+	if err != nil {
+		return api.PoolUsage{Pool: p.Pool, Error: err.Error()}
+	}
+	root.Close() //nolint:errcheck // a directory that was only read
+	return usage(p.Pool, p.Path)
+}
+
+func usage(pool, path string) api.PoolUsage {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return api.PoolUsage{Pool: pool, Error: err.Error()}
+	}
+	return api.PoolUsage{Pool: pool, Capacity: int64(st.Blocks) * st.Bsize, Free: int64(st.Bavail) * st.Bsize}
+}
+
+// inPool returns the absolute path of a file of the pool, for programs that take nothing else.
+func inPool(path string, elem ...string) string {
+	return filepath.Join(append([]string{path}, elem...)...)
+}

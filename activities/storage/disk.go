@@ -1,0 +1,169 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
+	"github.com/nextstack/nextstack/activities/storage/qemuimg"
+	"github.com/nextstack/nextstack/activities/storage/seed"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// MakeDisk implements Pool.
+func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progress func(string)) error {
+	if err := checkPlan(plan); err != nil {
+		return err
+	}
+	root, err := d.open(plan.Disk.Pool, plan.Disk.PoolPath)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	backing, err := d.image(ctx, root, plan, src, progress)
+	if err != nil {
+		return full(err, plan.Disk.PoolPath, plan.Disk.ImageSize)
+	}
+	if err := overlay(ctx, root, plan, backing); err != nil {
+		return full(err, plan.Disk.PoolPath, api.MiB)
+	}
+	return full(writeSeed(ctx, root, plan, src), plan.Disk.PoolPath, api.MiB)
+}
+
+// full makes "no space left on device" a problem with numbers.
+func full(err error, path string, need int64) error {
+	if err == nil || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !problem.Is(err, problem.NoCapacity) {
+		return err
+	}
+	u := usage("", path)
+	return problem.New(problem.NoCapacity, "pool %s is full: %d of %d bytes are free, about %d are needed", path, u.Free, u.Capacity, need).
+		Try("delete VMs or images, or use another pool")
+}
+
+// overlay makes the root disk as a child of backing, unless it is there.
+func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing string) error {
+	name := volumesDir + "/" + plan.Disk.Volume + volumeExt
+	if h, err := header(root, name); err == nil {
+		// It was made by an earlier attempt, whole: it has its name only since then.
+		if h.BackingFile != backing || h.VirtualSize != plan.Disk.Size {
+			return problem.New(problem.Conflict, "volume %s exists and is another one", plan.Disk.Volume).
+				Because("it has %d bytes and backing file %q", h.VirtualSize, h.BackingFile)
+		}
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return problem.Wrap(err, problem.Conflict, "volume %s exists and cannot be read", plan.Disk.Volume)
+	}
+	h, err := header(root, strings.TrimPrefix(backing, plan.Disk.PoolPath+"/"))
+	if err != nil {
+		return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be read", plan.Disk.Image)
+	}
+	if err := h.Standalone(); err != nil {
+		return err
+	}
+	if plan.Disk.Size < h.VirtualSize {
+		return problem.New(problem.Invalid, "a root disk of %d bytes is too small for image %s", plan.Disk.Size, plan.Disk.Image).
+			Because("the image has %d bytes", h.VirtualSize).Try("ask for a root disk of at least that size")
+	}
+	tmp := name + tempExt
+	if err := removeFile(root, tmp); err != nil {
+		return err
+	}
+	if err := qemuimg.CreateOverlay(ctx, inPool(plan.Disk.PoolPath, tmp), backing, plan.Disk.Size); err != nil {
+		return errors.Join(err, removeFile(root, tmp))
+	}
+	return finish(root, tmp, name, volumesDir)
+}
+
+// finish makes a whole file durable under its name.
+func finish(root *os.Root, tmp, name, dir string) error {
+	f, err := root.OpenFile(tmp, os.O_RDWR, 0)
+	if err == nil {
+		err = errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+	}
+	if err == nil {
+		err = root.Rename(tmp, name)
+	}
+	if err == nil {
+		err = syncDir(root, dir)
+	}
+	return problem.Wrap(err, problem.Internal, "file %s cannot be finished", name)
+}
+
+// header reads the header of a qcow2 file in the pool. A link is not followed.
+func header(root *os.Root, name string) (*qcow2.Header, error) {
+	info, err := root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", name)
+	}
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // was only read
+	return qcow2.Read(f, info.Size())
+}
+
+// writeSeed makes the seed. It is made anew each time: it is small, and what it says may have been cut off.
+func writeSeed(ctx context.Context, root *os.Root, plan steps.VMPlan, src Source) error {
+	s, err := src.Seed(ctx, plan.VM)
+	if err != nil {
+		return problem.Wrap(err, problem.Unavailable, "the seed of vm %s cannot be fetched", plan.Name)
+	}
+	name := seedsDir + "/" + plan.VM + seedExt
+	tmp, work := name+tempExt, seedsDir+"/"+plan.VM+workExt
+	if err := errors.Join(removeFile(root, tmp), root.RemoveAll(work)); err != nil {
+		return problem.Wrap(err, problem.Internal, "what is left of an earlier seed cannot be removed")
+	}
+	var macs []string
+	for _, n := range plan.NICs {
+		macs = append(macs, n.MAC)
+	}
+	if err := seed.Write(inPool(plan.Disk.PoolPath, tmp), inPool(plan.Disk.PoolPath, work), s, macs); err != nil {
+		return problem.Wrap(errors.Join(err, removeFile(root, tmp)), problem.Internal, "the seed of vm %s cannot be written", plan.Name)
+	}
+	return finish(root, tmp, name, seedsDir)
+}
+
+// removeFile removes a file; none is fine.
+func removeFile(root *os.Root, name string) error {
+	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return problem.Wrap(err, problem.Internal, "file %s cannot be removed", name)
+	}
+	return nil
+}
+
+// RemoveDisk implements Pool.
+func (d *Dir) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
+	if err := checkPlan(plan); err != nil {
+		return err
+	}
+	root, err := d.open(plan.Disk.Pool, plan.Disk.PoolPath)
+	if err != nil {
+		// A directory that is gone altogether has no disk either. One whose marker is missing may be a file system that is
+		// not mounted: the disk is still there, and the remove must wait.
+		if _, serr := os.Lstat(plan.Disk.PoolPath); errors.Is(serr, fs.ErrNotExist) {
+			return nil
+		}
+		if problem.Is(err, problem.NotFound) {
+			p := problem.From(err)
+			return problem.New(problem.Unavailable, "%s", p.What).Because("%s", p.Why).Try("%s", p.Fix)
+		}
+		return err
+	}
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	volume, iso := volumesDir+"/"+plan.Disk.Volume+volumeExt, seedsDir+"/"+plan.VM+seedExt
+	err = errors.Join(removeFile(root, volume), removeFile(root, volume+tempExt), removeFile(root, iso), removeFile(root, iso+tempExt),
+		root.RemoveAll(seedsDir+"/"+plan.VM+workExt))
+	return problem.Wrap(err, problem.Internal, "the disk of vm %s cannot be removed", plan.Name)
+}

@@ -1,0 +1,238 @@
+package storage
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// fetch is one download, shared by all who need the image.
+type fetch struct {
+	done   chan struct{}
+	err    error // valid once done is closed
+	bytes  atomic.Int64
+	total  int64
+	users  int // under Dir.mu
+	cancel context.CancelFunc
+}
+
+// image returns the path of the image's copy in the pool, fetching it if need be.
+func (d *Dir) image(ctx context.Context, root *os.Root, plan steps.VMPlan, src Source, progress func(string)) (string, error) {
+	p := plan.Disk
+	if !isSHA256(p.ImageSHA256) {
+		return "", problem.New(problem.Invalid, "the checksum of image %s is %q", p.Image, p.ImageSHA256)
+	}
+	name := backingDir + "/" + p.ImageSHA256
+	path := inPool(p.PoolPath, name)
+	for {
+		if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() && (p.ImageSize <= 0 || info.Size() == p.ImageSize) {
+			return path, nil // it has its name only since its checksum was right
+		}
+		f := d.join(path, p.ImageSize, func(ctx context.Context, f *fetch) error { return download(ctx, p, src, f) })
+		err := d.wait(ctx, path, f, progress)
+		if problem.Is(err, problem.Cancelled) && ctx.Err() == nil {
+			continue // those who began it gave it up just when we came
+		}
+		if err != nil {
+			return "", err
+		}
+		if _, err := root.Lstat(name); err != nil {
+			return "", problem.Wrap(err, problem.Unavailable, "the copy of image %s is gone again", p.Image)
+		}
+		return path, nil
+	}
+}
+
+// join returns the download under way to path, or begins it.
+func (d *Dir) join(path string, total int64, run func(context.Context, *fetch) error) *fetch {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.fetches[path]
+	if f == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		f = &fetch{done: make(chan struct{}), total: total, cancel: cancel}
+		d.fetches[path] = f
+		go func() {
+			err := run(ctx, f)
+			d.mu.Lock()
+			delete(d.fetches, path)
+			f.err = err
+			d.mu.Unlock()
+			cancel()
+			close(f.done)
+		}()
+	}
+	f.users++
+	return f
+}
+
+// wait waits for the download's end. The last one who loses interest ends it.
+func (d *Dir) wait(ctx context.Context, path string, f *fetch, progress func(string)) error {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-f.done:
+			return f.err
+		case <-t.C:
+			if progress != nil {
+				progress(fmt.Sprintf("fetching the image: %d of %d bytes", f.bytes.Load(), f.total))
+			}
+		case <-ctx.Done():
+			d.mu.Lock()
+			f.users--
+			if f.users == 0 {
+				f.cancel()
+			}
+			d.mu.Unlock()
+			return problem.New(problem.Cancelled, "fetching image file %s was cancelled", path)
+		}
+	}
+}
+
+// download makes the image's copy. Agents that share a directory, as on a network file system, take turns.
+func download(ctx context.Context, p steps.DiskPlan, src Source, f *fetch) error {
+	root, err := openRoot(p.PoolPath)
+	if err != nil {
+		return err
+	}
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	name := backingDir + "/" + p.ImageSHA256
+	tmp := name + tempExt
+	out, err := lockedTemp(ctx, root, tmp)
+	if err != nil {
+		return err
+	}
+	defer out.Close() //nolint:errcheck // synced below where it counts; ends the lock
+	if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() && (p.ImageSize <= 0 || info.Size() == p.ImageSize) {
+		return removeFile(root, tmp) // somebody else was faster
+	}
+	if err := receive(ctx, out, p, src, f); err != nil {
+		return errors.Join(err, removeFile(root, tmp))
+	}
+	err = out.Sync()
+	if err == nil {
+		err = root.Rename(tmp, name)
+	}
+	if err == nil {
+		err = syncDir(root, backingDir)
+	}
+	return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be finished", p.Image)
+}
+
+// lockedTemp opens the file empty, once nobody else writes it.
+func lockedTemp(ctx context.Context, root *os.Root, name string) (*os.File, error) {
+	t := time.NewTicker(100 * time.Millisecond)
+	defer t.Stop()
+	for {
+		f, err := root.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
+		if err != nil {
+			return nil, problem.Wrap(err, problem.Internal, "file %s cannot be made", name)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			if same(root, name, f) {
+				return f, problem.Wrap(f.Truncate(0), problem.Internal, "file %s cannot be emptied", name)
+			}
+			err = unix.EWOULDBLOCK // its owner has just renamed or removed it: begin anew
+		}
+		f.Close() //nolint:errcheck // nothing was written
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, problem.Wrap(err, problem.Internal, "file %s cannot be locked", name)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil, problem.New(problem.Cancelled, "waiting for file %s was cancelled", name)
+		}
+	}
+}
+
+// same reports whether f still has its name.
+func same(root *os.Root, name string, f *os.File) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := root.Lstat(name)
+	return err == nil && os.SameFile(a, b)
+}
+
+// busy reports whether somebody writes the file, here or in another process.
+func busy(root *os.Root, name string) bool {
+	f, err := root.Open(name)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer f.Close() //nolint:errcheck // was only read; ends the lock
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
+}
+
+func receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f *fetch) error {
+	in, length, err := src.OpenImage(ctx, p.Image)
+	if err != nil {
+		return problem.Wrap(err, problem.Unavailable, "image %s cannot be fetched", p.Image)
+	}
+	defer in.Close() //nolint:errcheck // was only read
+	if p.ImageSize > 0 && length >= 0 && length != p.ImageSize {
+		return problem.New(problem.Conflict, "image %s has %d bytes on the server, expected were %d", p.Image, length, p.ImageSize)
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(out.Fd()), &st) == nil && p.ImageSize > int64(st.Bavail)*st.Bsize {
+		return unix.ENOSPC // better before the pool is full than after
+	}
+	limit := p.ImageSize
+	if limit <= 0 {
+		limit = api.MaxDisk
+	}
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(out, sum, counter{&f.bytes}), io.LimitReader(reader{ctx, in}, limit+1))
+	switch {
+	case ctx.Err() != nil:
+		return problem.New(problem.Cancelled, "fetching image %s was cancelled", p.Image)
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return err
+	case err != nil:
+		return problem.Wrap(err, problem.Unavailable, "image %s broke off after %d bytes", p.Image, n)
+	case p.ImageSize > 0 && n != p.ImageSize:
+		return problem.New(problem.Unavailable, "image %s broke off: %d bytes came, expected were %d", p.Image, n, p.ImageSize)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != p.ImageSHA256 {
+		return problem.New(problem.Unavailable, "image %s came damaged", p.Image).Because("its checksum is %s, expected was %s", got, p.ImageSHA256)
+	}
+	return nil
+}
+
+// counter counts what is written to it.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// reader stops when its context does.
+type reader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r reader) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(b)
+}

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# bench.sh — what `make bench` calls: brings the sandbox up if it is not, measures it, and runs the Go benchmarks.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+deploy/dev/up.sh
+# shellcheck disable=SC1091
+. .dev/env
+go run ./test/bench -root "$PWD"
+printf '\nGo benchmarks (ns/op and what each reports):\n'
+go test -run '^$' -bench . -benchtime 2s ./api/server ./api/store ./workflows/placement | grep -E '^(Benchmark|ok|FAIL)'

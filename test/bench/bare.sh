@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# bare.sh — what one would write by hand: the calls that make a VM of the same XML, on the same image, on the same switch.
+#   bare.sh prepare VM PORT SUBNET POOL SHA256   take a running VM as the model
+#   bare.sh create|remove I ; bare.sh burst|unburst N
+# Runs inside the node. Prints the nanoseconds that the work itself took.
+set -euo pipefail
+D=/run/nextstack-bench
+pool() { cat "$D/pool"; }
+timed() { local t=$EPOCHREALTIME e; "$@" >&2; e=$EPOCHREALTIME; echo $((((${e/./} - ${t/./})) * 1000)); }
+
+prepare() {
+  mkdir -p "$D"
+  virsh dumpxml --inactive "$1" > "$D/model.xml"
+  echo "$1" > "$D/vm"; echo "$2" > "$D/port"; echo "$3" > "$D/subnet"; echo "$4" > "$D/pool"; echo "$5" > "$D/sha"
+  mkdir -p "$(pool)/../bench"
+  D2=$(readlink -f "$(pool)/../bench"); echo "$D2" > "$D/dir"
+  grep -o "<source file='[^']*'" "$D/model.xml" | sed "s/.*file='//;s/'//" > "$D/files"
+  local dhcp; dhcp=$(ovn-nbctl --bare --columns=dhcpv4_options find logical_switch_port name="$2"); echo "$dhcp" > "$D/dhcp"
+  ovn-nbctl --bare --columns=name find port_group | head -n 1 > "$D/group" || true
+}
+
+create() {
+  local i=$1 dir uuid port mac ip disk seed
+  dir=$(<"$D/dir"); disk=$dir/$i.qcow2; seed=$dir/$i.iso
+  uuid=$(cat /proc/sys/kernel/random/uuid); port=$(cat /proc/sys/kernel/random/uuid)
+  mac=$(printf '02:be:00:00:%02x:%02x' $((i / 256)) $((i % 256))); ip=10.1.0.$((200 + i % 50))
+  echo "$uuid $port" > "$dir/$i.ids"
+  qemu-img create -q -f qcow2 -F qcow2 -b "$(pool)/backing/$(<"$D/sha")" "$disk" 1G
+  mkdir -p "$dir/$i.seed"
+  printf 'instance-id: %s\nlocal-hostname: bare-%s\n' "$uuid" "$i" > "$dir/$i.seed/meta-data"; : > "$dir/$i.seed/user-data"
+  genisoimage -quiet -o "$seed" -V cidata -J -r "$dir/$i.seed" 2>/dev/null
+  ovn-nbctl lsp-add "subnet-$(<"$D/subnet")" "$port" -- lsp-set-addresses "$port" "$mac $ip" -- lsp-set-port-security "$port" "$mac $ip" -- lsp-set-dhcpv4-options "$port" "$(<"$D/dhcp")"
+  sed -e "s#$(<"$D/vm")#$uuid#g" -e "s#$(<"$D/port")#$port#g" -e "s#<mac address='[^']*'#<mac address='$mac'#" \
+    -e "s#<target dev='tap[^']*'#<target dev='bare$i'#" \
+    -e "s#<source file='$(sed -n 1p "$D/files")'#<source file='$disk'#" -e "s#<source file='$(sed -n 2p "$D/files")'#<source file='$seed'#" \
+    "$D/model.xml" > "$dir/$i.xml"
+  virsh -q define "$dir/$i.xml"
+  virsh -q start "$uuid"
+}
+
+remove() {
+  local i=$1 dir uuid port; dir=$(<"$D/dir")
+  read -r uuid port < "$dir/$i.ids"
+  virsh -q destroy "$uuid"; virsh -q undefine --nvram "$uuid"
+  ovn-nbctl --if-exists lsp-del "$port"
+  rm -rf "$dir/$i".*
+}
+
+all() { local f=$1 n=$2 i; for ((i = 0; i < n; i++)); do "$f" "$i" & done; wait; }
+
+case $1 in
+prepare) shift; prepare "$@" >&2; echo 0 ;;
+create | remove) timed "$1" "$2" ;;
+burst) timed all create "$2" ;;
+unburst) timed all remove "$2" ;;
+esac

@@ -1,0 +1,75 @@
+// Command bench measures a running sandbox (`make up`) against bare scripts that do the same with the same tools, taking
+// turns in one run: figures of one machine at one time can be compared, others cannot. It prints the tables of
+// docs/benchmarks.md.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/nextstack/nextstack/api/client"
+)
+
+type bench struct {
+	ctx     context.Context
+	c       *client.Client
+	root    string // of the repository
+	node    string
+	n       int
+	burst   int
+	flight  int
+	ops     int
+	address string // of Temporal
+}
+
+func main() {
+	b := &bench{ctx: context.Background()}
+	flag.StringVar(&b.root, "root", ".", "root of the repository")
+	flag.StringVar(&b.node, "node", "node1", "node of the sandbox")
+	flag.IntVar(&b.n, "n", 20, "VMs created one by one")
+	flag.IntVar(&b.burst, "burst", 10, "VMs created at once")
+	flag.IntVar(&b.flight, "flight", 50, "operations in flight")
+	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
+	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
+	flag.Parse()
+	if err := b.run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (b *bench) run() (err error) {
+	b.c, err = client.New(client.Config{Host: os.Getenv("GNEXT_HOST"), Token: os.Getenv("GNEXT_TOKEN"), Timeout: 90 * time.Second})
+	if err != nil {
+		return err
+	}
+	for _, part := range []func() error{b.idle, b.vms, b.bursts, b.noops, b.throughput, b.events} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sample is a set of durations.
+type sample []time.Duration
+
+func (s sample) quantile(q float64) time.Duration {
+	if len(s) == 0 {
+		return 0
+	}
+	t := slices.Clone(s)
+	slices.Sort(t)
+	return t[min(len(t)-1, int(q*float64(len(t))))]
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.0f ms", float64(d.Microseconds())/1000) }
+
+func row(what string, ours, theirs sample, goal string) {
+	fmt.Printf("| %s | %s / %s | %s / %s | %.2f | %s |\n", what, ms(ours.quantile(.5)), ms(ours.quantile(.95)),
+		ms(theirs.quantile(.5)), ms(theirs.quantile(.95)), float64(ours.quantile(.5))/float64(theirs.quantile(.5)), goal)
+}

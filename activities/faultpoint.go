@@ -12,9 +12,11 @@ import (
 )
 
 // FaultPoints returns a Hook for crash tests, in builds with the tag "faultpoints" only. With NEXTSTACK_FAULTPOINTS set to a
-// directory, a process that comes to the boundary of a step for which a file KIND.STEP.before, KIND.STEP.after (or
-// .undo-before, .undo-after) exists there removes the file, writes one with the ending .reached, and stands still until that
-// is gone: so a test can kill whichever process it wants at exactly that moment.
+// directory, a process that comes to the boundary of a step stands still there if it is armed: if a file exists in the
+// directory that is called KIND.STEP.AT.OPERATION (for one operation, by its ID) or KIND.STEP.AT (for whichever comes first),
+// where AT is before, after, undo-before or undo-after. The file is renamed to end in .reached, and the process goes on when
+// that is removed: so a test can kill whichever process it wants at exactly that moment. Should the step's time run out
+// first, the ending becomes .expired.
 func FaultPoints() Hook {
 	dir := os.Getenv("NEXTSTACK_FAULTPOINTS")
 	if dir == "" {
@@ -42,16 +44,26 @@ func (d faultPoints) stop(ctx context.Context, t steps.Token, at string) {
 		at = "undo-" + at
 	}
 	armed := filepath.Join(string(d), t.Kind+"."+t.Step+"."+at)
-	reached := armed + ".reached"
-	if os.Rename(armed, reached) != nil {
-		return // not armed, or somebody else took it
-	}
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for ctx.Err() == nil {
-		if _, err := os.Stat(reached); err != nil {
+	for _, file := range []string{armed + "." + t.Operation, armed} {
+		if os.Rename(file, file+".reached") == nil { // else it is not armed, or somebody else took it
+			hold(ctx, file)
 			return
 		}
-		<-poll.C
+	}
+}
+
+func hold(ctx context.Context, file string) {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if _, err := os.Stat(file + ".reached"); err != nil {
+			return
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			_ = os.Rename(file+".reached", file+".expired") // it may have been released just now
+			return
+		}
 	}
 }

@@ -215,7 +215,8 @@ type AgentJoined struct {
 type AgentReport struct {
 	Inventory Inventory       `json:"inventory"`
 	VMs       []VMObservation `json:"vms"`
-	Sent      time.Time       `json:"sent"`
+	Sent      time.Time       `json:"sent" doc:"When the node was looked at"`
+	Error     string          `json:"error,omitempty" doc:"Why the node cannot run VMs now; the rest is then what was known at the time sent"`
 }
 
 // VMObservation is one domain as libvirt has it now.

@@ -13,24 +13,18 @@ import (
 
 // List implements Driver.
 func (o *OVN) List(ctx context.Context) (Inventory, error) {
-	s, err := o.link.session(ctx)
-	if err == nil {
-		err = s.sync(ctx)
-	}
-	for retry := 0; err != nil && retry < 3; retry++ { // a connection that was lost unnoticed shows here
-		var p *problem.Problem
-		if s == nil || errors.As(err, &p) {
-			break
+	for try := 1; ; try++ {
+		s, err := o.link.session(ctx)
+		if err == nil {
+			if err = s.sync(ctx); err == nil {
+				return view{s.tables}.inventory()
+			}
+			s.drop() // a connection that was lost unnoticed shows here
 		}
-		s.drop()
-		if s, err = o.link.session(ctx); err == nil {
-			err = s.sync(ctx)
+		if try == 3 || !errors.Is(err, errLost) {
+			return Inventory{}, problem.Wrap(err, problem.Unavailable, "cannot list the network")
 		}
 	}
-	if err != nil {
-		return Inventory{}, problem.Wrap(err, problem.Unavailable, "cannot list the network")
-	}
-	return view{s.tables}.inventory()
 }
 
 func (v view) inventory() (Inventory, error) {

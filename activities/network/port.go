@@ -5,8 +5,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/nextstack/nextstack/workflows/steps"
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
+
+	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // WirePorts implements Driver.
@@ -117,13 +118,9 @@ func portRow(w steps.PortWiring, vpc string) *logicalSwitchPort {
 	ids[keyVPC], ids[keySubnet], ids[keyVM], ids[keyHostname] = vpc, w.Subnet, w.VM, w.Hostname
 	ids[keyGroups] = strings.Join(w.SecurityGroups, " ")
 	dhcp, address := dhcpRow(w.Subnet), w.MAC+" "+w.Address
-	lsp := &logicalSwitchPort{
+	return &logicalSwitchPort{ // the guest has its hostname from its seed: DHCP need not tell it
 		UUID: w.Port, Name: w.Port, Addresses: []string{address}, PortSecurity: []string{address}, DHCPv4: &dhcp, ExternalIDs: ids,
 	}
-	if w.Hostname != "" {
-		lsp.Options = map[string]string{"hostname": w.Hostname}
-	}
-	return lsp
 }
 
 // portOf returns the wiring of a port as its row tells it.

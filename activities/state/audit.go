@@ -89,6 +89,7 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		func() (err error) { b.pools, err = load[api.Pool](ctx, s, b); return },
 		func() (err error) { b.agents, err = load[api.Agent](ctx, s, b); return },
 		func() (err error) { b.projects, err = load[api.Project](ctx, s, b); return },
+		func() (err error) { _, err = load[api.User](ctx, s, b); return }, // for their names
 		func() (err error) { b.claims, _, err = s.kv.List(ctx, store.ClaimsRoot); return },
 		func() (err error) { b.secrets, _, err = s.kv.List(ctx, store.SecretKey("")); return },
 	} {

@@ -135,6 +135,8 @@ func (d *Dir) EvictImage(_ context.Context, c steps.CachedImage) error {
 
 // evict removes an image's copy that no volume is a child of.
 func (d *Dir) evict(root *os.Root, pool, sha string) error {
+	d.children.Lock()
+	defer d.children.Unlock()
 	entries, err := fs.ReadDir(root.FS(), volumesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return problem.Wrap(err, problem.Unavailable, "the volumes of pool %s cannot be listed", pool)

@@ -30,6 +30,10 @@ type Dir struct {
 
 	mu      sync.Mutex
 	fetches map[string]*fetch // by path
+
+	// children is held for reading while a volume becomes the child of an image's copy, and for writing while a copy that has
+	// no child goes.
+	children sync.RWMutex
 }
 
 var _ Pool = (*Dir)(nil)

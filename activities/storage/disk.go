@@ -32,7 +32,10 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	if err != nil {
 		return full(err, plan.Disk.PoolPath, plan.Disk.ImageSize)
 	}
-	if err := overlay(ctx, root, plan, backing); err != nil {
+	d.children.RLock()
+	err = overlay(ctx, root, plan, backing)
+	d.children.RUnlock()
+	if err != nil {
 		return full(err, plan.Disk.PoolPath, api.MiB)
 	}
 	return full(writeSeed(ctx, root, plan, src), plan.Disk.PoolPath, api.MiB)

@@ -52,6 +52,11 @@ func New(kv store.KV, seal Sealer) *Admission {
 // keySpace makes operation IDs out of idempotency keys.
 var keySpace = uuid.MustParse("5a6f1c1e-8f0e-4c57-9d3c-6e6578747374")
 
+// OperationID returns the ID of the operation that a request of this user under this idempotency key becomes.
+func OperationID(project, user, key string) string {
+	return uuid.NewSHA1(keySpace, []byte(project+"\x00"+user+"\x00"+key)).String()
+}
+
 // acceptance is one attempt to accept one request.
 type acceptance struct {
 	*store.Draft
@@ -76,7 +81,7 @@ func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind s
 	}
 	id, hash := api.NewID(), ""
 	if o.IdempotencyKey != "" {
-		id = uuid.NewSHA1(keySpace, []byte(o.Project+"\x00"+h.Who().Name+"\x00"+o.IdempotencyKey)).String()
+		id = OperationID(o.Project, h.Who().Name, o.IdempotencyKey)
 		sum := sha256.Sum256(append([]byte(kind+"\x00"), body...))
 		hash = hex.EncodeToString(sum[:])
 	}
@@ -94,14 +99,22 @@ func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind s
 			Kind: kind, State: api.OpAccepted, Requester: h.Who().Name, Request: body, RequestHash: hash, Plan: &api.OperationPlan{},
 			RetryOf: o.retryOf,
 		}
-		if err := build(acc); err != nil {
+		err := build(acc)
+		if err == nil {
+			acc.Create(acc.op)
+			acc.op.Revision, err = acc.Commit(ctx, a.kv)
+			op = acc.op
+		}
+		if err == nil || hash == "" {
 			return err
 		}
-		acc.Create(acc.op)
-		rev, err := acc.Commit(ctx, a.kv)
-		acc.op.Revision = rev
-		op = acc.op
-		return err
+		// The same request, sent a second time at the same moment, may be what was in the way of this one.
+		known, again := a.known(ctx, h, id, hash, o.IdempotencyKey)
+		if known == nil && again == nil {
+			return err
+		}
+		op = known
+		return again
 	})
 	if err != nil {
 		return nil, err

@@ -21,11 +21,10 @@ type Uploaded struct {
 	SHA256 string `json:"sha256"`
 }
 
-// Upload sends a file to the server's disk under a new ID, which api.ImageCreate.Upload then names. A size below 0 is not
+// Upload sends a file to the server's disk under a new ID, which is what api.ImageCreate.Upload names then. A size below 0 is not
 // known. After a lost connection the file is sent again from its beginning, if it is an io.Seeker. Progress, unless nil, is
 // told how many bytes are gone. What arrived is compared with what was read.
 func (c *Client) Upload(ctx context.Context, file io.Reader, size int64, progress func(sent int64)) (*Uploaded, error) {
-	id := api.NewID()
 	seeker, _ := file.(io.Seeker)
 	var begin int64
 	if seeker != nil {
@@ -35,7 +34,7 @@ func (c *Client) Upload(ctx context.Context, file io.Reader, size int64, progres
 		}
 	}
 	var body *meter
-	r := &request{method: http.MethodPut, path: "/v1/uploads/" + url.PathEscape(id)}
+	r := &request{method: http.MethodPut}
 	r.source = func() (io.ReadCloser, int64, error) {
 		if body != nil {
 			if seeker == nil {
@@ -47,6 +46,8 @@ func (c *Client) Upload(ctx context.Context, file io.Reader, size int64, progres
 				return nil, 0, problem.Wrap(err, problem.Internal, "cannot read the file from its beginning again")
 			}
 		}
+		// A new ID for every attempt: the server may not have noticed yet that the one before is dead.
+		r.path = "/v1/uploads/" + api.NewID()
 		body = &meter{from: file, sum: sha256.New(), progress: progress, closed: make(chan struct{})}
 		return body, size, nil
 	}

@@ -131,11 +131,11 @@ func (f *Fleet) Sweep(ctx context.Context, now time.Time) error {
 	}
 	var first error
 	for _, a := range agents {
-		if a.Status.Phase == api.PhaseUnavailable || now.Sub(a.Status.Observed) < SilentAfter {
+		reason := "has not reported since " + a.Status.Observed.UTC().Format(time.RFC3339)
+		if a.Status.Reason == reason || now.Sub(a.Status.Observed) < SilentAfter {
 			continue
 		}
-		a.Status.Phase = api.PhaseUnavailable
-		a.Status.Reason = "has not reported since " + a.Status.Observed.UTC().Format(time.RFC3339)
+		a.Status.Phase, a.Status.Reason = api.PhaseUnavailable, reason
 		d := store.NewDraft(f.self)
 		d.Update(a)
 		revision, err := d.Commit(ctx, f.KV)

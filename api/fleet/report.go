@@ -15,6 +15,7 @@ import (
 const (
 	maxObservations = 10_000
 	maxPoolsOnNode  = 256
+	maxError        = 16 << 10
 )
 
 // refreshAfter is how old a VM's Observed may get while nothing changes. Writing it with every report would make as many
@@ -50,6 +51,9 @@ func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.A
 	if err := f.observePools(ctx, agent); err != nil {
 		f.Log.Warn("pools not updated from report", "agent", agent, "error", err)
 	}
+	if r.Error != "" {
+		return orders(pools), nil // the node could not be looked at: its VMs are as they were last seen
+	}
 	if err := f.observeVMs(ctx, agent, &r); err != nil {
 		f.Log.Warn("VMs not updated from report", "agent", agent, "error", err)
 	}
@@ -78,6 +82,7 @@ func validateReport(r *api.AgentReport) error {
 	var v problem.Validation
 	v.Check(len(r.VMs) <= maxObservations, "vms", len(r.VMs), "at most %d", maxObservations)
 	v.Check(len(r.Inventory.Pools) <= maxPoolsOnNode, "inventory.pools", len(r.Inventory.Pools), "at most %d", maxPoolsOnNode)
+	v.Check(len(r.Error) <= maxError, "error", len(r.Error), "at most %d bytes", maxError)
 	v.Check(!r.Sent.IsZero(), "sent", nil, "is missing")
 	v.Check(r.Inventory.Cores >= 0 && r.Inventory.Memory >= 0, "inventory", nil, "cores and memory must not be negative")
 	return v.Err("agent report")
@@ -95,6 +100,9 @@ func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentRepo
 			return err
 		}
 		a.Status = api.AgentStatus{Phase: api.PhaseReady, Observed: now, Inventory: r.Inventory, Claimed: claimed}
+		if r.Error != "" {
+			a.Status.Phase, a.Status.Reason = api.PhaseUnavailable, r.Error
+		}
 		d := store.NewDraft(f.self)
 		d.Update(a)
 		revision, err = d.Commit(ctx, f.KV)

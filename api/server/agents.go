@@ -88,7 +88,7 @@ func (s *Server) imageContent(ctx context.Context, in *imageContentInput) (*huma
 	}
 	f, err := os.Open(s.o.ImageFile(image))
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Unavailable, "the file of image %s cannot be read", image.Name)
+		return nil, hidden(err, problem.Unavailable, "look into the server's log", "the file of image %s cannot be read", image.Name)
 	}
 	return &huma.StreamResponse{Body: func(c huma.Context) {
 		defer f.Close()

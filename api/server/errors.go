@@ -37,6 +37,9 @@ func init() {
 		if ctx != nil {
 			if info := infoOf(ctx.Context()); info != nil && len(errs) > 0 {
 				info.cause = errors.Join(errs...)
+				if p := problem.From(errs[0]); p.Unwrap() != nil {
+					info.cause = p.Unwrap()
+				}
 			}
 		}
 		return frameworkError(status, msg, errs)
@@ -111,6 +114,13 @@ func showable(path string, value any) bool {
 	default:
 		return false
 	}
+}
+
+// hidden makes a problem of err whose cause is logged and not shown: it has paths of the server in it.
+func hidden(err error, kind problem.Kind, fix, format string, args ...any) error {
+	p := problem.From(problem.Wrap(err, kind, format, args...)).Try("%s", fix)
+	p.Why = ""
+	return p
 }
 
 // short cuts what a request made long: an error message should not be as large as the mistake.

@@ -20,8 +20,8 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// heartbeat is how often a silent stream is written to, so that both ends and all between notice when it is dead.
-const heartbeat = 15 * time.Second
+// heartbeatEvery is how often a stream is written to, so that both ends and all between notice when it is dead.
+const heartbeatEvery = 15 * time.Second
 
 // Event is what became of one resource.
 type Event struct {
@@ -92,6 +92,9 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 	}
 	// The stream outlives this handler, but not the request.
 	ctx, cancel := context.WithCancel(ctx)
+	if since == 0 {
+		since = s.o.Cache.Revision()
+	}
 	sub, first, err := s.subscribe(ctx, since)
 	if err != nil {
 		cancel()
@@ -103,7 +106,7 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("X-Accel-Buffering", "no")
 		w.WriteHeader(http.StatusOK)
-		s.stream(ctx, w, sub, first, f)
+		s.stream(ctx, w, stream{sub: sub, first: first, filter: f, at: since})
 	}}, nil
 }
 
@@ -130,7 +133,7 @@ func eventsQuestion(in *eventsInput) (filter, int64, error) {
 // subscribe follows the changes after since, and makes sure that they can be told before the stream begins.
 func (s *Server) subscribe(ctx context.Context, since int64) (*store.Subscription, []store.Change, error) {
 	sub := s.o.Cache.Subscribe(ctx, since)
-	if since == 0 || since >= s.o.Cache.Revision() {
+	if since >= s.o.Cache.Revision() {
 		return sub, nil, s.reached(ctx, since)
 	}
 	// Something has changed since, so either it comes at once, or the reason why it cannot. (The store's revision also
@@ -171,10 +174,18 @@ func goneProblem(cause error) error {
 	return p
 }
 
+// stream is one client's stream of events.
+type stream struct {
+	filter
+	sub   *store.Subscription
+	first []store.Change // read from sub already
+	at    int64          // the revision up to which all is told
+}
+
 // stream writes events until the client goes, the server ends, or the changes can no longer be told.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, sub *store.Subscription, first []store.Change, f filter) {
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st stream) {
 	control := http.NewResponseController(w)
-	beat := time.NewTicker(heartbeat)
+	beat := time.NewTicker(s.heartbeat)
 	defer beat.Stop()
 	write := func(text string) bool {
 		_ = control.SetWriteDeadline(time.Now().Add(idle)) // not every writer has one
@@ -183,25 +194,34 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, sub *store.S
 		}
 		return control.Flush() == nil
 	}
-	// The first line lets the client know at once that it is connected.
-	if !write(": connected\n\n" + s.render(first, f)) {
+	tell := func(batch []store.Change) bool {
+		if len(batch) == 0 {
+			return true
+		}
+		st.at = batch[len(batch)-1].Revision
+		text := s.render(batch, st.filter)
+		return text == "" || write(text)
+	}
+	// The first lines let the client know at once that it is connected, and where: so a stream that breaks off before its
+	// first event can go on, too. Heartbeats move that place along while nothing comes that the filter lets through.
+	if !write(fmt.Sprintf(": connected\nid: %d\n\n", st.at)) || !tell(st.first) {
 		return
 	}
 	for {
 		select {
-		case batch, ok := <-sub.Changes():
+		case batch, ok := <-st.sub.Changes():
 			if !ok {
-				if err := sub.Err(); err != nil {
+				if err := st.sub.Err(); err != nil {
 					data, _ := json.Marshal(problem.From(goneProblem(err)).Document())
 					write(fmt.Sprintf("event: problem\ndata: %s\n\n", data))
 				}
 				return
 			}
-			if text := s.render(batch, f); text != "" && !write(text) {
+			if !tell(batch) {
 				return
 			}
 		case <-beat.C:
-			if !write(": heartbeat\n\n") {
+			if !write(fmt.Sprintf(": heartbeat\nid: %d\n\n", st.at)) {
 				return
 			}
 		case <-s.ending:

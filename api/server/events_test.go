@@ -172,6 +172,33 @@ func TestEventsResume(t *testing.T) {
 	}
 }
 
+// While nothing comes that is wanted, the place to resume from moves along all the same.
+func TestHeartbeats(t *testing.T) {
+	k := newKit(t)
+	k.server.heartbeat = 10 * time.Millisecond
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, k.http.URL+"/v1/events?kinds=vpcs", nil)
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer "+k.admin)
+	res, err := k.http.Client().Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	until := func(line string) {
+		for lines.Scan() {
+			if lines.Text() == line {
+				return
+			}
+		}
+		t.Fatal("the stream ended before " + line)
+	}
+	until(": connected")
+	until(fmt.Sprintf("id: %d", k.cache.Revision()))
+	until(": heartbeat")
+	var op api.Operation
+	k.call(k.admin, http.MethodPost, "/v1/noop", nil, 202, &op)
+	until(fmt.Sprintf("id: %d", op.Revision))
+}
+
 func TestEventsThatAreForgotten(t *testing.T) {
 	k := newKit(t)
 	var first page[api.VM]

@@ -135,17 +135,41 @@ func (s *Server) await(ctx context.Context, op *api.Operation, wait time.Duratio
 	if wait <= 0 || op.State.Ended() {
 		return op, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	// What happened between the acceptance and here is behind the operation's revision, so nothing is missed.
+	since := op.Revision
+	for {
+		var err error
+		if op, err = s.watch(waiting, op, since); err != nil || op.State.Ended() {
+			return op, err
+		}
+		select {
+		case <-s.ending:
+			return op, nil
+		default:
+		}
+		// The time is over, or the store could not tell what came after since. What is written now is the best answer, and
+		// where to go on from.
+		now, revision, err := s.reread(op)
+		if err != nil || now.State.Ended() || waiting.Err() != nil {
+			return now, err
+		}
+		op, since = now, revision
+	}
+}
+
+// watch returns the operation as it was last seen when it ended, the watch or the server did, or ctx was done.
+func (s *Server) watch(ctx context.Context, op *api.Operation, since int64) (*api.Operation, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	key := store.Key(api.KindOperation, "", op.ID)
-	// What happened between the acceptance and here is behind op.Revision, so nothing is missed.
-	changes := s.o.KV.Watch(ctx, key, op.Revision)
+	changes := s.o.KV.Watch(ctx, key, since)
 	for {
 		select {
 		case c, ok := <-changes:
 			if !ok {
-				// The time is over, or the store cannot tell: what is written now is the best answer.
-				return s.reread(op)
+				return op, nil
 			}
 			if c.Key != key || c.Deleted {
 				continue
@@ -164,18 +188,19 @@ func (s *Server) await(ctx context.Context, op *api.Operation, wait time.Duratio
 	}
 }
 
-// reread returns the operation as it is now; if that cannot be found out, as it was.
-func (s *Server) reread(op *api.Operation) (*api.Operation, error) {
+// reread returns the operation as it is now, and the revision of the store that this is. If it is gone, it is what it was.
+func (s *Server) reread(op *api.Operation) (*api.Operation, int64, error) {
+	// Not the request's context: its time may be over, and the answer is still wanted.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	e, err := s.o.KV.Get(ctx, store.Key(api.KindOperation, "", op.ID))
-	if err != nil {
-		return op, nil
+	entries, revision, err := s.o.KV.List(ctx, store.Key(api.KindOperation, "", op.ID))
+	if err != nil || len(entries) == 0 {
+		return op, revision, err
 	}
 	var now api.Operation
-	if err := store.Decode(e, &now); err != nil {
-		return nil, err
+	if err := store.Decode(entries[0], &now); err != nil {
+		return nil, 0, err
 	}
 	s.told(now.Revision)
-	return &now, nil
+	return &now, revision, nil
 }

@@ -36,6 +36,8 @@ type Server struct {
 	// later reads show.
 	seen atomic.Int64
 
+	heartbeat time.Duration // of event streams
+
 	ending   chan struct{} // closed when the server shuts down, so that streams and waits end
 	endOnce  sync.Once
 	document []byte
@@ -53,7 +55,7 @@ func New(o Options) *Server {
 		o.PageKey = make([]byte, 32)
 		_, _ = rand.Read(o.PageKey) // it does not fail: the runtime ends the process instead
 	}
-	s := &Server{o: o, log: o.Log, pages: pageSigner(o.PageKey), ending: make(chan struct{})}
+	s := &Server{o: o, log: o.Log, pages: pageSigner(o.PageKey), ending: make(chan struct{}), heartbeat: heartbeatEvery}
 	s.uploads = uploads{dir: o.Dir, limit: o.MaxUpload, busy: map[string]bool{}}
 
 	r := chi.NewRouter()

@@ -178,7 +178,7 @@ func diskProblem(err error) error {
 	if errors.Is(err, syscall.ENOSPC) {
 		return problem.New(problem.NoCapacity, "the server has no room for uploads").Try("make room in its data directory")
 	}
-	return problem.Wrap(err, problem.Unavailable, "the upload cannot be stored")
+	return hidden(err, problem.Unavailable, "look into the server's log", "the upload cannot be stored")
 }
 
 func (u *uploads) remove(id string) error {

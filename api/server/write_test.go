@@ -101,6 +101,28 @@ func TestWait(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(start), 200*time.Millisecond)
 }
 
+// A wait goes on when the store cannot tell any more what came after the operation was accepted.
+func TestWaitAfterCompaction(t *testing.T) {
+	k := newKit(t)
+	var op, done api.Operation
+	k.call(k.admin, http.MethodPost, "/v1/noop", nil, 202, &op)
+	k.vpc("net")
+	k.kv.Compact(k.cache.Revision())
+	got := make(chan struct{})
+	go func() {
+		defer close(got)
+		k.call(k.admin, http.MethodGet, "/v1/operations/"+op.ID+"?wait=30s", nil, 200, &done)
+	}()
+	select {
+	case <-got:
+		t.Fatal("it did not wait")
+	case <-time.After(100 * time.Millisecond):
+	}
+	k.settle(op.ID, api.OpSucceeded)
+	<-got
+	require.Equal(t, api.OpSucceeded, done.State)
+}
+
 func TestSteeringOperations(t *testing.T) {
 	k := newKit(t)
 	var op, again api.Operation

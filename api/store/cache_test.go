@@ -299,7 +299,7 @@ func TestSubscribeFromARevision(t *testing.T) {
 	require.Equal(t, first+1, nextBatch(t, c.Subscribe(ctx, first))[0].Revision)
 
 	idle := c.Subscribe(ctx, last)
-	ahead := c.Subscribe(ctx, last+1)
+	ahead := c.Subscribe(ctx, last+1) // of this cache: it has listed elsewhere
 	r := commit(t, m, putTx("a", "x"))
 	require.Equal(t, r, nextBatch(t, idle)[0].Revision)
 	r2 := commit(t, m, putTx("a", "y"))
@@ -317,6 +317,25 @@ func TestSubscribeFromARevision(t *testing.T) {
 	stop()
 	requireClosed(t, alive.Changes())
 	require.True(t, problem.Is(alive.Err(), problem.Unavailable), "%v", alive.Err())
+}
+
+func TestBatchesEndWithACommit(t *testing.T) {
+	m := store.NewMemory()
+	c := runCache(t, m, "")
+	start := c.Revision()
+	var last int64
+	for range store.BatchSize {
+		last = commit(t, m, putTx("a", "", "b", "", "c", ""))
+	}
+	waitFor(t, c, last)
+	sub := c.Subscribe(context.Background(), start)
+	for told := 0; told < 3*store.BatchSize; {
+		batch := nextBatch(t, sub)
+		require.Zero(t, len(batch)%3)
+		require.LessOrEqual(t, len(batch), store.BatchSize+2)
+		require.False(t, batch[len(batch)-1].More)
+		told += len(batch)
+	}
 }
 
 func TestSlowSubscriberIsToldAndHoldsUpNobody(t *testing.T) {

@@ -318,7 +318,7 @@ func TestWatch(t *testing.T) {
 		r1 := commit(t, kv, putTx(p+"old", "1"))
 		changes := kv.Watch(ctx, p, r1)
 		// Keys given out of order come in order, as one commit; what is not below the prefix does not come.
-		tx := putTx(p+"c", "1", p+"a", "1", "/other", "1")
+		tx := putTx(p+"c", "1", p+"a", "1", "/other", "1", "/zzz", "1")
 		tx.Deletes = []string{p + "old", p + "none", p + "b"}
 		r2 := commit(t, kv, tx)
 		r3 := commit(t, kv, putTx(p+"a", "2"))

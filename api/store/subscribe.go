@@ -35,23 +35,28 @@ func (s *Subscription) Err() error { return s.err }
 // it missed as long as the cache remembers it, and holds up nobody; after that, its subscription ends.
 func (c *Cache) Subscribe(ctx context.Context, since int64) *Subscription {
 	s := &Subscription{changes: make(chan []Change)}
-	if since <= 0 {
-		since = c.Revision()
+	at := cursor{since: max(since, 0)}
+	c.mu.Lock()
+	if at.since == 0 {
+		at.since = c.Revision()
 	}
+	err := c.ring.seek(&at) // now, for "from now on" to mean now
+	c.mu.Unlock()
 	go func() {
 		defer close(s.changes)
-		s.err = c.serve(ctx, since, s.changes)
+		if s.err = err; err == nil {
+			s.err = c.serve(ctx, &at, s.changes)
+		}
 	}()
 	return s
 }
 
-// serve sends to out what the ring gets after revision since.
-func (c *Cache) serve(ctx context.Context, since int64, out chan<- []Change) error {
-	cursor := cursor{since: since}
+// serve sends to out what the ring has and gets from at on.
+func (c *Cache) serve(ctx context.Context, at *cursor, out chan<- []Change) error {
 	for {
 		c.mu.Lock()
 		wake := c.wake
-		batch, err := c.ring.read(&cursor)
+		batch, err := c.ring.read(at)
 		if c.over {
 			err = c.lag
 		}
@@ -114,27 +119,36 @@ func (r *ring) first() int { return r.head - len(r.buf) }
 
 func (r *ring) at(position int) Change { return r.buf[position%len(r.buf)] }
 
+// seek moves c to where it starts, if it has not started and the ring has.
+func (r *ring) seek(c *cursor) error {
+	if r.filled == 0 || c.filled != 0 {
+		return nil
+	}
+	if c.since == 0 { // it was there before anything else was
+		c.since = r.floor
+	}
+	if c.since < r.floor {
+		return behind("the changes after revision %d are no longer kept", c.since)
+	}
+	c.filled = r.filled
+	c.next = r.first() + sort.Search(len(r.buf), func(i int) bool { return r.at(r.first()+i).Revision > c.since })
+	return nil
+}
+
 // read returns what is next for the reader at c, in whole commits, and moves c behind it. It returns nothing if there is
 // nothing new, and a problem if the reader has missed something.
 func (r *ring) read(c *cursor) ([]Change, error) {
-	if r.filled == 0 {
-		return nil, nil
-	}
-	if c.filled == 0 {
-		if c.since == 0 { // it was there before anything else was
-			c.since = r.floor
-		}
-		if c.since < r.floor {
-			return nil, behind("the changes after revision %d are no longer kept", c.since)
-		}
-		c.filled = r.filled
-		c.next = r.first() + sort.Search(len(r.buf), func(i int) bool { return r.at(r.first()+i).Revision > c.since })
+	if err := r.seek(c); err != nil || c.filled == 0 {
+		return nil, err
 	}
 	if c.filled != r.filled {
 		return nil, behind("the store was replaced by another state of it")
 	}
 	if c.next < r.first() {
 		return nil, behind("the subscriber was too slow")
+	}
+	for c.next < r.head && r.at(c.next).Revision <= c.since {
+		c.next++ // it knows more than this cache did when it came
 	}
 	end := min(c.next+batchSize, r.head)
 	for end < r.head && r.at(end-1).More {

@@ -49,8 +49,8 @@ func TestVaultRoundTrip(t *testing.T) {
 	for _, plain := range []string{"", "x", strings.Repeat("secret ", 9000)} {
 		sealed := seal(t, v, plain, "vm-1")
 		require.NotEqual(t, sealed, seal(t, v, plain, "vm-1"), "never the same twice")
-		if plain != "" {
-			require.NotContains(t, string(sealed), plain)
+		if len(plain) > 8 { // a shorter text can be in there by chance
+			require.NotContains(t, string(sealed), plain[:8])
 		}
 		got, err := again.Open(sealed, "vm-1")
 		require.NoError(t, err)
@@ -153,8 +153,8 @@ func FuzzVaultOpen(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 0}, "")
 	f.Fuzz(func(t *testing.T, data []byte, aad string) {
 		plain, err := v.Open(data, aad)
-		if bytes.Equal(data, sealed) && aad == "vm-1" {
-			require.NoError(t, err)
+		if err == nil { // nobody can make another one without the key
+			require.Equal(t, "vm-1", aad)
 			require.Equal(t, "secret", plain)
 			return
 		}

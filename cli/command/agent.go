@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,14 +21,16 @@ import (
 
 // AgentConfig is what an agent needs to know to begin.
 type AgentConfig struct {
-	Server    string // URL of the API
-	JoinToken string // empty: the agent has joined before
-	DataDir   string
-	Name      string
-	Libvirt   string // connection URI
-	OVS       string // address of the database of Open vSwitch
-	LogLevel  string // debug, info, warn or error
-	Version   string
+	Server        string // URL of the API
+	JoinToken     string // needed once
+	JoinTokenFile string // where it is, in place of JoinToken; it may appear later than the agent
+	DataDir       string
+	Name          string
+	Libvirt       string // connection URI
+	OVS           string // address of the database of Open vSwitch
+	Accel         string // kvm or tcg; empty: kvm where it works
+	LogLevel      string // debug, info, warn or error
+	Version       string
 }
 
 var agents = &noun[*api.Agent]{
@@ -73,7 +74,7 @@ func (a *app) agentCmd() *cobra.Command {
 
 // runFlags are the flags of a running agent; a configuration file has the same keys.
 type runFlags struct {
-	server, tokenFile, dataDir, name, libvirt, ovs, logLevel, pidFile, config string
+	server, tokenFile, dataDir, name, libvirt, ovs, accel, logLevel, pidFile, config string
 }
 
 // runCmd makes a command that runs the agent; config is the default configuration file, if there should be one.
@@ -111,6 +112,7 @@ func (a *app) runCmd(use, short, config string) *cobra.Command {
 	fl.StringVar(&f.name, "name", "", "name of the node (default: its host name)")
 	fl.StringVar(&f.libvirt, "libvirt", "qemu:///system", "libvirt to use")
 	fl.StringVar(&f.ovs, "ovs", "unix:/run/openvswitch/db.sock", "database of Open vSwitch")
+	fl.StringVar(&f.accel, "accel", "", "kvm or tcg (default: kvm where it works)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.pidFile, "pid-file", "", "file that holds the process ID while the agent runs (default: agent.pid in the data directory)")
 	fl.StringVarP(&f.config, "config", "C", config, "configuration file, YAML or JSON, with the names of these flags as keys")
@@ -121,7 +123,7 @@ func (a *app) runCmd(use, short, config string) *cobra.Command {
 func noAgent(version string) error {
 	return problem.New(problem.Unsupported, "this gnext %s has no agent", version).
 		Because("it is the small build without cgo, and the agent needs libvirt").
-		Try("run the gnext-agent build on nodes: make it with CGO_ENABLED=1 and libvirt-dev installed")
+		Try("on nodes, use a gnext that was built with CGO_ENABLED=1 and libvirt's headers; `gnext -V` tells which one it is")
 }
 
 // read takes from the configuration file what the command line leaves open.
@@ -164,7 +166,10 @@ func (f *runFlags) pidPath() string {
 func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 	c := AgentConfig{
 		Server: f.server, DataDir: f.dataDir, Name: f.name, Libvirt: f.libvirt, OVS: f.ovs,
-		LogLevel: f.logLevel, Version: a.Version, JoinToken: a.Getenv("GNEXT_JOIN_TOKEN"),
+		Accel: f.accel, LogLevel: f.logLevel, Version: a.Version, JoinTokenFile: f.tokenFile,
+	}
+	if c.JoinTokenFile == "" {
+		c.JoinToken = a.Getenv("GNEXT_JOIN_TOKEN")
 	}
 	var v problem.Validation
 	switch c.LogLevel {
@@ -172,6 +177,7 @@ func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 	default:
 		v.Add("log-level", c.LogLevel, "must be debug, info, warn or error")
 	}
+	v.Check(c.Accel == "" || c.Accel == "kvm" || c.Accel == "tcg", "accel", c.Accel, "must be kvm or tcg")
 	v.Check(filepath.IsAbs(c.DataDir), "data-dir", c.DataDir, "must be an absolute directory")
 	v.Check(c.Libvirt != "", "libvirt", nil, "must not be empty")
 	v.Check(c.OVS != "", "ovs", nil, "must not be empty")
@@ -188,14 +194,5 @@ func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 		c.Name = strings.ToLower(host)
 	}
 	api.CheckName(&v, "name", c.Name)
-	if f.tokenFile != "" {
-		b, err := os.ReadFile(f.tokenFile)
-		switch {
-		case err == nil:
-			c.JoinToken = strings.TrimSpace(string(b))
-		case !errors.Is(err, fs.ErrNotExist): // a node that has joined does not need it any more
-			v.Add("join-token-file", f.tokenFile, "cannot be read: %v", err)
-		}
-	}
 	return c, v.Err("the agent's configuration")
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
@@ -141,6 +142,11 @@ func (a *app) root() *cobra.Command {
 	f.BoolVar(&a.debug, "debug", false, "show requests on stderr (never tokens or bodies)")
 	root.Flags().BoolVarP(&a.version, "version", "V", false, "show version")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var bad *pflag.InvalidValueError
+		var why *problem.Problem
+		if errors.As(err, &bad) && errors.As(err, &why) {
+			return problem.Wrap(why, problem.Invalid, "--%s: %s", bad.GetFlag().Name, why.What).(*problem.Problem).Because("%s", why.Why)
+		}
 		return problem.New(problem.Invalid, "%s", firstLine(err.Error())).Try("see `%s --help`", cmd.CommandPath())
 	})
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)))
@@ -151,19 +157,56 @@ func (a *app) root() *cobra.Command {
 // group makes cmd a command that only holds others: alone it shows its help, and with a word it does not know it fails.
 func (a *app) group(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	cmd.AddCommand(children...)
-	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()
 		}
 		p := problem.New(problem.Invalid, "unknown command %q for %q", args[0], cmd.CommandPath())
-		if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-			return p.Try("did you mean `%s %s`?", cmd.CommandPath(), s[0])
+		if s := nearest(cmd, args[0]); s != "" {
+			return p.Try("did you mean `%s %s`?", cmd.CommandPath(), s)
 		}
 		return p.Try("see `%s --help`", cmd.CommandPath())
 	}
 	return cmd
+}
+
+// nearest returns the child of cmd that word is most likely a misspelling of, or nothing.
+func nearest(cmd *cobra.Command, word string) string {
+	best, name := 3, ""
+	for _, c := range cmd.Commands() {
+		for _, n := range append([]string{c.Name()}, c.Aliases...) {
+			d := distance(strings.ToLower(word), n)
+			if strings.HasPrefix(n, strings.ToLower(word)) {
+				d = 1
+			}
+			if c.IsAvailableCommand() && d < best && d < len(n) {
+				best, name = d, n
+			}
+		}
+	}
+	return name
+}
+
+// distance counts the letters to change, add or take away to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			d := diagonal
+			if a[i] != b[j] {
+				d++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(d, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
 }
 
 func (a *app) checkGlobals() error {

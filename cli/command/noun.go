@@ -1,7 +1,9 @@
 package command
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -66,6 +68,9 @@ func (n *noun[T]) list(ctx context.Context, a *app, o client.ListOptions) error 
 			return err
 		}
 		items = append(items, r)
+	}
+	if n.kind() != api.KindOperation { // those come newest first, which is what one looks for
+		slices.SortStableFunc(items, func(x, y T) int { return cmp.Compare(x.GetMeta().Name, y.GetMeta().Name) })
 	}
 	return printList(ctx, a, n.columns, items)
 }

@@ -128,7 +128,7 @@ func (a *app) printOperation(ctx context.Context, op *api.Operation) error {
 			return writeError(err)
 		}
 		for _, s := range op.Steps {
-			if s.Error != nil {
+			if s.Error != nil && (op.Error == nil || s.Error.Error() != op.Error.Error()) {
 				fmt.Fprintf(&b, "\n%s: %s\n", s.Name, s.Error.What)
 				writeReasons(&b, "  ", s.Error)
 			}

@@ -20,7 +20,8 @@ import (
 // lockPID writes the ID of this process to file and holds a lock on it until it is closed. The lock, which dies with the
 // process, tells whether the agent runs; the number alone could belong to anybody by now.
 func lockPID(file string) (io.Closer, error) {
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	// By default this is the data directory, which the hypervisor must be able to pass through.
+	if err := os.MkdirAll(filepath.Dir(file), 0o711); err != nil {
 		return nil, problem.Wrap(err, problem.Invalid, "cannot make the directory of %s", file)
 	}
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o644)

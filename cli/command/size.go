@@ -59,7 +59,7 @@ func formatSize(n int64) string {
 		name string
 		size int64
 	}{{"T", api.TiB}, {"G", api.GiB}, {"M", api.MiB}, {"K", api.KiB}} {
-		if n >= u.size || -n >= u.size {
+		if n >= u.size || n <= -u.size {
 			if n%u.size == 0 {
 				return strconv.FormatInt(n/u.size, 10) + u.name
 			}

@@ -238,4 +238,3 @@ func create[T api.Resource, B client.Creation](cmd *cobra.Command, a *app, n *no
 	}
 	return a.finish(cmd.Context(), c, op, func(op *api.Operation) error { return showTarget(cmd.Context(), a, n, op) })
 }
-

@@ -22,6 +22,7 @@ import (
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/state"
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/storage/images"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/accounts"
 	"github.com/nextstack/nextstack/api/admission"
@@ -105,10 +106,10 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		fmt.Printf("admin password: %s\n", password)
 	}
 	nodes := fleet.New(fleet.Options{
-		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(), Log: log,
+		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(), CPURatio: c.CPURatio, Log: log,
 	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
-	images, err := storage.OpenImages(c.DataDir, c.ImageDirs)
+	stored, err := images.Open(c.DataDir, c.ImageDirs)
 	if err != nil {
 		return err
 	}
@@ -118,16 +119,16 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	}
 	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
 	worker := control.New(control.Config{
-		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Log: log,
+		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Hook: host.Hook, Log: log,
 		Register: func(reg activities.Registry) {
-			state.New(kv, adm, control.NetworkRows(ovn), images).Register(reg, host)
+			state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Register(reg, host)
 			network.Register(reg, host, ovn)
-			storage.RegisterControl(reg, host, images)
+			storage.RegisterControl(reg, host, stored)
 		},
 	})
 	srv := server.New(server.Options{
 		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes,
-		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return images.Path(img.ID) }, Log: log,
+		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return filepath.Join(c.DataDir, "images", img.ID) }, Log: log,
 	})
 
 	group, ctx := errgroup.WithContext(ctx)

@@ -2,138 +2,131 @@ package fault
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
 	"maps"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
-	"github.com/nextstack/nextstack/activities"
-	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// disks is the storage of one node, in memory: pools, and the files in them by path.
+// disks is the storage of one node, which remembers every pool that it ever had: so one that was left behind is seen.
 type disks struct {
-	mu     sync.Mutex
-	images *images
-	pools  map[string]string // directory by pool ID
-	files  map[string]steps.FileFound
+	*storage.Fake
+	mu   sync.Mutex
+	seen map[string]steps.PoolOnNode // by ID
 }
 
-func newDisks(img *images) *disks {
-	return &disks{images: img, pools: map[string]string{}, files: map[string]steps.FileFound{}}
+func newDisks() *disks { return &disks{Fake: &storage.Fake{}, seen: map[string]steps.PoolOnNode{}} }
+
+// Prepare implements storage.Pool.
+func (d *disks) Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error) {
+	d.mu.Lock()
+	d.seen[p.Pool] = p
+	d.mu.Unlock()
+	return d.Fake.Prepare(ctx, p)
 }
 
-func (d *disks) clone(img *images) *disks {
+// pools returns the pools that there are.
+func (d *disks) pools(ctx context.Context) (out []steps.PoolOnNode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return &disks{images: img, pools: maps.Clone(d.pools), files: maps.Clone(d.files)}
-}
-
-func (d *disks) register(reg activities.Registry, host *activities.Host) {
-	activities.Implement(reg, host, steps.MakeDisk, func(_ context.Context, _ steps.Token, p steps.VMPlan) (steps.Nothing, error) {
-		return steps.Nothing{}, d.makeDisk(p)
-	})
-	activities.Implement(reg, host, steps.RemoveDisk, func(_ context.Context, _ steps.Token, p steps.VMPlan) (steps.Nothing, error) {
-		d.remove(volumePath(p), seedPath(p))
-		return steps.Nothing{}, nil
-	})
-	activities.Implement(reg, host, steps.PreparePool, func(_ context.Context, _ steps.Token, p steps.PoolOnNode) (api.PoolUsage, error) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.pools[p.Pool] = p.Path
-		return api.PoolUsage{Pool: p.Pool, Capacity: 100 * api.GiB, Free: 50 * api.GiB}, nil
-	})
-	activities.Implement(reg, host, steps.ReleasePool, func(_ context.Context, _ steps.Token, p steps.PoolOnNode) (steps.Nothing, error) {
-		return steps.Nothing{}, d.release(p)
-	})
-	activities.Implement(reg, host, steps.EvictImage, func(_ context.Context, _ steps.Token, c steps.CachedImage) (steps.Nothing, error) {
-		d.remove(backingPath(c.PoolPath, c.SHA256))
-		return steps.Nothing{}, nil
-	})
-}
-
-func volumePath(p steps.VMPlan) string        { return p.Disk.PoolPath + "/volumes/" + p.Disk.Volume }
-func seedPath(p steps.VMPlan) string          { return p.Disk.PoolPath + "/seeds/" + p.VM }
-func backingPath(pool, content string) string { return pool + "/images/" + content }
-func (d *disks) locate(p steps.VMPlan) (compute.DomainFiles, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, ok := d.files[volumePath(p)]; !ok {
-		return compute.DomainFiles{}, problem.New(problem.NotFound, "vm %s has no disk", p.Name)
-	}
-	return compute.DomainFiles{Disk: volumePath(p), Seed: seedPath(p)}, nil
-}
-
-// makeDisk refuses what a real node cannot do: a disk in a pool that it has not, or of an image that the server has not.
-func (d *disks) makeDisk(p steps.VMPlan) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.pools[p.Disk.Pool] != p.Disk.PoolPath {
-		return problem.New(problem.NotFound, "directory %s is no pool", p.Disk.PoolPath)
-	}
-	backing := backingPath(p.Disk.PoolPath, p.Disk.ImageSHA256)
-	if _, ok := d.files[backing]; !ok {
-		if !d.images.has(p.Disk.Image) {
-			return problem.New(problem.NotFound, "there is no file of image %s", p.Disk.Image)
+	for _, id := range slices.Sorted(maps.Keys(d.seen)) {
+		if d.Usage(ctx, d.seen[id]).Error == "" {
+			out = append(out, d.seen[id])
 		}
-		d.files[backing] = steps.FileFound{Pool: p.Disk.Pool, Path: backing, Kind: "backing", ID: p.Disk.ImageSHA256}
-	}
-	d.files[volumePath(p)] = steps.FileFound{Pool: p.Disk.Pool, Path: volumePath(p), Kind: "volume", ID: p.Disk.Volume}
-	d.files[seedPath(p)] = steps.FileFound{Pool: p.Disk.Pool, Path: seedPath(p), Kind: "seed", ID: p.VM}
-	return nil
-}
-
-func (d *disks) remove(paths ...string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, p := range paths {
-		delete(d.files, p)
-	}
-}
-
-func (d *disks) release(p steps.PoolOnNode) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for path, f := range d.files {
-		if f.Pool == p.Pool && f.Kind != "backing" {
-			return problem.New(problem.InUse, "%s is in pool directory %s", path, p.Path)
-		}
-	}
-	maps.DeleteFunc(d.files, func(_ string, f steps.FileFound) bool { return f.Pool == p.Pool })
-	delete(d.pools, p.Pool)
-	return nil
-}
-
-func (d *disks) list() []steps.FileFound {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := []steps.FileFound{}
-	for _, path := range slices.Sorted(maps.Keys(d.files)) {
-		out = append(out, d.files[path])
 	}
 	return out
 }
 
-// images is the server's image store, in memory. It implements state.ImageView.
-type images struct {
-	mu     sync.Mutex
-	stored map[string]bool
+func (d *disks) list(ctx context.Context) ([]steps.FileFound, error) {
+	out := []steps.FileFound{}
+	for _, p := range d.pools(ctx) {
+		files, err := d.List(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, files...)
+	}
+	return out, nil
 }
 
-func newImages() *images { return &images{stored: map[string]bool{}} }
+// repair removes files, each if it is in a pool that was named.
+func (d *disks) repair(ctx context.Context, files []steps.FileFound, pools []steps.PoolOnNode) error {
+	for _, f := range files {
+		for _, p := range pools {
+			if p.Pool != f.Pool {
+				continue
+			}
+			if err := d.Remove(ctx, p, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// clone returns storage with the same pools and files; w, whose node this is, knows which VM has which files.
+func (d *disks) clone(ctx context.Context, w *World, agent string) (*disks, error) {
+	out := newDisks()
+	for _, p := range d.pools(ctx) {
+		if _, err := out.Prepare(ctx, p); err != nil {
+			return nil, err
+		}
+		files, err := d.List(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			out.Put(p, strings.TrimPrefix(f.Path, p.Path+"/"), f.Kind, f.ID)
+		}
+	}
+	vms, err := store.List[api.VM](ctx, w.KV, w.User, "*")
+	if err != nil {
+		return nil, err
+	}
+	for _, vm := range vms {
+		if vm.Status.Agent != agent {
+			continue
+		}
+		pool, image := d.seen[vm.Spec.Pool], w.images.stored[vm.Spec.Image]
+		plan := steps.VMPlan{VM: vm.ID, Disk: steps.DiskPlan{
+			Volume: vm.Status.Volumes[0], Pool: pool.Pool, PoolPath: pool.Path, Image: vm.Spec.Image, ImageSHA256: image.SHA256,
+		}}
+		if err := out.MakeDisk(ctx, plan, w.images, nil); err != nil { // again, so that its copy of the image is known to be needed
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// stray leaves a volume that nobody asked for.
+func (d *disks) stray(ctx context.Context, id string) {
+	for _, p := range d.pools(ctx) {
+		d.Put(p, filepath.Join("volumes", id+".qcow2"), storage.KindVolume, id)
+	}
+}
+
+// images is the server's image store, in memory. An image's content is its ID.
+type images struct {
+	mu     sync.Mutex
+	stored map[string]steps.ImageImported // by image ID
+}
+
+func newImages() *images { return &images{stored: map[string]steps.ImageImported{}} }
 
 func (i *images) clone() *images {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return &images{stored: maps.Clone(i.stored)}
-}
-
-func (i *images) has(id string) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.stored[id]
 }
 
 // Stored implements state.ImageView.
@@ -143,17 +136,35 @@ func (i *images) Stored(context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(i.stored)), nil
 }
 
-func (i *images) register(reg activities.Registry, host *activities.Host) {
-	activities.Implement(reg, host, steps.ImportImage, func(_ context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		i.stored[in.Image] = true
-		return steps.ImageImported{SHA256: in.SHA256, Size: 20 * api.MiB, VirtualSize: 1 * api.GiB}, nil
-	})
-	activities.Implement(reg, host, steps.RemoveImage, func(_ context.Context, _ steps.Token, in steps.ImageFile) (steps.Nothing, error) {
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		delete(i.stored, in.Image)
-		return steps.Nothing{}, nil
-	})
+// Import implements storage.ImageStore.
+func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	sum := sha256.Sum256([]byte(in.Image))
+	made := steps.ImageImported{SHA256: hex.EncodeToString(sum[:]), Size: int64(len(in.Image)), VirtualSize: api.GiB}
+	i.stored[in.Image] = made
+	return made, nil
+}
+
+// Remove implements storage.ImageStore.
+func (i *images) Remove(_ context.Context, image string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.stored, image)
+	return nil
+}
+
+// OpenImage implements storage.Source.
+func (i *images) OpenImage(_ context.Context, image string) (io.ReadCloser, int64, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, ok := i.stored[image]; !ok {
+		return nil, 0, problem.New(problem.NotFound, "there is no file of image %s", image)
+	}
+	return io.NopCloser(strings.NewReader(image)), int64(len(image)), nil
+}
+
+// Seed implements storage.Source.
+func (i *images) Seed(_ context.Context, vm string) (api.Seed, error) {
+	return api.Seed{InstanceID: vm}, nil
 }

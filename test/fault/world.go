@@ -14,10 +14,12 @@ import (
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/state"
+	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/auth"
 	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workers/control"
 	"github.com/nextstack/nextstack/workflows"
 	"github.com/nextstack/nextstack/workflows/saga"
 	"github.com/nextstack/nextstack/workflows/steps"
@@ -29,16 +31,16 @@ type World struct {
 	Admission *admission.Admission
 	Network   *network.Fake
 	Nodes     []*Node
+	User      auth.Handle // an administrator, who makes the requests
 
 	// Extra registers more steps with the control plane, for operations that tests make up.
-	Extra func(reg activities.Registry, host *activities.Host)
+	Extra func(w *World, reg activities.Registry, host *activities.Host)
 	// Tables are the operations that can run, by kind.
 	Tables map[string]saga.Definition
 
 	images *images
 	hook   activities.Hook
 	host   *activities.Host
-	user   auth.Handle
 }
 
 // Node is one compute node.
@@ -46,8 +48,9 @@ type Node struct {
 	ID, Name string
 	Compute  *compute.Fake
 
-	disks *disks
-	host  *activities.Host
+	disks  *disks
+	source storage.Source
+	host   *activities.Host
 }
 
 // sealer hides secrets well enough for a world that ends with its test.
@@ -66,7 +69,7 @@ func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
 		return nil, err
 	}
 	d := store.NewDraft(auth.ControlPlane("fault"))
-	project, err := store.Find[api.Project](ctx, w.KV, w.user, "", api.DefaultProject)
+	project, err := store.Find[api.Project](ctx, w.KV, w.User, "", api.DefaultProject)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +84,7 @@ func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
 			}},
 		}
 		d.Create(a)
-		w.addNode(a.ID, name, &compute.Fake{}, newDisks(w.images))
+		w.addNode(a.ID, name, &compute.Fake{}, newDisks())
 	}
 	_, err = d.Commit(ctx, w.KV)
 	return w, err
@@ -90,7 +93,7 @@ func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
 func emptyWorld(hook activities.Hook) *World {
 	w := &World{
 		KV: store.NewMemory(), Network: network.NewFake(), images: newImages(),
-		hook: hook, host: &activities.Host{Log: quiet, Hook: hook}, user: auth.Authenticated(auth.Principal{Name: "tester", Role: auth.Admin}),
+		hook: hook, host: &activities.Host{Log: quiet, Hook: hook}, User: auth.Authenticated(auth.Principal{Name: "tester", Role: auth.Admin}),
 		Tables: map[string]saga.Definition{},
 	}
 	w.Admission = admission.New(w.KV, sealer{})
@@ -101,7 +104,7 @@ func emptyWorld(hook activities.Hook) *World {
 }
 
 func (w *World) addNode(id, name string, driver *compute.Fake, d *disks) {
-	w.Nodes = append(w.Nodes, &Node{ID: id, Name: name, Compute: driver, disks: d, host: &activities.Host{Log: quiet, Hook: w.hook}})
+	w.Nodes = append(w.Nodes, &Node{ID: id, Name: name, Compute: driver, disks: d, source: w.images, host: &activities.Host{Log: quiet, Hook: w.hook}})
 }
 
 // Clone returns a world of its own with the same things in it.
@@ -129,7 +132,11 @@ func (w *World) Clone(ctx context.Context, hook activities.Hook) (*World, error)
 		if err := cloneDomains(ctx, n.Compute, driver); err != nil {
 			return nil, err
 		}
-		c.addNode(n.ID, n.Name, driver, n.disks.clone(c.images))
+		d, err := n.disks.clone(ctx, c, n.ID)
+		if err != nil {
+			return nil, err
+		}
+		c.addNode(n.ID, n.Name, driver, d)
 	}
 	return c, nil
 }
@@ -182,34 +189,18 @@ func cloneDomains(ctx context.Context, from, to *compute.Fake) error {
 func (w *World) RegisterControl(reg activities.Registry) { w.registerControl(reg, w.host) }
 
 func (w *World) registerControl(reg activities.Registry, host *activities.Host) {
-	state.New(w.KV, w.Admission, rows{w.Network}, w.images).Register(reg, host)
+	state.New(w.KV, w.Admission, control.NetworkRows(w.Network), w.images).Register(reg, host)
 	network.Register(reg, host, w.Network)
-	w.images.register(reg, host)
+	storage.RegisterControl(reg, host, w.images)
 	if w.Extra != nil {
-		w.Extra(reg, host)
+		w.Extra(w, reg, host)
 	}
-}
-
-// rows shows the network to audits.
-type rows struct{ d network.Driver }
-
-// Rows implements state.NetworkView.
-func (r rows) Rows(ctx context.Context) ([]state.Row, error) {
-	inv, err := r.d.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []state.Row
-	for _, i := range inv.Items {
-		out = append(out, state.Row{Kind: i.Kind, ID: i.ID, What: i.Kind + " " + i.ID, Defects: i.Defects})
-	}
-	return out, nil
 }
 
 // Register registers the steps of a node, as its agent does.
 func (n *Node) Register(reg activities.Registry) {
-	compute.Register(reg, n.host, n.Compute, n.disks.locate)
-	n.disks.register(reg, n.host)
+	compute.Register(reg, n.host, n.Compute, storage.Locate)
+	storage.RegisterNode(reg, n.host, n.disks, n.source)
 	activities.Implement(reg, n.host, steps.LookAtNode, func(ctx context.Context, _ steps.Token, _ steps.NodeQuestion) (steps.NodeWorld, error) {
 		return n.look(ctx)
 	})
@@ -218,7 +209,11 @@ func (n *Node) Register(reg activities.Registry) {
 
 func (n *Node) look(ctx context.Context) (steps.NodeWorld, error) {
 	domains, err := n.Compute.List(ctx)
-	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: n.disks.list()}, err
+	if err != nil {
+		return steps.NodeWorld{}, err
+	}
+	files, err := n.disks.list(ctx)
+	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files}, err
 }
 
 func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (steps.Nothing, error) {
@@ -227,10 +222,7 @@ func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (
 			return steps.Nothing{}, err
 		}
 	}
-	for _, f := range in.Files {
-		n.disks.remove(f.Path)
-	}
-	return steps.Nothing{}, nil
+	return steps.Nothing{}, n.disks.repair(ctx, in.Files, in.Pools)
 }
 
 // byName collects implementations, so that they can be called or handed on.
@@ -288,7 +280,7 @@ func (w *World) Audit(ctx context.Context) ([]api.Finding, error) {
 		worlds.Nodes = append(worlds.Nodes, seen)
 	}
 	central := byName{}
-	state.New(w.KV, w.Admission, rows{w.Network}, w.images).Register(central, &activities.Host{Log: quiet})
+	state.New(w.KV, w.Admission, control.NetworkRows(w.Network), w.images).Register(central, &activities.Host{Log: quiet})
 	compare := central[steps.CompareWorlds.Name].(func(context.Context, steps.Envelope[steps.Worlds]) (api.AuditReport, error))
 	report, err := compare(ctx, steps.Envelope[steps.Worlds]{Token: steps.Token{Operation: audit.ID}, In: worlds})
 	return report.Findings, err

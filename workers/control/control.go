@@ -31,6 +31,7 @@ type Config struct {
 	Namespace string
 	UIURL     string // base of the Temporal UI; "" if there is none
 	Register  func(activities.Registry)
+	Hook      activities.Hook // around the start of every workflow, as a step called "accept"; nil but in crash tests
 	Log       *slog.Logger
 }
 
@@ -135,6 +136,12 @@ func (c *Control) start(ctx context.Context, op *api.Operation, epoch int64, fro
 	reuse := enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
 	if from != nil {
 		reuse = enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
+	}
+	token := steps.Token{Operation: op.ID, Kind: op.Kind, Step: "accept", Epoch: epoch}
+	if c.Hook != nil {
+		if err := c.Hook.Before(ctx, token); err != nil {
+			return err
+		}
 	}
 	_, err := c.Temporal.ExecuteWorkflow(ctx, client.StartWorkflowOptions{
 		ID: op.ID, TaskQueue: steps.ControlQueue, WorkflowTaskTimeout: workflowTaskTimeout,

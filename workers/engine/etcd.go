@@ -13,6 +13,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/nextstack/nextstack/api/store"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 )
 
@@ -74,6 +76,7 @@ func startEtcd(ctx context.Context, dir, listenOn string, log *slog.Logger) (*et
 	cfg.TickMs, cfg.ElectionMs = etcdTick, etcdElection
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, etcdHistory
 	cfg.QuotaBackendBytes = etcdQuota
+	cfg.MaxTxnOps = store.MaxOps
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = etcdSnapshotCount, etcdSnapshotCatchUp
 	cfg.EnableGRPCGateway = false // an HTTP proxy to itself that nobody uses, with its own connection
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
@@ -64,7 +65,9 @@ func run(t *testing.T, table saga.Table[toyState], op steps.Op, fail func(b *ben
 			b.tokens = append(b.tokens, e.Token)
 			key := name + e.In
 			attempts[key]++
-			if err := fail(b, e.Token, attempts[key]); err != nil {
+			if err := fail(b, e.Token, attempts[key]); errors.Is(err, errNeverTaken) {
+				return "", err
+			} else if err != nil {
 				return "", steps.ToActivity(err)
 			}
 			do(e.In)
@@ -210,3 +213,47 @@ func TestResumeHurries(t *testing.T) {
 	require.Equal(t, api.OpFailed, b.outcome.State)
 	require.Less(t, resumedAt.Sub(stuckAt), 3*time.Second, "the pause would have been 10 s")
 }
+
+func TestRecoveredPastThePointOfNoReturnItNeverGoesBack(t *testing.T) {
+	b := run(t, toy(0), steps.Op{ID: "op", Recover: &steps.Recovery{Started: 3, Committed: true}}, func(b *bench, tok steps.Token, attempt int) error {
+		b.env.CancelWorkflow()
+		if attempt < 20 {
+			return problem.New(problem.Invalid, "not yet")
+		}
+		return nil
+	})
+	require.Equal(t, api.OpSucceeded, b.outcome.State)
+	for _, tok := range b.tokens {
+		require.False(t, tok.Undo)
+		require.Equal(t, "c", tok.Step)
+	}
+}
+
+func TestRecoveryGoesOnCountingWhereNobodyHasCounted(t *testing.T) {
+	op := &api.Operation{Meta: api.Meta{ID: "op", Revision: 107}, State: api.OpRunning, Steps: []api.StepRecord{{State: api.StepDone}, {State: api.StepRunning}, {State: api.StepPending}}}
+	from := saga.RecoveryOf(toy(2), op, 100)
+	require.Equal(t, steps.Recovery{Started: 2, Seq: 7}, *from)
+	b := run(t, toy(2), steps.Op{ID: "op", Epoch: 100, Recover: from}, never)
+	require.Equal(t, 8, b.tokens[0].Seq)
+}
+
+func TestCancelledBeforeAnyWorkerTookTheStepThereIsNothingToUndo(t *testing.T) {
+	table := toy(-1)
+	table.Steps[1].Do = func(r *saga.Run, _ *toyState) error {
+		_, err := toyUndo.Call(r, "n1", "gone")
+		return err
+	}
+	b := run(t, table, steps.Op{ID: "op"}, func(b *bench, tok steps.Token, _ int) error {
+		if tok.Step == "b" && !tok.Undo {
+			b.env.CancelWorkflow()
+			return errNeverTaken
+		}
+		return nil
+	})
+	require.Equal(t, api.OpCancelled, b.outcome.State)
+	require.Equal(t, []api.StepState{api.StepUndone, api.StepFailed, api.StepPending},
+		[]api.StepState{b.outcome.Steps[0].State, b.outcome.Steps[1].State, b.outcome.Steps[2].State})
+}
+
+// errNeverTaken is what Temporal says of a task that no worker took.
+var errNeverTaken = temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)

@@ -42,8 +42,19 @@ func Write(path, work string, s api.Seed, macs []string) (err error) {
 	if err := fs.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: fmt.Sprintf("%-32s", Label)}); err != nil {
 		return err
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(info.Size() + padding); err != nil {
+		return err
+	}
 	return f.Sync()
 }
+
+// padding follows the file system, as it does on disks that other programs make: guests look for the beginnings of other
+// file systems first, and some take a disk that ends before those for a broken one.
+const padding = 150 * 2048
 
 // Files returns the files of the disk by name.
 func Files(s api.Seed, macs []string) map[string]string {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/state"
+	"github.com/nextstack/nextstack/activities/storage/images"
 )
 
 // NetworkRows lets audits see what a network driver has.
@@ -24,3 +25,10 @@ func (n networkRows) Rows(ctx context.Context) ([]state.Row, error) {
 	}
 	return out, nil
 }
+
+// StoredImages lets audits see which image files the server has.
+func StoredImages(s *images.Store) state.ImageView { return storedImages{s} }
+
+type storedImages struct{ s *images.Store }
+
+func (i storedImages) Stored(context.Context) ([]string, error) { return i.s.List() }

@@ -1,0 +1,57 @@
+package storage
+
+import (
+	"context"
+
+	"go.temporal.io/sdk/activity"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// ImageStore is where the server keeps images.
+type ImageStore interface {
+	// Import checks the source of an image and stores it. An image that is stored already is told again. Progress may be nil.
+	Import(ctx context.Context, in steps.ImageImport, progress func(string)) (steps.ImageImported, error)
+	// Remove removes an image's file, and what an import left half-made. It is content if there is nothing.
+	Remove(ctx context.Context, image string) error
+}
+
+// RegisterNode registers the implementations of the storage steps of a node in reg.
+func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source) {
+	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, tell(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.RemoveDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		return steps.Nothing{}, problem.Wrap(pool.RemoveDisk(ctx, plan), problem.Internal, "cannot remove the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.PreparePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (api.PoolUsage, error) {
+		return pool.Prepare(ctx, p)
+	})
+	activities.Implement(reg, h, steps.ReleasePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (steps.Nothing, error) {
+		return steps.Nothing{}, pool.Release(ctx, p)
+	})
+	activities.Implement(reg, h, steps.EvictImage, func(ctx context.Context, _ steps.Token, c steps.CachedImage) (steps.Nothing, error) {
+		return steps.Nothing{}, pool.EvictImage(ctx, c)
+	})
+}
+
+// RegisterControl registers the implementations of the storage steps of the control plane in reg.
+func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
+	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
+		return store.Import(ctx, in, tell(ctx))
+	})
+	activities.Implement(reg, h, steps.RemoveImage, func(ctx context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
+		return steps.Nothing{}, store.Remove(ctx, f.Image)
+	})
+}
+
+// tell makes what a driver says part of the activity's heartbeat.
+func tell(ctx context.Context) func(string) {
+	if !activity.IsActivity(ctx) {
+		return nil
+	}
+	return func(s string) { activity.RecordHeartbeat(ctx, s) }
+}

@@ -1,0 +1,26 @@
+//go:build cgo && linux
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/cli/command"
+	"github.com/nextstack/nextstack/workers/node"
+)
+
+// agent runs the agent of this node.
+func agent(ctx context.Context, c command.AgentConfig) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return problem.Wrap(err, problem.Invalid, "%q is not a log level", c.LogLevel)
+	}
+	return node.Run(ctx, node.Config{
+		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
+		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	})
+}

@@ -1,0 +1,278 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/interceptor"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	enumspb "go.temporal.io/api/enums/v1"
+
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Call is one call that a workflow makes, as far as calls of several runs can be compared.
+type Call struct {
+	Step     string // of the table; "journal" and "settle" for what the saga does by itself
+	Undo     bool
+	Activity string
+	Queue    string // "" for what runs inside the workflow task
+}
+
+// String names the call for people.
+func (c Call) String() string {
+	s := c.Step
+	if c.Undo {
+		s = "undo " + s
+	}
+	return s + " (" + c.Activity + ")"
+}
+
+// bookkeeping reports whether the saga makes the call by itself.
+func (c Call) bookkeeping() bool {
+	return c.Activity == steps.SaveJournal.Name || c.Activity == steps.Settle.Name
+}
+
+// onNode reports whether the call goes to an agent.
+func (c Call) onNode() bool { return len(c.Queue) > 5 && c.Queue[:5] == "node/" }
+
+// Mode is a way in which a call goes wrong.
+type Mode struct {
+	Name  string
+	Times int // how many attempts of the call are hit, at most; the first one always is
+
+	Before       problem.Kind // it fails so, and does not run
+	After        problem.Kind // it runs, and fails so
+	Twice        bool         // it runs twice
+	CancelBefore bool         // the operation is cancelled before it runs
+	CancelAfter  bool         // the operation is cancelled when it has run
+	LoseBefore   bool         // it does not run, and the workflow is lost
+	LoseAfter    bool         // it runs, and the workflow is lost
+	Gone         bool         // no worker takes it
+	Dies         bool         // it runs, and its worker dies before it can answer
+	Late         bool         // its worker hangs before it runs, and goes on when the operation has ended
+}
+
+// Fault is a mode at one call of a run.
+type Fault struct {
+	At   int // how many calls, retries included, the run has made before
+	Call Call
+	Mode Mode
+}
+
+// String names the fault for people.
+func (f Fault) String() string { return fmt.Sprintf("%s at call %d, %s", f.Mode.Name, f.At, f.Call) }
+
+// injector makes the faults of one run happen, and notes every call of it.
+type injector struct {
+	mu     sync.Mutex
+	faults []*armed
+	trace  []Call
+	twice  map[steps.Token]bool
+	late   []func()
+	lost   bool   // the workflow must not make another call
+	cancel func() // cancels the operation
+	wrong  error  // a fault did not hit the call that it was meant for
+}
+
+// armed is a fault and how often it has happened.
+type armed struct {
+	Fault
+	hits int
+}
+
+// maxCalls is how many calls an operation may make until it counts as stuck: one that ends makes far fewer.
+const maxCalls = 400
+
+func newInjector(faults []Fault) *injector {
+	j := &injector{twice: map[steps.Token]bool{}, cancel: func() {}}
+	for _, f := range faults {
+		j.faults = append(j.faults, &armed{Fault: f})
+	}
+	return j
+}
+
+// begin notes a call and returns what shall go wrong with it.
+func (j *injector) begin(c Call) (m Mode) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	at := len(j.trace)
+	j.trace = append(j.trace, c)
+	for _, f := range j.faults {
+		switch {
+		case f.hits == 0 && f.At == at && f.Call != c:
+			j.wrong = fmt.Errorf("%s: that call was %s", f.Fault, c)
+		case f.hits == 0 && f.At == at, f.hits > 0 && f.hits < f.Mode.Times && f.Call == c:
+			f.hits++
+			m = f.Mode
+		}
+	}
+	return m
+}
+
+// missed says which fault did not happen where it should.
+func (j *injector) missed() error {
+	for _, f := range j.faults {
+		if f.hits == 0 && j.wrong == nil {
+			return fmt.Errorf("%s: never happened", f.Fault)
+		}
+	}
+	return j.wrong
+}
+
+func (j *injector) lose() {
+	j.mu.Lock()
+	j.lost = true
+	j.mu.Unlock()
+}
+
+// over reports whether the workflow must end here: it is lost, or runs in circles.
+func (j *injector) over() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lost || len(j.trace) > maxCalls
+}
+
+type modeKey struct{}
+
+func modeOf(ctx context.Context) Mode {
+	m, _ := ctx.Value(modeKey{}).(Mode)
+	return m
+}
+
+func failure(k problem.Kind) error { return problem.New(k, "this failure was injected") }
+
+// hook is what the hosts of a world call. It belongs to the world; the injector behind it changes with every run.
+type hook struct{ *injector }
+
+// Before implements activities.Hook.
+func (h *hook) Before(ctx context.Context, t steps.Token) error {
+	m := modeOf(ctx)
+	h.mu.Lock()
+	h.twice[t] = m.Twice
+	h.mu.Unlock()
+	if m.CancelBefore {
+		h.cancel()
+	}
+	if m.LoseBefore {
+		h.lose()
+		return failure(problem.Timeout)
+	}
+	if m.Before != "" {
+		return failure(m.Before)
+	}
+	return nil
+}
+
+// After implements activities.Hook.
+func (h *hook) After(ctx context.Context, _ steps.Token, err error) error {
+	m := modeOf(ctx)
+	if m.CancelAfter {
+		h.cancel()
+	}
+	if m.LoseAfter {
+		h.lose()
+	}
+	if m.After != "" && err == nil {
+		return failure(m.After)
+	}
+	return err
+}
+
+// Repeat implements activities.Hook.
+func (h *hook) Repeat(t steps.Token) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.twice[t] {
+		return 2
+	}
+	return 1
+}
+
+// worker stands between Temporal and the workers: it makes them vanish, and workflows too.
+type worker struct {
+	interceptor.WorkerInterceptorBase
+	j *injector
+}
+
+// InterceptActivity implements interceptor.WorkerInterceptor.
+func (w *worker) InterceptActivity(_ context.Context, next interceptor.ActivityInboundInterceptor) interceptor.ActivityInboundInterceptor {
+	return &stepCalls{ActivityInboundInterceptorBase: interceptor.ActivityInboundInterceptorBase{Next: next}, j: w.j}
+}
+
+type stepCalls struct {
+	interceptor.ActivityInboundInterceptorBase
+	j *injector
+}
+
+// ExecuteActivity implements interceptor.ActivityInboundInterceptor.
+func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.ExecuteActivityInput) (any, error) {
+	info := activity.GetInfo(ctx)
+	t := reflect.Indirect(reflect.ValueOf(in.Args[0])).FieldByName("Token").Interface().(steps.Token)
+	c := Call{Step: t.Step, Undo: t.Undo, Activity: info.ActivityType.Name}
+	if !info.IsLocalActivity {
+		c.Queue = info.TaskQueue
+	}
+	m := s.j.begin(c)
+	ctx = context.WithValue(ctx, modeKey{}, m)
+	switch {
+	case m.Gone:
+		if m.CancelBefore {
+			s.j.cancel()
+		}
+		return nil, temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
+	case m.Late:
+		s.j.late = append(s.j.late, func() { _, _ = s.Next.ExecuteActivity(context.WithoutCancel(ctx), in) })
+		return nil, temporal.NewHeartbeatTimeoutError()
+	}
+	out, err := s.Next.ExecuteActivity(ctx, in)
+	if m.Dies {
+		return nil, temporal.NewHeartbeatTimeoutError()
+	}
+	return out, err
+}
+
+// InterceptWorkflow implements interceptor.WorkerInterceptor.
+func (w *worker) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
+	return &workflowIn{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, j: w.j}
+}
+
+type workflowIn struct {
+	interceptor.WorkflowInboundInterceptorBase
+	j *injector
+}
+
+// Init implements interceptor.WorkflowInboundInterceptor.
+func (w *workflowIn) Init(out interceptor.WorkflowOutboundInterceptor) error {
+	return w.Next.Init(&workflowOut{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: out}, j: w.j})
+}
+
+// workflowOut ends a workflow at its next call when it is lost: nothing of it but its calls is seen by anybody.
+type workflowOut struct {
+	interceptor.WorkflowOutboundInterceptorBase
+	j *injector
+}
+
+func (w *workflowOut) check() {
+	if w.j.over() {
+		panic("the workflow is lost")
+	}
+}
+
+// ExecuteActivity implements interceptor.WorkflowOutboundInterceptor.
+func (w *workflowOut) ExecuteActivity(ctx workflow.Context, name string, args ...any) workflow.Future {
+	w.check()
+	return w.Next.ExecuteActivity(ctx, name, args...)
+}
+
+// ExecuteLocalActivity implements interceptor.WorkflowOutboundInterceptor.
+func (w *workflowOut) ExecuteLocalActivity(ctx workflow.Context, name string, args ...any) workflow.Future {
+	w.check()
+	return w.Next.ExecuteLocalActivity(ctx, name, args...)
+}

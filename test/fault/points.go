@@ -1,0 +1,330 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+)
+
+// Scenario is one operation to be disturbed, and the world that it runs in.
+type Scenario struct {
+	Name    string
+	Prepare []Accept // operations that are done before, undisturbed
+	Accept  Accept
+	// Plant changes the prepared world behind the control plane's back; nil: it does not.
+	Plant func(ctx context.Context, w *World) error
+	// Ignore names lines of a dump that may be there or not; nil: there are none.
+	Ignore func(line string) bool
+	// Excuse names findings of an audit that are no fault; nil: there are none.
+	Excuse func(api.Finding) bool
+	// First ends the run with the first leak or stuck operation.
+	First bool
+	// Looks marks an operation that only looks: it may succeed although a step of it did not.
+	Looks bool
+}
+
+// Point is one way to disturb an operation. More than one fault: the first makes the operation go back.
+type Point []Fault
+
+// String names the point for people.
+func (p Point) String() string {
+	parts := make([]string, len(p))
+	for i, f := range p {
+		parts[i] = f.String()
+	}
+	return strings.Join(parts, ", then ")
+}
+
+// Report is what came of many points.
+type Report struct {
+	Points, Leaks, Stuck int
+	Wrong                int      // operations that ended otherwise than they should have
+	Details              []string // one per leak, stuck operation or wrong end
+}
+
+// Add adds other to r.
+func (r *Report) Add(other Report) {
+	r.Points, r.Leaks, r.Stuck, r.Wrong = r.Points+other.Points, r.Leaks+other.Leaks, r.Stuck+other.Stuck, r.Wrong+other.Wrong
+	r.Details = append(r.Details, other.Details...)
+}
+
+// many is more often than a saga tries before it says that it is stuck, or gives up where it may.
+const many = 12
+
+// forward returns what can go wrong with a call of an operation that goes forward.
+func forward(c Call) []Mode {
+	modes := []Mode{
+		{Name: "fails once", Before: problem.Unavailable},
+		{Name: "answer lost", After: problem.Timeout},
+		{Name: "runs twice", Twice: true},
+		{Name: "cancelled before", CancelBefore: true},
+		{Name: "cancelled after", CancelAfter: true},
+		{Name: "workflow lost before", LoseBefore: true},
+		{Name: "workflow lost after", LoseAfter: true},
+		{Name: "fails for good", Before: problem.Invalid, Times: many},
+		{Name: "every answer lost", After: problem.Timeout, Times: many},
+	}
+	if c.bookkeeping() {
+		return modes
+	}
+	modes = append(modes,
+		Mode{Name: "done, but fails for good", After: problem.Invalid, Times: many},
+		Mode{Name: "cancelled and fails", CancelBefore: true, Before: problem.Unavailable},
+	)
+	return append(modes, apart(c)...)
+}
+
+// apart returns what can go wrong with a call that runs in another process than the workflow.
+func apart(c Call) (modes []Mode) {
+	if c.Queue != "" {
+		modes = append(modes,
+			Mode{Name: "worker dies", Dies: true},
+			Mode{Name: "worker dies again and again", Dies: true, Times: many},
+		)
+	}
+	if c.onNode() {
+		modes = append(modes,
+			Mode{Name: "worker gone", Gone: true},
+			Mode{Name: "worker gone for long", Gone: true, Times: many},
+			Mode{Name: "cancelled, worker gone", Gone: true, CancelBefore: true, Times: many},
+			Mode{Name: "runs when all is over", Late: true},
+		)
+	}
+	return modes
+}
+
+// back returns what can go wrong with a call of an operation that goes back.
+func back(c Call) []Mode {
+	modes := []Mode{
+		{Name: "runs twice", Twice: true},
+		{Name: "answer lost", After: problem.Timeout},
+		{Name: "workflow lost before", LoseBefore: true},
+		{Name: "workflow lost after", LoseAfter: true},
+		{Name: "cancelled before", CancelBefore: true},
+		{Name: "fails three times", Before: problem.Internal, Times: 3},
+	}
+	if c.bookkeeping() {
+		return modes
+	}
+	modes = append(modes,
+		Mode{Name: "many answers lost", After: problem.Timeout, Times: many},
+		Mode{Name: "fails for good, they say", Before: problem.Invalid, Times: many},
+	)
+	return append(modes, apart(c)...)
+}
+
+// ends returns the states that the operation may end in when mode hits a call of its way forward.
+func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
+	done, failed, cancelled := api.OpSucceeded, api.OpFailed, api.OpCancelled
+	free := !committed && !c.bookkeeping()
+	switch {
+	case m.CancelBefore || m.CancelAfter:
+		if committed {
+			return []api.OperationState{done}
+		}
+		return []api.OperationState{done, cancelled}
+	case m.LoseBefore || m.LoseAfter:
+		if committed && !c.bookkeeping() {
+			return []api.OperationState{done}
+		}
+		return []api.OperationState{done, failed}
+	case free && s.Looks:
+		return []api.OperationState{done, failed}
+	case free && m.Times == many:
+		return []api.OperationState{failed}
+	case free && m.Gone: // a step that calls several nodes tries again
+		return []api.OperationState{done, failed}
+	default:
+		return []api.OperationState{done}
+	}
+}
+
+// bench disturbs one scenario.
+type bench struct {
+	*Scenario
+	base          *World // prepared
+	before, after Dump   // of the world, around an undisturbed run
+	clean         []Call
+	table         saga.Definition
+	report        Report
+}
+
+// Run disturbs the scenario in a clone of base at every point there is. An error means that the harness is at fault, not
+// what it tests.
+func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
+	b := &bench{Scenario: s}
+	if err := b.prepare(ctx, base); err != nil {
+		return b.report, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	for at, c := range b.clean {
+		committed := b.committed(at)
+		for _, m := range forward(c) {
+			if err := b.point(ctx, Point{{at, c, m}}, s.ends(c, m, committed)); err != nil {
+				return b.report, err
+			}
+		}
+		if c.bookkeeping() {
+			continue
+		}
+		lost := Fault{at, c, Mode{Name: "workflow lost after", LoseAfter: true}}
+		if err := b.then(ctx, lost); err != nil {
+			return b.report, err
+		}
+		fails := Fault{at, c, Mode{Name: "done, but fails for good", After: problem.Invalid, Times: many}}
+		if committed {
+			continue
+		}
+		if err := b.then(ctx, fails); err != nil {
+			return b.report, err
+		}
+	}
+	return b.report, nil
+}
+
+func (b *bench) prepare(ctx context.Context, base *World) (err error) {
+	if b.base, err = base.Clone(ctx, nil); err != nil {
+		return err
+	}
+	for i, accept := range b.Prepare {
+		if _, err := b.base.Do(ctx, accept); err != nil {
+			return fmt.Errorf("preparation %d: %w", i, err)
+		}
+	}
+	if b.Plant != nil {
+		if err := b.Plant(ctx, b.base); err != nil {
+			return err
+		}
+	}
+	if b.before, err = b.base.Dump(ctx); err != nil {
+		return err
+	}
+	w, op, j, err := b.run(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if op.State != api.OpSucceeded {
+		return fmt.Errorf("undisturbed, it is %s: %w", op.State, op.Error)
+	}
+	b.clean, b.table = j.trace, w.Tables[op.Kind]
+	b.after, err = w.Dump(ctx)
+	return err
+}
+
+// committed reports whether the operation can only go forward once call at of the undisturbed run has begun.
+func (b *bench) committed(at int) bool {
+	seen := map[string]bool{}
+	for _, c := range b.clean[:at+1] {
+		seen[c.Step] = true
+	}
+	started := 0
+	for i, step := range b.table.Plan() {
+		if seen[step.Name] {
+			started = i + 1
+		}
+	}
+	return b.table.Committed(started)
+}
+
+// then makes first happen, and disturbs the operation in what it does next: going back, or forward if there is no way back.
+func (b *bench) then(ctx context.Context, first Fault) error {
+	_, op, j, err := b.run(ctx, Point{first})
+	if err != nil {
+		return err
+	}
+	if op.State == api.OpSucceeded && !b.committed(first.At) {
+		return nil // it does not mind
+	}
+	for i := first.At + 1; i < len(j.trace); i++ {
+		for _, m := range back(j.trace[i]) {
+			if err := b.point(ctx, Point{first, {i, j.trace[i], m}}, []api.OperationState{op.State}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// run disturbs the operation at p in a world of its own.
+func (b *bench) run(ctx context.Context, p Point) (*World, *api.Operation, *injector, error) {
+	j := newInjector(p)
+	w, err := b.base.Clone(ctx, &hook{j})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	op, err := b.Accept(ctx, w, w.User)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("it is not accepted: %w", err)
+	}
+	op, err = w.run(ctx, op.ID, j)
+	if err == nil {
+		err = j.missed()
+	}
+	return w, op, j, err
+}
+
+// point disturbs the operation at p and looks at what it leaves behind.
+func (b *bench) point(ctx context.Context, p Point, ends []api.OperationState) error {
+	if b.First && b.report.Leaks+b.report.Stuck > 0 {
+		return nil
+	}
+	b.report.Points++
+	w, op, _, err := b.run(ctx, p)
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", b.Name, p, err)
+	}
+	if !op.State.Ended() {
+		b.report.Stuck++
+		b.fault(p, "it is "+string(op.State)+" for ever: "+problem.Marshal(op.Error))
+		return nil
+	}
+	if !slices.Contains(ends, op.State) {
+		b.report.Wrong++
+		b.fault(p, fmt.Sprintf("it is %s, and not one of %v: %s", op.State, ends, problem.Marshal(op.Error)))
+	}
+	now, err := w.Dump(ctx)
+	if err != nil {
+		return err
+	}
+	var diff []string
+	if op.State == api.OpSucceeded {
+		diff = Diff(b.visible(b.after).Shape(), b.visible(now).Shape())
+	} else {
+		diff = Diff(b.visible(b.before), b.visible(now))
+	}
+	findings, err := w.Audit(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range findings {
+		if b.Excuse == nil || !b.Excuse(f) {
+			diff = append(diff, "audit: "+f.Problem)
+		}
+	}
+	if len(diff) > 0 {
+		b.report.Leaks++
+		b.fault(p, "it is "+string(op.State)+" and leaves:\n\t"+strings.Join(diff, "\n\t"))
+	}
+	return nil
+}
+
+func (b *bench) visible(d Dump) Dump {
+	if b.Ignore == nil {
+		return d
+	}
+	var out Dump
+	for _, line := range d {
+		if !b.Ignore(line) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+func (b *bench) fault(p Point, what string) {
+	b.report.Details = append(b.report.Details, fmt.Sprintf("%s: %s: %s", b.Name, p, what))
+}

@@ -1,0 +1,151 @@
+package fault
+
+import (
+	"context"
+	"strings"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// project is where everything of a scenario is.
+var project = admission.Options{Project: api.DefaultProject}
+
+// with makes a request that needs a body.
+func with[T any](send func(*admission.Admission, context.Context, auth.Handle, admission.Options, T) (*api.Operation, error), req T) Accept {
+	return func(ctx context.Context, w *World, h auth.Handle) (*api.Operation, error) {
+		return send(w.Admission, ctx, h, project, req)
+	}
+}
+
+// on makes a request about something that is there, with a body.
+func on[T any](send func(*admission.Admission, context.Context, auth.Handle, admission.Options, string, T) (*api.Operation, error), ref string, req T) Accept {
+	return func(ctx context.Context, w *World, h auth.Handle) (*api.Operation, error) {
+		return send(w.Admission, ctx, h, project, ref, req)
+	}
+}
+
+type admit = admission.Admission
+
+// Requests that scenarios share.
+var (
+	addPool     = with((*admit).CreatePool, api.PoolCreate{Name: "vms", Type: api.PoolDir, Path: "/vms"})
+	importImage = with((*admit).CreateImage, api.ImageCreate{Name: "cirros", Format: api.FormatQCOW2, Path: "/images/cirros.img"})
+	createVPC   = with((*admit).CreateVPC, api.VPCCreate{Name: "net", CIDR: "10.0.0.0/16"})
+	createSub   = with((*admit).CreateSubnet, api.SubnetCreate{Name: "front", VPC: "net", CIDR: "10.0.1.0/24"})
+	createSG    = with((*admit).CreateSecurityGroup, api.SecurityGroupCreate{Name: "web", Rules: []api.Rule{{Direction: api.Ingress, Protocol: api.TCP, PortMin: 80}}})
+	createPort  = with((*admit).CreatePort, api.PortCreate{Name: "plug", Subnet: "front", SecurityGroups: []string{"web"}})
+	createVM    = with((*admit).CreateVM, api.VMCreate{
+		Name: "web1", VCPUs: 2, Memory: api.GiB, Image: "cirros", UserData: "#cloud-config\n", SecurityGroups: []string{"web"},
+		NICs: []api.NICRequest{{Subnet: "front"}, {Subnet: "front", Address: "10.0.1.77"}},
+	})
+	stopVM = on((*admit).StopVM, "web1", api.VMStop{})
+	// deleteVM leaves a copy of the image in the pool of a node.
+	deleteVM = about((*admit).DeleteVM, "web1")
+)
+
+// about makes a request about something that is there.
+func about(send func(*admission.Admission, context.Context, auth.Handle, admission.Options, string) (*api.Operation, error), ref string) Accept {
+	return func(ctx context.Context, w *World, h auth.Handle) (*api.Operation, error) {
+		return send(w.Admission, ctx, h, project, ref)
+	}
+}
+
+// Base returns the world that scenarios begin with: a pool, an image, and a network with one VM's worth of everything.
+func Base(ctx context.Context) (*World, error) {
+	w, err := NewWorld(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, accept := range []Accept{addPool, importImage, createVPC, createSub, createSG} {
+		if _, err := w.Do(ctx, accept); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// Scenarios returns at least one scenario for every operation, by the operation's kind.
+func Scenarios() map[string][]Scenario {
+	labels := map[string]string{"tier": "front"}
+	rules := []api.Rule{{Direction: api.Egress, Protocol: api.AnyIP}}
+	dns := []string{"9.9.9.9"}
+	none := []string{}
+	return map[string][]Scenario{
+		api.OpVMCreate: {
+			{Name: "vm.create", Accept: createVM},
+			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM},
+		},
+		api.OpVMDelete: {
+			{Name: "vm.delete", Prepare: []Accept{createVM}, Accept: deleteVM},
+			{Name: "vm.delete, stopped", Prepare: []Accept{createVM, stopVM}, Accept: deleteVM},
+		},
+		api.OpVMStart: {
+			{Name: "vm.start", Prepare: []Accept{createVM, stopVM}, Accept: about((*admit).StartVM, "web1")},
+			{Name: "vm.start, running", Prepare: []Accept{createVM}, Accept: about((*admit).StartVM, "web1")},
+		},
+		api.OpVMStop: {
+			{Name: "vm.stop", Prepare: []Accept{createVM}, Accept: stopVM},
+			{Name: "vm.stop by force", Prepare: []Accept{createVM}, Accept: on((*admit).StopVM, "web1", api.VMStop{Force: true})},
+			{Name: "vm.stop, stopped", Prepare: []Accept{createVM, stopVM}, Accept: stopVM},
+		},
+		api.OpVMReboot:    {{Name: "vm.reboot", Prepare: []Accept{createVM}, Accept: on((*admit).RebootVM, "web1", api.VMStop{})}},
+		api.OpImageImport: {{Name: "image.import", Accept: with((*admit).CreateImage, api.ImageCreate{Name: "debian", Format: api.FormatRaw, Path: "/images/debian.img"})}},
+		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
+		api.OpPoolAdd:     {{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})}},
+		api.OpPoolDelete:  {{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")}},
+
+		api.OpVPCCreate: {{Name: "vpc.create", Accept: with((*admit).CreateVPC, api.VPCCreate{Name: "other", CIDR: "10.8.0.0/16", Labels: labels})}},
+		api.OpVPCUpdate: {{Name: "vpc.update", Accept: on((*admit).UpdateVPC, "net", api.VPCUpdate{Labels: &labels})}},
+		api.OpVPCDelete: {{
+			Name: "vpc.delete", Prepare: []Accept{with((*admit).CreateVPC, api.VPCCreate{Name: "other", CIDR: "10.8.0.0/16"})},
+			Accept: about((*admit).DeleteVPC, "other"),
+		}},
+		api.OpSubnetCreate: {{Name: "subnet.create", Accept: with((*admit).CreateSubnet, api.SubnetCreate{Name: "rear", VPC: "net", CIDR: "10.0.2.0/24"})}},
+		api.OpSubnetUpdate: {{Name: "subnet.update", Prepare: []Accept{createVM}, Accept: on((*admit).UpdateSubnet, "front", api.SubnetUpdate{DNS: &dns, Labels: &labels})}},
+		api.OpSubnetDelete: {{Name: "subnet.delete", Accept: about((*admit).DeleteSubnet, "front")}},
+		api.OpPortCreate:   {{Name: "port.create", Accept: createPort}},
+		api.OpPortUpdate:   {{Name: "port.update", Prepare: []Accept{createPort}, Accept: on((*admit).UpdatePort, "plug", api.PortUpdate{SecurityGroups: &none})}},
+		api.OpPortDelete:   {{Name: "port.delete", Prepare: []Accept{createPort}, Accept: about((*admit).DeletePort, "plug")}},
+		api.OpSGCreate:     {{Name: "sg.create", Accept: with((*admit).CreateSecurityGroup, api.SecurityGroupCreate{Name: "db", Rules: rules})}},
+		api.OpSGUpdate:     {{Name: "sg.update", Prepare: []Accept{createVM}, Accept: on((*admit).UpdateSecurityGroup, "web", api.SecurityGroupUpdate{Rules: &rules})}},
+		api.OpSGDelete:     {{Name: "sg.delete", Accept: about((*admit).DeleteSecurityGroup, "web")}},
+
+		api.OpAudit: {
+			{Name: "audit", Prepare: []Accept{createVM}, Accept: with((*admit).Audit, api.AuditRequest{}), Looks: true},
+			{
+				Name: "audit with repair", Prepare: []Accept{createVM}, Accept: with((*admit).Audit, api.AuditRequest{Repair: true}), Looks: true,
+				Plant:  plantStrays,
+				Ignore: func(line string) bool { return strings.Contains(line, strayMark) },
+				Excuse: func(f api.Finding) bool { return strings.Contains(f.ID, strayMark) },
+			},
+		},
+		api.OpNoop: {{Name: "noop", Accept: func(ctx context.Context, w *World, h auth.Handle) (*api.Operation, error) {
+			return w.Admission.Noop(ctx, h, project)
+		}}},
+	}
+}
+
+// strayMark is in the ID of everything that plantStrays leaves.
+const strayMark = "57a57a57"
+
+// plantStrays leaves in each part of the world one thing that nobody owns. A repair may get to them or not; what it must not
+// do is touch anything else.
+func plantStrays(ctx context.Context, w *World) error {
+	id := strayMark + api.NewID()[8:]
+	if err := w.Network.WireVPC(ctx, steps.VPCWiring{VPC: id, Name: "stray", Project: api.DefaultProject, CIDR: "10.9.0.0/16"}); err != nil {
+		return err
+	}
+	w.Nodes[0].disks.stray(ctx, id)
+	if err := w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: "disk"}); err != nil {
+		return err
+	}
+	_, err := w.KV.Commit(ctx, store.Tx{Puts: []store.Put{{
+		Key: store.NameClaim(api.KindVM, api.DefaultProject, "stray-"+strayMark), Value: []byte(id),
+	}}})
+	return err
+}

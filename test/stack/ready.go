@@ -1,0 +1,173 @@
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/client"
+)
+
+// pollEvery is how often a condition is looked at that nobody tells of.
+const pollEvery = 20 * time.Millisecond
+
+// What every stack has from the start.
+const (
+	Pool   = "default" // a directory
+	Blank  = "blank"   // an image without a system: its guests run and do nothing
+	Tiny   = "tiny"    // an image of a Linux that answers HTTP
+	VPC    = "net"     // 10.1.0.0/16
+	Subnet = "net-a"   // 10.1.0.0/22
+	Web    = "web"     // security group: TCP port 80 and ping from everywhere
+)
+
+// AwaitControl waits until the API answers.
+func (s *Stack) AwaitControl(ctx context.Context) error {
+	c, err := s.newClient("")
+	if err != nil {
+		return err
+	}
+	return s.await(ctx, "the API", s.Control, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		_, err := c.Health(ctx)
+		return err
+	})
+}
+
+// AwaitEngine waits until etcd and Temporal take connections.
+func (s *Stack) AwaitEngine(ctx context.Context) error {
+	return s.await(ctx, "etcd and Temporal", s.Engine, func() error {
+		for _, port := range []int{2379, 7233} {
+			c, err := net.DialTimeout("tcp", s.address(port), time.Second)
+			if err != nil {
+				return err
+			}
+			_ = c.Close()
+		}
+		return nil
+	})
+}
+
+// AwaitReport waits until the node's agent, which was just started, has reported.
+func (s *Stack) AwaitReport(ctx context.Context, since time.Time) error {
+	return s.await(ctx, "a report of the agent", s.Agent, func() error {
+		a, err := client.Get[*api.Agent](ctx, s.Client, "", Node)
+		if err != nil {
+			return err
+		}
+		if a.Status.Phase != api.PhaseReady || a.Status.Observed.Before(since) {
+			return fmt.Errorf("the agent is %s, last seen %s: %s", a.Status.Phase, a.Status.Observed, a.Status.Reason)
+		}
+		return nil
+	})
+}
+
+func (s *Stack) awaitNode(ctx context.Context) error { return s.AwaitReport(ctx, s.begun) }
+
+// await polls until try succeeds; that the process ends meanwhile is an error at once.
+func (s *Stack) await(ctx context.Context, what string, p *Process, try func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err := Poll(ctx, pollEvery, func() error {
+		if !p.Running() {
+			cancel(fmt.Errorf("%s has ended: %w\n%s", p.name, p.ended(), p.Tail(20)))
+			return errors.New("it does not run")
+		}
+		return try()
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for %s: %w", what, err)
+	}
+	return nil
+}
+
+// KillLibvirtd is kill -9; virtual machines go on. It returns when the daemon is gone.
+func (s *Stack) KillLibvirtd(ctx context.Context) error {
+	_, err := s.sandboxDo(ctx, "kill-libvirtd", Node)
+	return err
+}
+
+// StartLibvirtd starts it, and returns when it answers.
+func (s *Stack) StartLibvirtd(ctx context.Context) error {
+	_, err := s.sandboxDo(ctx, "libvirtd", Node)
+	return err
+}
+
+func (s *Stack) newClient(token string) (*client.Client, error) {
+	return client.New(client.Config{
+		Host: s.net + ".1", Port: 8899, Token: token, Transport: transport(), Patience: 30 * time.Second, DialPatience: 30 * time.Second,
+		UserAgent: "nextstack-test",
+	})
+}
+
+func (s *Stack) login(ctx context.Context) error {
+	log, err := os.ReadFile(s.Control.log)
+	if err != nil {
+		return err
+	}
+	_, rest, ok := strings.Cut(string(log), passwordLine)
+	if !ok {
+		return errors.New("the control plane told no password")
+	}
+	password, _, _ := strings.Cut(rest, "\n")
+	c, err := s.newClient("")
+	if err != nil {
+		return err
+	}
+	in, err := c.Login(ctx, api.Login{User: "admin", Password: strings.TrimSpace(password)})
+	if err != nil {
+		return fmt.Errorf("login: %w", err)
+	}
+	c.SetToken(in.Token)
+	s.Client = c
+	return nil
+}
+
+// furnish makes what every stack has.
+func (s *Stack) furnish(ctx context.Context) error {
+	if out, err := exec.CommandContext(ctx, "truncate", "-s", "1M", s.path("images", "blank.raw")).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	for _, make := range []func() error{
+		func() error { return create(ctx, s, &api.PoolCreate{Name: Pool, Type: api.PoolDir, Path: s.path("pool")}) },
+		func() error {
+			return create(ctx, s, &api.ImageCreate{Name: Blank, Format: api.FormatRaw, Path: s.path("images", "blank.raw")})
+		},
+		func() error {
+			return create(ctx, s, &api.ImageCreate{Name: Tiny, Format: api.FormatQCOW2, Path: s.guest() + "/tiny.qcow2"})
+		},
+		func() error { return create(ctx, s, &api.VPCCreate{Name: VPC, CIDR: "10.1.0.0/16"}) },
+		func() error { return create(ctx, s, &api.SubnetCreate{Name: Subnet, VPC: VPC, CIDR: "10.1.0.0/22"}) },
+		func() error {
+			return create(ctx, s, &api.SecurityGroupCreate{Name: Web, Rules: []api.Rule{
+				{Direction: api.Ingress, Protocol: api.TCP, PortMin: 80, PortMax: 80, CIDR: "0.0.0.0/0"},
+				{Direction: api.Ingress, Protocol: api.ICMP, CIDR: "0.0.0.0/0"}, {Direction: api.Egress, Protocol: api.AnyIP, CIDR: "0.0.0.0/0"},
+			}})
+		},
+	} {
+		if err := make(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// create makes one thing and waits until it is there.
+func create[B client.Creation](ctx context.Context, s *Stack, body B) error {
+	op, err := client.Create(ctx, s.Client, api.DefaultProject, body, client.Write{})
+	if err != nil {
+		return err
+	}
+	op, err = s.Client.Wait(ctx, op.ID, client.WaitOptions{})
+	if err == nil && op.State != api.OpSucceeded {
+		err = fmt.Errorf("%s of %s ended %s: %w", op.Kind, op.Target.Name, op.State, op.Error)
+	}
+	return err
+}

@@ -1,0 +1,258 @@
+// Package stack runs the real thing for tests: a sandbox with libvirtd, Open vSwitch and OVN, the control plane and an agent,
+// each a process of its own that a test can kill at exactly the boundary of a step that it wants. Nothing is faked.
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nextstack/nextstack/api/client"
+)
+
+// Options say what a stack is to be like. The zero value is a good one.
+type Options struct {
+	// External puts etcd and Temporal into a process of their own, Stack.Engine.
+	External bool
+}
+
+// Node is the name of the node that a stack has.
+const Node = "node1"
+
+// Stack is a running cloud with one node. Its fields are there for tests to use; its methods fail the test they are given.
+type Stack struct {
+	Client *client.Client // logged in as admin
+	Faults Faults
+
+	Control *Process // nextstack
+	Agent   *Process // gnext agent run
+	Engine  *Process // etcd and Temporal, if they are external
+
+	dir     string // of everything
+	net     string // first three bytes of the management network
+	sandbox []string
+	begun   time.Time
+}
+
+// passwordLine is how the control plane tells the password of the administrator that it made.
+const passwordLine = "admin password: "
+
+// Up brings a stack up, with an image, a pool and a network (see the names in this package). The stack goes down when t ends,
+// and t fails if something is left then. Where a real stack cannot be, t is skipped.
+func Up(t testing.TB, o Options) *Stack {
+	t.Helper()
+	requireParts(t)
+	bins, err := built()
+	if err != nil {
+		t.Fatalf("the programs cannot be built: %v", err)
+	}
+	s := &Stack{begun: time.Now()}
+	// Short, because the paths of unix sockets must be.
+	if s.dir, err = os.MkdirTemp(os.Getenv("NEXTSTACK_TEST_DIR"), "nst"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.down(t) })
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
+	t.Cleanup(func() { signal.Stop(interrupted) })
+	go func() {
+		if _, ok := <-interrupted; ok {
+			_, _ = s.sandboxDo(context.Background(), "down", "--purge")
+			os.Exit(130)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	if err := s.up(ctx, bins, o); err != nil {
+		t.Fatalf("the stack does not come up: %v", err)
+	}
+	t.Logf("the stack is up in %s, in %s", time.Since(s.begun).Round(100*time.Millisecond), s.dir)
+	return s
+}
+
+// requireParts skips t where there is no root, or a program is missing.
+func requireParts(t testing.TB) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED, NOT TESTED: the real stack. It needs root, for namespaces")
+	}
+	for _, p := range []string{"libvirtd", "ovs-vswitchd", "ovn-northd", "qemu-img", "virsh", "ip"} {
+		if _, err := exec.LookPath(p); err != nil {
+			if _, err = os.Stat("/usr/sbin/" + p); err != nil {
+				t.Skipf("SKIPPED, NOT TESTED: the real stack. There is no %s: run make deps", p)
+			}
+		}
+	}
+}
+
+func (s *Stack) up(ctx context.Context, bins binaries, o Options) error {
+	s.Faults = Faults(s.path("faults"))
+	for _, d := range []string{"faults", "pool", "images", "log"} {
+		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := s.startSandbox(ctx); err != nil {
+		return err
+	}
+	s.processes(bins, o)
+	if s.Engine != nil {
+		if err := s.Engine.Start(); err != nil {
+			return err
+		}
+		if err := s.AwaitEngine(ctx); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(s.Control.Start(), s.AwaitControl(ctx), s.login(ctx)); err != nil {
+		return err
+	}
+	if err := errors.Join(s.Agent.Start(), s.awaitNode(ctx)); err != nil {
+		return err
+	}
+	return s.furnish(ctx)
+}
+
+// processes says how the programs of the stack are run.
+func (s *Stack) processes(bins binaries, o Options) {
+	faults := "NEXTSTACK_FAULTPOINTS=" + string(s.Faults)
+	process := func(name string, where []string, argv ...string) *Process {
+		return &Process{
+			name: name, log: s.path("log", name+".log"), env: environment(append(s.sandbox, faults)...),
+			argv: append(append([]string{s.script("sandbox.sh")}, where...), argv...),
+		}
+	}
+	control := []string{
+		bins.control, "serve", "--data-dir", s.path("control"), "--listen", s.address(8899),
+		"--ui-listen", "", "--join-token-file", s.path("join-token"), "--image-dir", s.path("images") + "," + s.guest(),
+		"--ovn-nb", "unix:" + s.path("s", Node, "run/ovn/ovnnb_db.sock"),
+		// As many small guests as a test wants, whatever this machine has.
+		"--cpu-ratio", "100",
+	}
+	if o.External {
+		s.Engine = process("engine", []string{"control"}, bins.engine, "--data-dir", s.path("engine"),
+			"--etcd-listen", s.address(2379), "--temporal-listen", s.address(7233))
+		control = append(control, "--etcd-endpoints", s.address(2379), "--temporal-address", s.address(7233))
+	} else {
+		control = append(control, "--temporal-listen", s.address(7233))
+	}
+	s.Control = process("nextstack", []string{"control"}, control...)
+	s.Agent = process("agent", []string{"exec", Node}, bins.node, "agent", "run", "--server", "http://"+s.address(8899),
+		"--join-token-file", s.path("join-token"), "--data-dir", s.path("agent"), "--name", Node,
+		"--libvirt", "qemu:///system", "--ovs", "unix:/run/openvswitch/db.sock")
+}
+
+// startSandbox makes the node with its daemons. The networks are picked at random, until they are nobody's.
+func (s *Stack) startSandbox(ctx context.Context) error {
+	var err error
+	for range 8 {
+		n := 1 + rand.IntN(250)
+		s.net = fmt.Sprintf("10.79.%d", n)
+		s.sandbox = []string{
+			"SANDBOX_NAME=t" + strconv.Itoa(n) + "-" + strconv.FormatInt(int64(os.Getpid()), 36), "SANDBOX_DIR=" + s.path("s"),
+			"SANDBOX_NET=" + s.net, fmt.Sprintf("SANDBOX_DATA_NET=10.80.%d", n), "SANDBOX_CACHE=" + cache(),
+		}
+		if _, err = s.sandboxDo(ctx, "net-up"); err == nil || !strings.Contains(err.Error(), "in use on this machine") {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := command(ctx, environment(), s.script("guest.sh"), s.guest()); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"node-up", Node, "11"}, {"libvirtd", Node}, {"ovs", Node}, {"ovn-central", Node}, {"ovn-chassis", Node}} {
+		if _, err := s.sandboxDo(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// down ends the stack. What does not end as it should, or is left, fails the test.
+func (s *Stack) down(t testing.TB) {
+	if t.Failed() {
+		s.logs(t)
+	}
+	// The agent first: it would report machines that vanish as failures.
+	for _, p := range []*Process{s.Agent, s.Control, s.Engine} {
+		if p == nil {
+			continue
+		}
+		if err := p.Stop(20 * time.Second); err != nil {
+			t.Error(err)
+			t.Logf("last lines of %s:\n%s", p.name, p.Tail(20))
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if len(s.sandbox) > 0 {
+		// It looks for whatever is left in the namespaces and cgroups, and says so.
+		if _, err := s.sandboxDo(ctx, "down", "--purge"); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+	if keep := os.Getenv("NEXTSTACK_TEST_KEEP_LOGS"); keep != "" {
+		_ = os.CopyFS(filepath.Join(keep, filepath.Base(s.dir)), os.DirFS(s.path("log")))
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Error(err)
+	}
+}
+
+func (s *Stack) logs(t testing.TB) {
+	for _, p := range []*Process{s.Control, s.Agent, s.Engine} {
+		if p != nil {
+			t.Logf("--- last lines of %s:\n%s", p.name, p.Tail(50))
+		}
+	}
+}
+
+// sandboxDo runs a verb of sandbox.sh.
+func (s *Stack) sandboxDo(ctx context.Context, args ...string) (string, error) {
+	return command(ctx, environment(s.sandbox...), append([]string{s.script("sandbox.sh")}, args...)...)
+}
+
+// InNode runs a program in the node and returns what it wrote.
+func (s *Stack) InNode(ctx context.Context, argv ...string) (string, error) {
+	return s.sandboxDo(ctx, append([]string{"exec", Node}, argv...)...)
+}
+
+func (s *Stack) path(parts ...string) string { return filepath.Join(append([]string{s.dir}, parts...)...) }
+func (s *Stack) script(name string) string   { return filepath.Join(root(), "deploy", "dev", name) }
+func (s *Stack) guest() string               { return filepath.Join(cache(), "guest") }
+func (s *Stack) address(port int) string     { return s.net + ".1:" + strconv.Itoa(port) }
+
+// URL returns the address of the API.
+func (s *Stack) URL() string { return "http://" + s.address(8899) }
+
+// Path returns a file of the stack: in its pool ("pool/..."), in what its control plane keeps ("control/...") or in the
+// directory that images may be imported from ("images/...").
+func (s *Stack) Path(parts ...string) string { return s.path(parts...) }
+
+// cache returns where the guest image and libvirt's knowledge of QEMU are kept, for all sandboxes of the repository.
+func cache() string {
+	if dir := os.Getenv("SANDBOX_CACHE"); dir != "" {
+		return dir
+	}
+	return filepath.Join(root(), ".dev", "cache")
+}
+
+// transport asks no proxy for what is on this machine.
+func transport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy, t.MaxIdleConnsPerHost = nil, 64
+	return t
+}

@@ -1,0 +1,104 @@
+package stack
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/client"
+)
+
+// Audit runs an audit and returns what it found.
+func (s *Stack) Audit(t testing.TB) *api.AuditReport {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	op, err := s.Client.Audit(ctx, api.AuditRequest{}, client.Write{})
+	if err == nil {
+		op, err = s.Client.Wait(ctx, op.ID, client.WaitOptions{})
+	}
+	if err != nil {
+		t.Fatalf("audit: %v", err)
+	}
+	if op.State != api.OpSucceeded {
+		t.Fatalf("the audit ended %s: %v", op.State, op.Error)
+	}
+	var r api.AuditReport
+	if err := json.Unmarshal(op.Result, &r); err != nil {
+		t.Fatalf("the audit's result: %v: %s", err, op.Result)
+	}
+	return &r
+}
+
+// MustBeClean fails t if an audit finds anything at all, or could not look everywhere. It returns the number of findings.
+func (s *Stack) MustBeClean(t testing.TB) int {
+	t.Helper()
+	r := s.Audit(t)
+	for _, f := range r.Findings {
+		t.Errorf("audit: %s %s %s extra=%t: %s; fix: %s", f.Side, f.Kind, f.ID, f.Extra, f.Problem, f.Fix)
+	}
+	for _, skip := range r.Skipped {
+		t.Errorf("audit: not asked: %s", skip)
+	}
+	if !r.Clean() && !t.Failed() {
+		t.Errorf("the audit is not clean: %+v", r)
+	}
+	if r.Checked["domain"]+len(r.Checked) == 0 {
+		t.Errorf("the audit looked at nothing: %+v", r)
+	}
+	return len(r.Findings)
+}
+
+// Running returns the names of the domains that libvirt itself says are running, and how many there are in all.
+func (s *Stack) Running(ctx context.Context) (running map[string]bool, all int, err error) {
+	running = map[string]bool{}
+	for _, q := range []struct {
+		flag string
+		add  func(string)
+	}{{"--all", func(string) { all++ }}, {"--state-running", func(id string) { running[id] = true }}} {
+		out, err := s.InNode(ctx, "virsh", "-q", "-c", "qemu:///system", "list", q.flag, "--uuid")
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, id := range strings.Fields(out) {
+			q.add(id)
+		}
+	}
+	return running, all, nil
+}
+
+// Ended waits until the operations have ended and returns them as they are then.
+func (s *Stack) Ended(ctx context.Context, ids ...string) (map[string]*api.Operation, error) {
+	out := map[string]*api.Operation{}
+	for _, id := range ids {
+		op, err := s.Client.Wait(ctx, id, client.WaitOptions{})
+		if err != nil {
+			return out, fmt.Errorf("operation %s: %w; last seen: %s", id, err, Describe(op))
+		}
+		out[id] = op
+	}
+	return out, nil
+}
+
+// Describe says in one line where an operation is.
+func Describe(op *api.Operation) string {
+	if op == nil {
+		return "never seen"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s %s:", op.ID, op.Kind, op.Target.Name, op.State)
+	for _, st := range op.Steps {
+		fmt.Fprintf(&b, " %s=%s/%d", st.Name, st.State, st.Attempts)
+		if st.Error != nil {
+			fmt.Fprintf(&b, " (%v)", st.Error)
+		}
+	}
+	if op.Error != nil {
+		fmt.Fprintf(&b, " error: %v", op.Error)
+	}
+	return b.String()
+}

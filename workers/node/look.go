@@ -1,0 +1,67 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// look lists what is on this node. The parts that cannot be asked make it fail: an audit of half a node would call the other
+// half missing.
+func (a *agent) look(ctx context.Context, _ steps.Token, q steps.NodeQuestion) (w steps.NodeWorld, err error) {
+	if w.Domains, err = a.driver.List(ctx); err != nil {
+		return w, problem.Wrap(err, problem.Internal, "the domains of this node cannot be listed")
+	}
+	for _, p := range q.Pools {
+		files, err := a.pools.List(ctx, p)
+		if err != nil {
+			return w, problem.Wrap(err, problem.Internal, "pool %s cannot be listed", p.Path)
+		}
+		w.Files = append(w.Files, files...)
+	}
+	if w.OVSPorts, err = a.sw.ListPorts(ctx); err != nil {
+		return w, problem.Wrap(err, problem.Internal, "the switch ports of this node cannot be listed")
+	}
+	return w, nil
+}
+
+// repair removes what an audit found to be nobody's: first what uses, then what is used. What cannot be removed does not
+// keep the rest.
+func (a *agent) repair(ctx context.Context, _ steps.Token, r steps.NodeRepair) (steps.Nothing, error) {
+	var errs []error
+	for _, id := range r.Domains {
+		errs = append(errs, a.driver.Remove(ctx, id))
+	}
+	for _, name := range r.OVSPorts {
+		errs = append(errs, a.sw.RemovePort(ctx, name))
+	}
+	pools := map[string]steps.PoolOnNode{}
+	for _, p := range r.Pools {
+		pools[p.Pool] = p
+	}
+	for _, f := range r.Files {
+		p, ok := pools[f.Pool]
+		if !ok {
+			errs = append(errs, problem.New(problem.Invalid, "file %s is in no known pool", f.Path))
+			continue
+		}
+		errs = append(errs, a.pools.Remove(ctx, p, f))
+	}
+	return steps.Nothing{}, joined(errs)
+}
+
+// joined makes one problem of several errors: of the kind of the first, with the words of all.
+func joined(errs []error) error {
+	var left []error
+	for _, err := range errs {
+		if err != nil {
+			left = append(left, err)
+		}
+	}
+	if len(left) <= 1 {
+		return errors.Join(left...)
+	}
+	return problem.New(problem.KindOf(left[0]), "%d things could not be removed", len(left)).Because("%s", errors.Join(left...))
+}

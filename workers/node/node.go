@@ -1,0 +1,170 @@
+// Package node is the agent: it carries out the steps of one node, and tells the server what there is. It knows two
+// addresses, the server's API and Temporal's, and never sees the store.
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/compute/libvirt"
+	"github.com/nextstack/nextstack/activities/network"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/client"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Config is what an agent needs to know.
+type Config struct {
+	Server        string        // the API: http://host:8899, host:port or host
+	JoinToken     string        // needed once, unless JoinTokenFile is given
+	JoinTokenFile string        // is read when it is needed; it may appear later than the agent
+	DataDir       string        // the agent's identity and the consoles of its VMs
+	Name          string        // of the node; empty: its host name
+	LibvirtURI    string        // empty: qemu:///system
+	OVS           string        // database of Open vSwitch; empty: unix:/run/openvswitch/db.sock
+	Accel         string        // kvm or tcg; empty: kvm where it works
+	Version       string        // of this program
+	ReportEvery   time.Duration // 0: 5 s
+	Log           *slog.Logger
+	Hook          activities.Hook // nil but in tests
+}
+
+// Switch is what the agent needs of the node's virtual switch.
+type Switch interface {
+	Local(ctx context.Context) (network.LocalInfo, error)
+	ListPorts(ctx context.Context) ([]steps.PortFound, error)
+	RemovePort(ctx context.Context, name string) error
+}
+
+// ovs is the switch at an OVSDB endpoint.
+type ovs string
+
+func (o ovs) Local(ctx context.Context) (network.LocalInfo, error) {
+	return network.Local(ctx, string(o))
+}
+
+func (o ovs) ListPorts(ctx context.Context) ([]steps.PortFound, error) {
+	return network.ListPorts(ctx, string(o))
+}
+
+func (o ovs) RemovePort(ctx context.Context, name string) error {
+	return network.RemovePort(ctx, string(o), name)
+}
+
+// agent is a running agent with its parts.
+type agent struct {
+	cfg    Config
+	log    *slog.Logger
+	api    *client.Client
+	driver compute.Driver
+	trim   func() error // shortens consoles; may be nil
+	pools  storage.Pool
+	sw     Switch
+	facts  switchFacts
+}
+
+// Run runs the agent until ctx is done. It returns an error only for what waiting cannot cure: a configuration that is
+// wrong, or a join that was refused.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	if os.Getenv("GOGC") == "" { // there is little to collect, and memory is for VMs
+		debug.SetGCPercent(50)
+	}
+	consoles := filepath.Join(cfg.DataDir, "consoles")
+	// The hypervisor may run as somebody else, and must be able to pass through.
+	if err := errors.Join(os.MkdirAll(cfg.DataDir, 0o711), os.MkdirAll(consoles, 0o711)); err != nil {
+		return problem.Wrap(err, problem.Invalid, "the data directory %s cannot be made", cfg.DataDir)
+	}
+	c, err := newClient(cfg.Server, cfg.Version)
+	if err != nil {
+		return err
+	}
+	a := &agent{cfg: cfg, log: cfg.Log, api: c, pools: storage.NewDir(cfg.Log), sw: ovs(cfg.OVS)}
+	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, UserspaceDP: a.facts.userspace, Log: cfg.Log})
+	defer driver.Close()
+	a.driver, a.trim = driver, driver.TrimConsoles
+	return a.run(ctx)
+}
+
+func (c *Config) complete() error {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.Name == "" {
+		h, err := os.Hostname()
+		if err != nil {
+			return problem.Wrap(err, problem.Invalid, "this node has no name")
+		}
+		h, _, _ = strings.Cut(strings.ToLower(h), ".")
+		c.Name = h
+	}
+	if c.LibvirtURI == "" {
+		c.LibvirtURI = "qemu:///system"
+	}
+	if c.OVS == "" {
+		c.OVS = "unix:/run/openvswitch/db.sock"
+	}
+	if c.ReportEvery == 0 {
+		c.ReportEvery = 5 * time.Second
+	}
+	var v problem.Validation
+	api.CheckName(&v, "name", c.Name)
+	v.Check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "must be an absolute path")
+	v.Check(c.Server != "", "server", c.Server, "is missing")
+	v.Check(c.ReportEvery >= 100*time.Millisecond, "reportEvery", c.ReportEvery.String(), "must be at least 100ms")
+	v.Check(c.Accel == "" || c.Accel == "kvm" || c.Accel == "tcg", "accel", c.Accel, "must be kvm or tcg, or be left out")
+	return v.Err("agent configuration")
+}
+
+// run is a member of the cloud, and becomes one again if the server has forgotten it, until ctx is done.
+func (a *agent) run(ctx context.Context) error {
+	for {
+		id, err := a.identity(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = a.serve(ctx, id)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, errForgotten) {
+			return err
+		}
+		if err := a.forget(id); err != nil {
+			return err
+		}
+	}
+}
+
+// errForgotten says that the server does not know this agent any more.
+var errForgotten = errors.New("the server does not know this agent")
+
+// serve works for one identity: it takes steps and reports, each whether or not the other can.
+func (a *agent) serve(ctx context.Context, id *identity) error {
+	a.log.Info("agent runs", "name", a.cfg.Name, "id", id.ID, "server", a.api.Address(), "temporal", id.TemporalAddress)
+	ctx, cancel := context.WithCancel(ctx)
+	worker := make(chan struct{})
+	go func() {
+		defer close(worker)
+		a.work(ctx, id)
+	}()
+	err := a.report(ctx, id)
+	cancel()
+	<-worker
+	return err
+}

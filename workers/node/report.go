@@ -1,0 +1,250 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nextstack/nextstack/activities/network"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Timing of reports.
+const (
+	reportTimeout = 10 * time.Second
+	lookTimeout   = 8 * time.Second
+	// settleDown lets a burst of events become one report.
+	settleDown = 20 * time.Millisecond
+	// switchEvery is how often the switch is asked about itself; it hardly ever changes.
+	switchEvery = time.Minute
+	poolTimeout = 2 * time.Second
+)
+
+// switchFacts are what the node's switch last said of itself.
+type switchFacts struct {
+	mu    sync.Mutex
+	info  network.LocalInfo
+	known bool
+	asked time.Time
+}
+
+// userspace reports whether guests must not leave work to their NICs. As long as that is not known they must not: it costs
+// them speed, and the contrary would cost them their network.
+func (s *switchFacts) userspace() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.known || s.info.UserspaceDatapath
+}
+
+func (s *switchFacts) get() (network.LocalInfo, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.info, s.known
+}
+
+// refresh asks the switch if it is time to.
+func (s *switchFacts) refresh(ctx context.Context, sw Switch) error {
+	s.mu.Lock()
+	fresh := s.known && time.Since(s.asked) < switchEvery
+	s.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	info, err := sw.Local(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.info, s.known, s.asked = info, true, time.Now()
+	return nil
+}
+
+// reporter tells the server what there is.
+type reporter struct {
+	*agent
+	id    *identity
+	pools map[string]steps.PoolOnNode // that the last answer named
+	last  *api.AgentReport            // that was complete
+	stuck map[string]chan struct{}    // pools whose directory did not answer in time; closed when it did
+	said  map[string]string           // what was logged last, by subject
+}
+
+// report reports every now and then, and at once when something happens, until ctx is done or the server does not know us.
+func (a *agent) report(ctx context.Context, id *identity) error {
+	r := &reporter{agent: a, id: id, pools: map[string]steps.PoolOnNode{}, stuck: map[string]chan struct{}{}, said: map[string]string{}}
+	events := a.driver.Events(ctx)
+	tick := time.NewTicker(a.cfg.ReportEvery)
+	defer tick.Stop()
+	for {
+		more, err := r.once(ctx)
+		if err != nil {
+			return err
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if a.trim != nil {
+				r.say("consoles", a.trim())
+			}
+		case <-events:
+			pause(ctx, settleDown)
+			for drained := false; !drained; {
+				select {
+				case _, open := <-events:
+					drained = !open
+				default:
+					drained = true
+				}
+			}
+		}
+	}
+}
+
+// once makes and sends one report. It wants another one at once if the answer named pools that were not in it. Its error is
+// errForgotten or nil: whoever is away comes back.
+func (r *reporter) once(ctx context.Context) (more bool, err error) {
+	report := r.look(ctx)
+	if report == nil || ctx.Err() != nil {
+		return false, nil
+	}
+	sctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	orders, err := r.api.Report(sctx, r.id.ID, *report)
+	if ctx.Err() != nil {
+		return false, nil
+	}
+	r.say("server", err)
+	if problem.Is(err, problem.Unauthenticated) || problem.Is(err, problem.NotFound) {
+		if r.canJoin() {
+			return false, errForgotten
+		}
+		r.log.Error("THE SERVER DOES NOT KNOW THIS AGENT, and there is no join token to join again with", "id", r.id.ID, "server", r.api.Address(),
+			"fix", "start the agent with a join token, or bring the server's data back", "error", err)
+	}
+	if err != nil {
+		return false, nil
+	}
+	pools := map[string]steps.PoolOnNode{}
+	for _, p := range orders.Pools {
+		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path}
+		_, known := r.pools[p.ID]
+		more = more || !known
+	}
+	r.pools = pools
+	return more, nil
+}
+
+// look makes a report. While libvirt is away it is the last one that was complete, with the reason: the VMs have not gone,
+// they are only not seen. Nil if there never was one.
+func (r *reporter) look(ctx context.Context) *api.AgentReport {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	report := api.AgentReport{Sent: time.Now().UTC()} // before looking: what changes meanwhile is newer than the report
+	r.say("switch", r.facts.refresh(ctx, r.sw))
+	var err error
+	if report.Inventory, err = r.driver.Inventory(ctx); err == nil {
+		report.VMs, err = r.observe(ctx)
+	}
+	r.say("libvirt", err)
+	switch {
+	case err == nil:
+		r.last = &report
+	case ctx.Err() != nil && problem.Is(err, problem.Cancelled), r.last == nil:
+		return nil
+	default:
+		report = *r.last
+		report.Error = err.Error()
+	}
+	r.complete(ctx, &report.Inventory)
+	return &report
+}
+
+// observe lists the domains that are ours.
+func (r *reporter) observe(ctx context.Context) ([]api.VMObservation, error) {
+	domains, err := r.driver.List(ctx)
+	out := make([]api.VMObservation, 0, len(domains))
+	for _, d := range domains {
+		if d.Ours {
+			out = append(out, api.VMObservation{ID: d.ID, Phase: d.Phase})
+		}
+	}
+	return out, err
+}
+
+// complete adds what libvirt does not know.
+func (r *reporter) complete(ctx context.Context, inv *api.Inventory) {
+	versions := map[string]string{}
+	for k, v := range inv.Versions {
+		versions[k] = v
+	}
+	if r.cfg.Version != "" {
+		versions["agent"] = r.cfg.Version
+	}
+	if info, known := r.facts.get(); known {
+		inv.OVNChassis, inv.UserspaceDP = info.ChassisID, info.UserspaceDatapath
+		if info.Version != "" {
+			versions["ovs"] = info.Version
+		}
+	}
+	inv.Versions, inv.Pools = versions, r.usage(ctx)
+}
+
+// usage measures the pools. A directory that does not answer, as a dead network file system does, holds up nothing else.
+func (r *reporter) usage(ctx context.Context) []api.PoolUsage {
+	out := make([]api.PoolUsage, 0, len(r.pools))
+	for _, p := range r.pools {
+		silent := api.PoolUsage{Pool: p.Pool, Error: "directory " + p.Path + " does not answer"}
+		if back, ok := r.stuck[p.Pool]; ok {
+			select {
+			case <-back:
+				delete(r.stuck, p.Pool)
+			default:
+				out = append(out, silent)
+				continue
+			}
+		}
+		got, back := make(chan api.PoolUsage, 1), make(chan struct{})
+		go func() {
+			defer close(back)
+			got <- r.agent.pools.Usage(ctx, p)
+		}()
+		select {
+		case u := <-got:
+			out = append(out, u)
+		case <-time.After(poolTimeout):
+			r.stuck[p.Pool] = back
+			out = append(out, silent)
+		}
+	}
+	slices.SortFunc(out, func(a, b api.PoolUsage) int {
+		if a.Pool < b.Pool {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// say logs the error of a subject when it begins, changes and ends, but not each time.
+func (r *reporter) say(subject string, err error) {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	was := r.said[subject]
+	r.said[subject] = now
+	switch {
+	case now != "" && now != was:
+		r.log.Warn("trouble, trying on", "with", subject, "error", err)
+	case now == "" && was != "":
+		r.log.Info("all is well again", "with", subject)
+	}
+}

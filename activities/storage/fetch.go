@@ -68,7 +68,9 @@ func (d *Dir) join(path string, total int64, run func(context.Context, *fetch) e
 		go func() {
 			err := run(ctx, f)
 			d.mu.Lock()
-			delete(d.fetches, path)
+			if d.fetches[path] == f {
+				delete(d.fetches, path)
+			}
 			f.err = err
 			d.mu.Unlock()
 			cancel()
@@ -94,8 +96,11 @@ func (d *Dir) wait(ctx context.Context, path string, f *fetch, progress func(str
 		case <-ctx.Done():
 			d.mu.Lock()
 			f.users--
-			if f.users == 0 {
+			if f.users == 0 { // who comes now must not join what is ending
 				f.cancel()
+				if d.fetches[path] == f {
+					delete(d.fetches, path)
+				}
 			}
 			d.mu.Unlock()
 			return problem.New(problem.Cancelled, "fetching image file %s was cancelled", path)
@@ -183,6 +188,12 @@ func busy(root *os.Root, name string) bool {
 
 func receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f *fetch) error {
 	in, length, err := src.OpenImage(ctx, p.Image)
+	if ctx.Err() != nil {
+		if err == nil {
+			in.Close() //nolint:errcheck // nothing was read
+		}
+		return problem.New(problem.Cancelled, "fetching image %s was cancelled", p.Image)
+	}
 	if err != nil {
 		return problem.Wrap(err, problem.Unavailable, "image %s cannot be fetched", p.Image)
 	}

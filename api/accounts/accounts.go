@@ -229,7 +229,7 @@ func (a *Accounts) Sweep(ctx context.Context, now time.Time) (int, error) {
 }
 
 // Run keeps what is remembered of tokens true to the store, until ctx is done: a token that another server revokes is
-// worthless here as soon as the store tells. It also removes expired tokens, hourly.
+// worthless here as soon as the store tells. It also removes expired tokens, hourly. It returns nil.
 func (a *Accounts) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Hour)
 	defer tick.Stop()
@@ -237,9 +237,7 @@ func (a *Accounts) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		_, revision, err := a.kv.List(ctx, prefix)
 		if err != nil {
-			if wait(ctx, time.Second) != nil {
-				break
-			}
+			wait(ctx, time.Second)
 			continue
 		}
 		a.cache.clear()
@@ -249,7 +247,7 @@ func (a *Accounts) Run(ctx context.Context) error {
 			select {
 			case c, ok := <-changes:
 				if !ok {
-					break watching
+					break watching // and begin anew, after a pause: the store is in trouble, or we are done
 				}
 				a.cache.drop(c.Key[len(prefix):])
 			case now := <-tick.C:
@@ -257,18 +255,18 @@ func (a *Accounts) Run(ctx context.Context) error {
 				_, _ = a.Sweep(ctx, now)
 			}
 		}
+		wait(ctx, time.Second)
 	}
-	return ctx.Err()
+	return nil
 }
 
-func wait(ctx context.Context, d time.Duration) error {
+// wait waits for d, or until ctx is done.
+func wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

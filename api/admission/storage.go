@@ -106,6 +106,9 @@ func (a *Admission) agentsFor(c *acceptance, refs []string) ([]*api.Agent, error
 		if err != nil {
 			return nil, err
 		}
+		if slices.ContainsFunc(out, func(o *api.Agent) bool { return o.ID == ag.ID }) {
+			continue // by name and by ID
+		}
 		out = append(out, ag)
 	}
 	return out, nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/cli/command"
 	"github.com/nextstack/nextstack/workers/node"
@@ -21,6 +22,7 @@ func agent(ctx context.Context, c command.AgentConfig) error {
 	return node.Run(ctx, node.Config{
 		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
 		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
+		Hook: activities.FaultPoints(),
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 }

@@ -49,6 +49,7 @@ poll() {
   done
 }
 
+export GNEXT_HOST=$API_HOST GNEXT_PORT=$API_PORT
 gnext() { "$BIN/gnext" "$@"; }
 
 do_packages() { "$HERE/packages.sh"; }

@@ -63,5 +63,7 @@ type buildError struct {
 	err         error
 }
 
-func (e *buildError) Error() string { return "building " + e.pkg + ": " + e.err.Error() + "\n" + e.output }
+func (e *buildError) Error() string {
+	return "building " + e.pkg + ": " + e.err.Error() + "\n" + e.output
+}
 func (e *buildError) Unwrap() error { return e.err }

@@ -136,7 +136,9 @@ func (s *Stack) furnish(ctx context.Context) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	for _, make := range []func() error{
-		func() error { return create(ctx, s, &api.PoolCreate{Name: Pool, Type: api.PoolDir, Path: s.path("pool")}) },
+		func() error {
+			return create(ctx, s, &api.PoolCreate{Name: Pool, Type: api.PoolDir, Path: s.path("pool")})
+		},
 		func() error {
 			return create(ctx, s, &api.ImageCreate{Name: Blank, Format: api.FormatRaw, Path: s.path("images", "blank.raw")})
 		},

@@ -230,10 +230,12 @@ func (s *Stack) InNode(ctx context.Context, argv ...string) (string, error) {
 	return s.sandboxDo(ctx, append([]string{"exec", Node}, argv...)...)
 }
 
-func (s *Stack) path(parts ...string) string { return filepath.Join(append([]string{s.dir}, parts...)...) }
-func (s *Stack) script(name string) string   { return filepath.Join(root(), "deploy", "dev", name) }
-func (s *Stack) guest() string               { return filepath.Join(cache(), "guest") }
-func (s *Stack) address(port int) string     { return s.net + ".1:" + strconv.Itoa(port) }
+func (s *Stack) path(parts ...string) string {
+	return filepath.Join(append([]string{s.dir}, parts...)...)
+}
+func (s *Stack) script(name string) string { return filepath.Join(root(), "deploy", "dev", name) }
+func (s *Stack) guest() string             { return filepath.Join(cache(), "guest") }
+func (s *Stack) address(port int) string   { return s.net + ".1:" + strconv.Itoa(port) }
 
 // URL returns the address of the API.
 func (s *Stack) URL() string { return "http://" + s.address(8899) }

@@ -13,9 +13,9 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
 	"github.com/nextstack/nextstack/api/store"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 )
 
 const (

@@ -162,7 +162,7 @@ func (d *Driver) persuade(ctx context.Context, vm string, p persuasion) (obeyed 
 	if p.timeout <= 0 {
 		p.timeout = compute.DefaultStopTimeout
 	}
-	if _, err := d.known(ctx); err != nil {
+	if _, err := d.known(ctx); err != nil && !problem.Is(err, problem.Unavailable) {
 		return false, err
 	}
 	events := p.listen(ctx)

@@ -87,7 +87,9 @@ func TestStepsAreDrawnOnATerminal(t *testing.T) {
 	c, term := start(t), newTerminal(t)
 	var out bytes.Buffer
 	done := make(chan int)
-	go func() { done <- c.gnext(t.Context(), nil, &out, term.inside, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16") }()
+	go func() {
+		done <- c.gnext(t.Context(), nil, &out, term.inside, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16")
+	}()
 	term.shows(t, "… apply: running")
 	require.Contains(t, term.screen(), "vpc.create of vpc slow-one: running")
 	term.shows(t, "\x1b[3A\x1b[J") // drawn again in the same place
@@ -129,7 +131,9 @@ func TestWhoeverInterruptsIsToldHowToGoOn(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var errs lockedBuffer
 	done := make(chan int)
-	go func() { done <- c.gnext(ctx, nil, io.Discard, &errs, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16") }()
+	go func() {
+		done <- c.gnext(ctx, nil, io.Discard, &errs, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16")
+	}()
 	require.Eventually(t, func() bool { return strings.Contains(errs.String(), "apply: running") }, 20*time.Second, 5*time.Millisecond)
 	cancel()
 	require.Equal(t, 9, <-done)
@@ -141,7 +145,9 @@ func TestSomebodyElseCancels(t *testing.T) {
 	c := start(t)
 	var errs lockedBuffer
 	done := make(chan int)
-	go func() { done <- c.gnext(t.Context(), nil, io.Discard, &errs, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16") }()
+	go func() {
+		done <- c.gnext(t.Context(), nil, io.Discard, &errs, "vpc", "add", "slow-one", "--cidr", "10.1.0.0/16")
+	}()
 	require.Eventually(t, func() bool { return strings.Contains(errs.String(), "apply: running") }, 20*time.Second, 5*time.Millisecond)
 	cl, err := c.client(c.token)
 	require.NoError(t, err)

@@ -23,6 +23,6 @@ func agent(ctx context.Context, c command.AgentConfig) error {
 		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
 		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
 		Hook: activities.FaultPoints(),
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 }

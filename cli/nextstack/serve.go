@@ -135,7 +135,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	group.Go(func() error { cache.Run(ctx); return nil })
 	group.Go(func() error { return who.Run(ctx) })
 	group.Go(func() error { return worker.Run(ctx) })
-	group.Go(func() error { sweep(ctx, log, nodes); return nil })
+	group.Go(func() error { sweep(ctx, log, nodes, srv); return nil })
 	for _, l := range listeners {
 		log.Info("the API listens", "address", l.Addr().String())
 		group.Go(func() error { return srv.Serve(ctx, l, shutdownGrace) })
@@ -143,10 +143,15 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	return group.Wait()
 }
 
-// sweep looks after agents that fall silent.
-func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet) {
+// abandonedAfter is how long an upload that no image was made of is kept.
+const abandonedAfter = 24 * time.Hour
+
+// sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads, and once,
+// when the start is over, gives back the memory that only the start needed.
+func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server) {
 	tick := time.NewTicker(fleet.SilentAfter / 4)
 	defer tick.Stop()
+	trimmed, cleaned := false, time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -154,6 +159,18 @@ func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet) {
 		case now := <-tick.C:
 			if err := nodes.Sweep(ctx, now); err != nil && ctx.Err() == nil {
 				log.Warn("the agents cannot be looked after", "error", err)
+			}
+			if now.Sub(cleaned) > abandonedAfter/24 {
+				cleaned = now
+				if _, err := srv.CleanUploads(now, abandonedAfter); err != nil {
+					log.Warn("abandoned uploads cannot be removed", "error", err)
+				}
+			}
+			if !trimmed {
+				trimmed = true
+				if err := trimExecutable(); err != nil {
+					log.Debug("the pages of the start cannot be given back", "error", err)
+				}
 			}
 		}
 	}

@@ -10,6 +10,7 @@ timed() { local t=$EPOCHREALTIME e; "$@" >&2; e=$EPOCHREALTIME; echo $((((${e/./
 
 prepare() {
   mkdir -p "$D"
+  if [ -s "$D/dir" ]; then for f in "$(<"$D/dir")"/*.ids; do [ ! -e "$f" ] || remove "$(basename "$f" .ids)" || true; done; fi # of a run that was stopped
   virsh dumpxml --inactive "$1" > "$D/model.xml"
   echo "$1" > "$D/vm"; echo "$2" > "$D/port"; echo "$3" > "$D/subnet"; echo "$4" > "$D/pool"; echo "$5" > "$D/sha"
   mkdir -p "$(pool)/../bench"
@@ -30,10 +31,9 @@ create() {
   printf 'instance-id: %s\nlocal-hostname: bare-%s\n' "$uuid" "$i" > "$dir/$i.seed/meta-data"; : > "$dir/$i.seed/user-data"
   genisoimage -quiet -o "$seed" -V cidata -J -r "$dir/$i.seed" 2>/dev/null
   ovn-nbctl lsp-add "subnet-$(<"$D/subnet")" "$port" -- lsp-set-addresses "$port" "$mac $ip" -- lsp-set-port-security "$port" "$mac $ip" -- lsp-set-dhcpv4-options "$port" "$(<"$D/dhcp")"
-  sed -e "s#$(<"$D/vm")#$uuid#g" -e "s#$(<"$D/port")#$port#g" -e "s#<mac address='[^']*'#<mac address='$mac'#" \
-    -e "s#<target dev='tap[^']*'#<target dev='bare$i'#" \
-    -e "s#<source file='$(sed -n 1p "$D/files")'#<source file='$disk'#" -e "s#<source file='$(sed -n 2p "$D/files")'#<source file='$seed'#" \
-    "$D/model.xml" > "$dir/$i.xml"
+  sed -e "s#<source file='$(sed -n 1p "$D/files")'#<source file='$disk'#" -e "s#<source file='$(sed -n 2p "$D/files")'#<source file='$seed'#" \
+    -e "s#$(<"$D/vm")#$uuid#g" -e "s#$(<"$D/port")#$port#g" -e "s#<mac address='[^']*'#<mac address='$mac'#" \
+    -e "s#<target dev='tap[^']*'#<target dev='bare$i'#" "$D/model.xml" > "$dir/$i.xml"
   virsh -q define "$dir/$i.xml"
   virsh -q start "$uuid"
 }
@@ -41,7 +41,7 @@ create() {
 remove() {
   local i=$1 dir uuid port; dir=$(<"$D/dir")
   read -r uuid port < "$dir/$i.ids"
-  virsh -q destroy "$uuid"; virsh -q undefine --nvram "$uuid"
+  virsh -q destroy "$uuid" || true; virsh -q undefine --nvram "$uuid" || true
   ovn-nbctl --if-exists lsp-del "$port"
   rm -rf "$dir/$i".*
 }

@@ -70,6 +70,9 @@ func (b *bench) script(args ...string) (time.Duration, error) {
 
 // template prepares the bare script: the very XML of a VM that NextStack made, with its image and its switch.
 func (b *bench) template() error {
+	if err := b.sweep(); err != nil {
+		return err
+	}
 	if _, err := b.create("bench-template"); err != nil {
 		return err
 	}
@@ -87,6 +90,21 @@ func (b *bench) template() error {
 	}
 	_, err = b.script("prepare", vm.ID, vm.Spec.NICs[0].Port, vm.Spec.NICs[0].Subnet, pool.Spec.Path, image.Status.SHA256)
 	return err
+}
+
+// sweep removes what a run that was stopped has left.
+func (b *bench) sweep() error {
+	for vm, err := range client.All[*api.VM](b.ctx, b.c, api.DefaultProject, client.ListOptions{}) {
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(vm.Name, "bench-") {
+			if _, err := b.remove(vm.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (b *bench) vms() error {

@@ -29,7 +29,7 @@ const away = 20 * time.Second
 
 // testTemporalAway asks for twenty things while Temporal is not there. All are accepted, and all are done once it is back.
 func testTemporalAway(t *testing.T, w *world) {
-	require.NoError(t, w.StopTemporal(within(t, time.Minute)))
+	require.NoError(t, w.Temporal.Kill())
 	begun := time.Now()
 	var ids []string
 	for i := range 20 {
@@ -55,7 +55,7 @@ func testTemporalAway(t *testing.T, w *world) {
 		require.NoError(t, err)
 		require.Equal(t, api.OpAccepted, op.State, "Temporal was away, and yet: %s", stack.Describe(op))
 	}
-	require.NoError(t, w.StartTemporal(within(t, time.Minute)))
+	require.NoError(t, w.Temporal.Start())
 	since := time.Now()
 	w.succeed(t, ids...)
 	t.Logf("they were done %s after Temporal came back", time.Since(since).Round(100*time.Millisecond))

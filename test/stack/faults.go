@@ -20,14 +20,14 @@ const (
 // the step "accept", its end the step "settle".
 type Point struct {
 	Kind, Step, At string
-	Operation      string
+	Operation      string // ID; empty: whichever comes first
 }
 
 // String returns "vm.create disk before".
 func (p Point) String() string { return p.Kind + " " + p.Step + " " + p.At }
 
 func (p Point) file() string {
-	return strings.Join([]string{p.Kind, p.Step, p.At, p.Operation}, ".")
+	return strings.TrimSuffix(strings.Join([]string{p.Kind, p.Step, p.At, p.Operation}, "."), ".")
 }
 
 // Faults is the directory by which a test and the processes of a stack talk about points.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,8 +24,12 @@ type Process struct {
 	err  error // how it ended; valid once done is closed
 }
 
-// Start starts the program. It does not wait for it to be of use: see the Await methods of Stack.
+// Start starts the program. It does not wait for it to be of use: see the Await methods of Stack. A nil Process is one that
+// this stack does without.
 func (p *Process) Start() error {
+	if p == nil {
+		return nil
+	}
 	if p.Running() {
 		return fmt.Errorf("%s runs already", p.name)
 	}
@@ -84,10 +89,7 @@ func (p *Process) Kill() error {
 
 // Stop asks the program to end, and insists after grace. That it had to insist is an error.
 func (p *Process) Stop(grace time.Duration) error {
-	if p.cmd == nil {
-		return nil
-	}
-	if !p.Running() {
+	if p == nil || !p.Running() {
 		return nil
 	}
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -113,10 +115,11 @@ func (p *Process) ended() error {
 	return p.err
 }
 
-// Tail returns the last lines of what the program wrote, without the password that is among them.
+// Tail returns the last lines of what the program wrote, without the requests it served and the password that it told.
 func (p *Process) Tail(lines int) string {
 	b, _ := os.ReadFile(p.log)
 	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	all = slices.DeleteFunc(all, func(l string) bool { return strings.Contains(l, " msg=request ") })
 	all = all[max(0, len(all)-lines):]
 	for i, l := range all {
 		if strings.HasPrefix(l, passwordLine) {

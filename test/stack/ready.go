@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -41,17 +42,17 @@ func (s *Stack) AwaitControl(ctx context.Context) error {
 	})
 }
 
-// AwaitEngine waits until etcd and Temporal take connections.
-func (s *Stack) AwaitEngine(ctx context.Context) error {
-	return s.await(ctx, "etcd and Temporal", s.Engine, func() error {
-		for _, port := range []int{2379, 7233} {
-			c, err := net.DialTimeout("tcp", s.address(port), time.Second)
-			if err != nil {
-				return err
-			}
-			_ = c.Close()
-		}
+// awaitPort waits until the process takes connections.
+func (s *Stack) awaitPort(ctx context.Context, p *Process, port int) error {
+	if p == nil {
 		return nil
+	}
+	return s.await(ctx, p.name, p, func() error {
+		c, err := net.DialTimeout("tcp", s.address(port), time.Second)
+		if err != nil {
+			return err
+		}
+		return c.Close()
 	})
 }
 
@@ -68,8 +69,6 @@ func (s *Stack) AwaitReport(ctx context.Context, since time.Time) error {
 		return nil
 	})
 }
-
-func (s *Stack) awaitNode(ctx context.Context) error { return s.AwaitReport(ctx, s.begun) }
 
 // await polls until try succeeds; that the process ends meanwhile is an error at once.
 func (s *Stack) await(ctx context.Context, what string, p *Process, try func() error) error {
@@ -102,7 +101,7 @@ func (s *Stack) StartLibvirtd(ctx context.Context) error {
 
 func (s *Stack) newClient(token string) (*client.Client, error) {
 	return client.New(client.Config{
-		Host: s.net + ".1", Port: 8899, Token: token, Transport: transport(), Patience: 30 * time.Second, DialPatience: 30 * time.Second,
+		Host: s.net + ".1", Port: apiPort, Token: token, Transport: transport(), Patience: 30 * time.Second, DialPatience: 30 * time.Second,
 		UserAgent: "nextstack-test",
 	})
 }
@@ -126,7 +125,7 @@ func (s *Stack) login(ctx context.Context) error {
 		return fmt.Errorf("login: %w", err)
 	}
 	c.SetToken(in.Token)
-	s.Client = c
+	s.Client, s.Token, s.HTTP = c, in.Token, &http.Client{Transport: transport(), Timeout: time.Minute}
 	return nil
 }
 

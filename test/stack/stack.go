@@ -4,7 +4,6 @@ package stack
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -23,7 +22,7 @@ import (
 
 // Options say what a stack is to be like. The zero value is a good one.
 type Options struct {
-	// External puts etcd and Temporal into a process of their own, Stack.Engine.
+	// External makes etcd and Temporal processes of their own, Stack.Etcd and Stack.Temporal.
 	External bool
 }
 
@@ -33,11 +32,14 @@ const Node = "node1"
 // Stack is a running cloud with one node. Its fields are there for tests to use; its methods fail the test they are given.
 type Stack struct {
 	Client *client.Client // logged in as admin
+	Token  string         // of Client
+	HTTP   *http.Client   // for requests that Client would not make
 	Faults Faults
 
-	Control *Process // nextstack
-	Agent   *Process // gnext agent run
-	Engine  *Process // etcd and Temporal, if they are external
+	Control  *Process // nextstack
+	Agent    *Process // gnext agent run
+	Etcd     *Process // if it is external
+	Temporal *Process // if it is external
 
 	dir     string // of everything
 	net     string // first three bytes of the management network
@@ -106,19 +108,15 @@ func (s *Stack) up(ctx context.Context, bins binaries, o Options) error {
 		return err
 	}
 	s.processes(bins, o)
-	if s.Engine != nil {
-		if err := s.Engine.Start(); err != nil {
+	for _, step := range []func() error{
+		s.Etcd.Start, func() error { return s.awaitPort(ctx, s.Etcd, etcdPort) },
+		s.Temporal.Start, func() error { return s.awaitPort(ctx, s.Temporal, temporalPort) },
+		s.Control.Start, func() error { return s.AwaitControl(ctx) }, func() error { return s.login(ctx) },
+		s.Agent.Start, func() error { return s.AwaitReport(ctx, s.begun) },
+	} {
+		if err := step(); err != nil {
 			return err
 		}
-		if err := s.AwaitEngine(ctx); err != nil {
-			return err
-		}
-	}
-	if err := errors.Join(s.Control.Start(), s.AwaitControl(ctx), s.login(ctx)); err != nil {
-		return err
-	}
-	if err := errors.Join(s.Agent.Start(), s.awaitNode(ctx)); err != nil {
-		return err
 	}
 	return s.furnish(ctx)
 }
@@ -133,24 +131,32 @@ func (s *Stack) processes(bins binaries, o Options) {
 		}
 	}
 	control := []string{
-		bins.control, "serve", "--data-dir", s.path("control"), "--listen", s.address(8899),
+		bins.control, "serve", "--data-dir", s.path("control"), "--listen", s.address(apiPort),
 		"--ui-listen", "", "--join-token-file", s.path("join-token"), "--image-dir", s.path("images") + "," + s.guest(),
 		"--ovn-nb", "unix:" + s.path("s", Node, "run/ovn/ovnnb_db.sock"),
 		// As many small guests as a test wants, whatever this machine has.
 		"--cpu-ratio", "100",
 	}
+	etcd, temporal := s.address(etcdPort), s.address(temporalPort)
 	if o.External {
-		s.Engine = process("engine", []string{"control"}, bins.engine, "--data-dir", s.path("engine"),
-			"--etcd-listen", s.address(2379), "--temporal-listen", s.address(7233))
-		control = append(control, "--etcd-endpoints", s.address(2379), "--temporal-address", s.address(7233))
+		s.Etcd = process("etcd", []string{"control"}, bins.engine, "--data-dir", s.path("etcd"), "--etcd-listen", etcd, "--temporal-address", temporal)
+		s.Temporal = process("temporal", []string{"control"}, bins.engine, "--data-dir", s.path("temporal"), "--temporal-listen", temporal, "--etcd-endpoint", etcd)
+		control = append(control, "--etcd-endpoints", etcd, "--temporal-address", temporal)
 	} else {
-		control = append(control, "--temporal-listen", s.address(7233))
+		control = append(control, "--temporal-listen", temporal)
 	}
 	s.Control = process("nextstack", []string{"control"}, control...)
-	s.Agent = process("agent", []string{"exec", Node}, bins.node, "agent", "run", "--server", "http://"+s.address(8899),
+	s.Agent = process("agent", []string{"exec", Node}, bins.node, "agent", "run", "--server", "http://"+s.address(apiPort),
 		"--join-token-file", s.path("join-token"), "--data-dir", s.path("agent"), "--name", Node,
 		"--libvirt", "qemu:///system", "--ovs", "unix:/run/openvswitch/db.sock")
 }
+
+// Ports of the control plane's address.
+const (
+	apiPort      = 8899
+	etcdPort     = 2379
+	temporalPort = 7233
+)
 
 // startSandbox makes the node with its daemons. The networks are picked at random, until they are nobody's.
 func (s *Stack) startSandbox(ctx context.Context) error {
@@ -186,11 +192,13 @@ func (s *Stack) down(t testing.TB) {
 		s.logs(t)
 	}
 	// The agent first: it would report machines that vanish as failures.
-	for _, p := range []*Process{s.Agent, s.Control, s.Engine} {
-		if p == nil {
-			continue
+	for _, p := range []*Process{s.Agent, s.Control, s.Temporal, s.Etcd} {
+		begun := time.Now()
+		err := p.Stop(20 * time.Second)
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Logf("%s took %s to end", p.name, took.Round(100*time.Millisecond))
 		}
-		if err := p.Stop(20 * time.Second); err != nil {
+		if err != nil {
 			t.Error(err)
 			t.Logf("last lines of %s:\n%s", p.name, p.Tail(20))
 		}
@@ -213,7 +221,7 @@ func (s *Stack) down(t testing.TB) {
 }
 
 func (s *Stack) logs(t testing.TB) {
-	for _, p := range []*Process{s.Control, s.Agent, s.Engine} {
+	for _, p := range []*Process{s.Control, s.Agent, s.Temporal, s.Etcd} {
 		if p != nil {
 			t.Logf("--- last lines of %s:\n%s", p.name, p.Tail(50))
 		}
@@ -238,7 +246,7 @@ func (s *Stack) guest() string             { return filepath.Join(cache(), "gues
 func (s *Stack) address(port int) string   { return s.net + ".1:" + strconv.Itoa(port) }
 
 // URL returns the address of the API.
-func (s *Stack) URL() string { return "http://" + s.address(8899) }
+func (s *Stack) URL() string { return "http://" + s.address(apiPort) }
 
 // Path returns a file of the stack: in its pool ("pool/..."), in what its control plane keeps ("control/...") or in the
 // directory that images may be imported from ("images/...").

@@ -53,7 +53,7 @@ func (s *Stack) MustBeClean(t testing.TB) int {
 	return len(r.Findings)
 }
 
-// Running returns the names of the domains that libvirt itself says are running, and how many there are in all.
+// Running returns the IDs of the domains that libvirt itself says are running, and how many there are in all.
 func (s *Stack) Running(ctx context.Context) (running map[string]bool, all int, err error) {
 	running = map[string]bool{}
 	for _, q := range []struct {
@@ -69,6 +69,19 @@ func (s *Stack) Running(ctx context.Context) (running map[string]bool, all int, 
 		}
 	}
 	return running, all, nil
+}
+
+// Probe runs a program in the node with the address of a port, as if a machine were plugged in there, and returns what it
+// wrote. Bits is the length of the subnet's prefix.
+func (s *Stack) Probe(ctx context.Context, p *api.Port, bits int, argv ...string) (string, error) {
+	args := []string{s.script("probe.sh"), Node, p.ID, p.Spec.MAC, fmt.Sprintf("%s/%d", p.Spec.Address, bits)}
+	return command(ctx, environment(s.sandbox...), append(args, argv...)...)
+}
+
+// RemoveProbe removes what Probe made.
+func (s *Stack) RemoveProbe(ctx context.Context, p *api.Port) error {
+	_, err := command(ctx, environment(s.sandbox...), s.script("probe.sh"), "--rm", Node, p.ID)
+	return err
 }
 
 // Ended waits until the operations have ended and returns them as they are then.

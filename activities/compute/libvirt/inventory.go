@@ -98,6 +98,11 @@ func inventory(c *libvirt.Connect, host domain.Host) (inv api.Inventory, err err
 	if err != nil {
 		return inv, err
 	}
+	memory := int64(node.Memory) * api.KiB
+	// The node's information has been seen to tell half of the memory, and each time another half; the statistics do not.
+	if st, err := c.GetMemoryStats(libvirt.NODE_MEMORY_STATS_ALL_CELLS, 0); err == nil && st.TotalSet {
+		memory = int64(st.Total) * api.KiB
+	}
 	lib, err := c.GetLibVersion()
 	if err != nil {
 		return inv, err
@@ -108,7 +113,7 @@ func inventory(c *libvirt.Connect, host domain.Host) (inv api.Inventory, err err
 	}
 	inv = api.Inventory{
 		Arch: host.Arch, Accel: host.Accel, Machine: host.Machine, Emulator: host.Emulator, CPUModel: host.CPUModel,
-		Cores: int(node.Cpus), Memory: int64(node.Memory) * api.KiB,
+		Cores: int(node.Cpus), Memory: memory,
 		Versions: map[string]string{"libvirt": version(lib), "qemu": version(qemu)},
 	}
 	if inv.Hostname, err = os.Hostname(); err != nil {

@@ -1,4 +1,4 @@
-// Command engine is etcd and Temporal as a process of their own, for tests of a control plane that uses external ones.
+// Command engine is etcd, Temporal or both as a process of their own, for tests of a control plane that uses external ones.
 package main
 
 import (
@@ -19,7 +19,12 @@ func main() {
 	flag.StringVar(&c.DataDir, "data-dir", "", "where everything is kept")
 	flag.StringVar(&c.EtcdListen, "etcd-listen", "", "address of etcd")
 	flag.StringVar(&c.TemporalListen, "temporal-listen", "", "address of Temporal")
+	flag.StringVar(&c.TemporalAddress, "temporal-address", "", "no Temporal here, it is there")
+	etcd := flag.String("etcd-endpoint", "", "no etcd here, it is there")
 	flag.Parse()
+	if *etcd != "" {
+		c.EtcdEndpoints = []string{*etcd}
+	}
 	if err := run(c); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(1)

@@ -3,6 +3,7 @@ package command
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -50,14 +51,15 @@ func (n *noun[T]) listCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return n.list(cmd.Context(), a, o)
+			return n.list(cmd.Context(), a, o, 0)
 		},
 	}
 	flags.add(cmd)
 	return cmd
 }
 
-func (n *noun[T]) list(ctx context.Context, a *app, o client.ListOptions) error {
+// list prints what o chooses, at most limit of it unless that is 0.
+func (n *noun[T]) list(ctx context.Context, a *app, o client.ListOptions, limit int) error {
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -66,6 +68,12 @@ func (n *noun[T]) list(ctx context.Context, a *app, o client.ListOptions) error 
 	for r, err := range client.All[T](ctx, c, a.project, o) {
 		if err != nil {
 			return err
+		}
+		if limit > 0 && len(items) == limit {
+			if !a.quiet {
+				fmt.Fprintf(a.Stderr, "there are more than %d; --limit 0 shows all\n", limit)
+			}
+			break
 		}
 		items = append(items, r)
 	}

@@ -45,6 +45,7 @@ func (a *app) opCmd() *cobra.Command {
 func (a *app) opListCmd() *cobra.Command {
 	var flags listFlags
 	var state, kind, about string
+	var limit int
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List operations", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -56,13 +57,17 @@ func (a *app) opListCmd() *cobra.Command {
 			if cmd.Flags().Changed("project") || a.Getenv("GNEXT_PROJECT") != "" {
 				o.Project = a.project
 			}
-			return operations.list(cmd.Context(), a, o)
+			if limit > 0 {
+				o.PageSize = min(limit+1, 1000)
+			}
+			return operations.list(cmd.Context(), a, o, limit)
 		},
 	}
 	flags.add(cmd)
 	cmd.Flags().StringVar(&state, "state", "", "only those in this state: accepted, running, undoing, stuck, succeeded, failed or cancelled")
 	cmd.Flags().StringVar(&kind, "kind", "", "only those of this kind, like vm.create")
 	cmd.Flags().StringVar(&about, "target", "", "only those about the resource of this name or UUID")
+	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many, the newest; 0 is all")
 	must(cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(
 		[]string{"accepted", "running", "undoing", "stuck", "succeeded", "failed", "cancelled"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd

@@ -99,7 +99,7 @@ func inventory(c *libvirt.Connect, host domain.Host) (inv api.Inventory, err err
 		return inv, err
 	}
 	memory := int64(node.Memory) * api.KiB
-	// The node's information has been seen to tell half of the memory, and each time another half; the statistics do not.
+	// In a container the node's information can tell less than there is, and something else each time.
 	if st, err := c.GetMemoryStats(libvirt.NODE_MEMORY_STATS_ALL_CELLS, 0); err == nil && st.TotalSet {
 		memory = int64(st.Total) * api.KiB
 	}

@@ -113,18 +113,20 @@ func load[T any, P interface {
 	return out, err
 }
 
-// repairStore removes claims that nobody owns and opens locks that nobody holds. Each removal is conditional on the claim
-// being the one that was found.
+// repairStore removes claims and image files that nobody owns, and opens locks that nobody holds. The removal of a claim is
+// conditional on its being the one that was found.
 func (s *State) repairStore(ctx context.Context, t steps.Token, findings []api.Finding) ([]api.Finding, error) {
 	for i, f := range findings {
-		if f.Side != sideStore || !f.Extra {
+		if !f.Extra {
 			continue
 		}
 		var err error
-		switch f.Kind {
-		case kindClaim:
+		switch {
+		case f.Side == sideImages:
+			err = s.images.Remove(ctx, f.ID)
+		case f.Side == sideStore && f.Kind == kindClaim:
 			err = s.dropClaim(ctx, f.ID)
-		case kindLock:
+		case f.Side == sideStore && f.Kind == kindLock:
 			err = s.openLock(ctx, t, f)
 		default:
 			continue

@@ -39,9 +39,10 @@ type Row struct {
 	Defects []string // what is wrong with it in itself
 }
 
-// ImageView tells which image files the server has, for the audit.
+// ImageView tells which image files the server has, for the audit, and removes those that are nobody's.
 type ImageView interface {
 	Stored(ctx context.Context) (images []string, err error)
+	Remove(ctx context.Context, image string) error
 }
 
 // New returns the steps over kv; network and images are asked by audits only.

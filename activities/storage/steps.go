@@ -17,6 +17,8 @@ type ImageStore interface {
 	Import(ctx context.Context, in steps.ImageImport, progress func(string)) (steps.ImageImported, error)
 	// Remove removes an image's file, and what an import left half-made. It is content if there is nothing.
 	Remove(ctx context.Context, image string) error
+	// RemoveUpload removes an upload that is needed no more. It is content if there is none.
+	RemoveUpload(id string) error
 }
 
 // RegisterNode registers the implementations of the storage steps of a node in reg.
@@ -41,7 +43,11 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.
 func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
 	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		return store.Import(ctx, in, tell(ctx))
+		out, err := store.Import(ctx, in, tell(ctx))
+		if err == nil && in.Upload != "" {
+			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
+		}
+		return out, err
 	})
 	activities.Implement(reg, h, steps.RemoveImage, func(ctx context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
 		return steps.Nothing{}, store.Remove(ctx, f.Image)

@@ -57,9 +57,6 @@ func (a *app) opListCmd() *cobra.Command {
 			if cmd.Flags().Changed("project") || a.Getenv("GNEXT_PROJECT") != "" {
 				o.Project = a.project
 			}
-			if limit > 0 {
-				o.PageSize = min(limit+1, 1000)
-			}
 			return operations.list(cmd.Context(), a, o, limit)
 		},
 	}

@@ -30,8 +30,9 @@ type config struct {
 	OVNNorthbound   string   `koanf:"ovn-nb"`
 	JoinTokenFile   string   `koanf:"join-token-file"`
 	ImageDirs       []string `koanf:"image-dir"`
-	CPURatio        float64  `koanf:"cpu-ratio"`
 	LogLevel        string   `koanf:"log-level"`
+	CPURatio        float64  `koanf:"cpu-ratio"`
+	ReservedMemory  int64    `koanf:"reserved-memory"`
 }
 
 func flags(f *pflag.FlagSet) {
@@ -48,6 +49,7 @@ func flags(f *pflag.FlagSet) {
 	f.String("join-token-file", "", "token that agents join with; made if it does not exist (default DATA-DIR/join-token)")
 	f.StringSlice("image-dir", nil, "directory on this server that images may be imported from; may be given more than once")
 	f.Float64("cpu-ratio", 4, "vCPUs that may be promised per core of a node, for nodes that join from now on")
+	f.Int64("reserved-memory", 512<<20, "bytes of memory kept for the host itself on a node that joins")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
 
@@ -96,6 +98,7 @@ func (c config) complete() (config, error) {
 	v.Check(len(c.Listen) > 0, "listen", c.Listen, "must be at least one address")
 	v.Check(strings.HasPrefix(c.OVNNorthbound, "unix:") || strings.HasPrefix(c.OVNNorthbound, "tcp:"), "ovn-nb", c.OVNNorthbound, "must be unix:PATH or tcp:HOST:PORT")
 	v.Check(c.CPURatio > 0 && c.CPURatio <= 1000, "cpu-ratio", c.CPURatio, "must be more than 0, at most 1000")
+	v.Check(c.ReservedMemory >= 0, "reserved-memory", c.ReservedMemory, "must not be negative")
 	var level slog.Level
 	v.Check(level.UnmarshalText([]byte(c.LogLevel)) == nil, "log-level", c.LogLevel, "must be debug, info, warn or error")
 	if c.JoinTokenFile == "" {

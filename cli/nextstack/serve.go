@@ -106,7 +106,8 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		fmt.Printf("admin password: %s\n", password)
 	}
 	nodes := fleet.New(fleet.Options{
-		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(), CPURatio: c.CPURatio, Log: log,
+		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
+		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log,
 	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
 	stored, err := images.Open(c.DataDir, c.ImageDirs)

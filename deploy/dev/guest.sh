@@ -88,7 +88,7 @@ modules() {
   done
 }
 # Loaded in this order by class, and only if the machine has such a device: under emulation every module costs.
-modules virtio_pci virtio_blk virtio_net failover button > "$R/lib/modules/always"
+modules virtio_pci virtio_blk virtio_net failover button evdev > "$R/lib/modules/always"
 modules ata_piix sr_mod sd_mod isofs > "$R/lib/modules/ide"
 modules ahci sr_mod sd_mod isofs > "$R/lib/modules/sata"
 modules virtio_scsi sr_mod sd_mod isofs > "$R/lib/modules/scsi"

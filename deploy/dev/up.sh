@@ -83,7 +83,7 @@ do_control() {
   msg=$(start nextstack control "$BIN/nextstack" serve --data-dir "$DEV/control" --listen "$API_HOST:$API_PORT" \
     --temporal-listen "$API_HOST:7233" --ui-listen "$API_HOST:8233" \
     --ovn-nb "unix:$SANDBOX_DIR/$NODE/run/ovn/ovnnb_db.sock" \
-    --join-token-file "$DEV/join-token" --image-dir "$SANDBOX_CACHE/guest")
+    --join-token-file "$DEV/join-token" --image-dir "$SANDBOX_CACHE/guest" --cpu-ratio 16) # tiny guests, mostly idle
   poll "$TIMEOUT" "http://$API_HOST:$API_PORT/v1/health" healthy
   echo "$msg"
 }

@@ -154,6 +154,9 @@ func (i *images) Remove(_ context.Context, image string) error {
 	return nil
 }
 
+// RemoveUpload implements storage.ImageStore; there are no uploads here.
+func (i *images) RemoveUpload(string) error { return nil }
+
 // OpenImage implements storage.Source.
 func (i *images) OpenImage(_ context.Context, image string) (io.ReadCloser, int64, error) {
 	i.mu.Lock()

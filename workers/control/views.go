@@ -26,9 +26,9 @@ func (n networkRows) Rows(ctx context.Context) ([]state.Row, error) {
 	return out, nil
 }
 
-// StoredImages lets audits see which image files the server has.
+// StoredImages lets audits see, and remove, the image files that the server has.
 func StoredImages(s *images.Store) state.ImageView { return storedImages{s} }
 
-type storedImages struct{ s *images.Store }
+type storedImages struct{ *images.Store }
 
-func (i storedImages) Stored(context.Context) ([]string, error) { return i.s.List() }
+func (i storedImages) Stored(context.Context) ([]string, error) { return i.List() }

@@ -67,7 +67,8 @@ type agent struct {
 	log    *slog.Logger
 	api    *client.Client
 	driver compute.Driver
-	trim   func() error // shortens consoles; may be nil
+	host   *activities.Host // one for the agent's life: its fence must outlive a lost connection to Temporal
+	trim   func() error     // shortens consoles; may be nil
 	pools  storage.Pool
 	sw     Switch
 	facts  switchFacts
@@ -91,7 +92,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{cfg: cfg, log: cfg.Log, api: c, pools: storage.NewDir(cfg.Log), sw: ovs(cfg.OVS)}
+	a := &agent{cfg: cfg, log: cfg.Log, api: c, pools: storage.NewDir(cfg.Log), sw: ovs(cfg.OVS), host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook}}
 	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, UserspaceDP: a.facts.userspace, Log: cfg.Log})
 	defer driver.Close()
 	a.driver, a.trim = driver, driver.TrimConsoles

@@ -89,11 +89,10 @@ func (a *agent) workOnce(ctx context.Context, id *identity) error {
 
 // register registers everything that this node can do.
 func (a *agent) register(reg activities.Registry, id *identity) {
-	host := &activities.Host{Log: a.log, Hook: a.cfg.Hook}
-	compute.Register(reg, host, a.driver, storage.Locate)
-	storage.RegisterNode(reg, host, a.pools, source{a, id})
-	activities.Implement(reg, host, steps.LookAtNode, a.look)
-	activities.Implement(reg, host, steps.RepairNode, a.repair)
+	compute.Register(reg, a.host, a.driver, storage.Locate)
+	storage.RegisterNode(reg, a.host, a.pools, source{a, id})
+	activities.Implement(reg, a.host, steps.LookAtNode, a.look)
+	activities.Implement(reg, a.host, steps.RepairNode, a.repair)
 }
 
 // source is the server as the pools see it.

@@ -139,12 +139,12 @@ func (f *fence) enter(ctx context.Context, key string, t steps.Token) (leave fun
 		return nil, problem.New(problem.Cancelled, "step %s was cancelled while it waited for its turn", t.Step)
 	}
 	f.mu.Lock()
-	late := t.Before(g.newest)
+	newest := g.newest
 	f.mu.Unlock()
 	leave = func() { g.turn <- struct{}{}; f.put(g) }
-	if late {
+	if t.Before(newest) {
 		leave()
-		return nil, problem.New(problem.Stale, "attempt %d of step %s came too late", t.Seq, t.Step).Because("attempt %d of operation %s came before it", g.newest.Seq, g.newest.Operation)
+		return nil, problem.New(problem.Stale, "attempt %d of step %s came too late", t.Seq, t.Step).Because("attempt %d of operation %s came before it", newest.Seq, newest.Operation)
 	}
 	return leave, nil
 }

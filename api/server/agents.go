@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"time"
@@ -87,6 +89,9 @@ func (s *Server) imageContent(ctx context.Context, in *imageContentInput) (*huma
 		return nil, problem.New(problem.Conflict, "image %s is not ready", image.Name).Because("it is %s", image.Status.Phase).Try("wait until it is")
 	}
 	f, err := os.Open(s.o.ImageFile(image))
+	if errors.Is(err, fs.ErrNotExist) { // it will not come back by itself, so nobody should try again
+		return nil, problem.New(problem.NotFound, "the file of image %s is gone from the server", image.Name).Try("import the image anew, and delete this one")
+	}
 	if err != nil {
 		return nil, hidden(err, problem.Unavailable, "look into the server's log", "the file of image %s cannot be read", image.Name)
 	}

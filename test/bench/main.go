@@ -24,6 +24,7 @@ type bench struct {
 	flight  int
 	ops     int
 	address string // of Temporal
+	only    string
 }
 
 func main() {
@@ -35,7 +36,9 @@ func main() {
 	flag.IntVar(&b.flight, "flight", 50, "operations in flight")
 	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
+	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput or events")
 	flag.Parse()
+	b.only = *only
 	if err := b.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -47,8 +50,14 @@ func (b *bench) run() (err error) {
 	if err != nil {
 		return err
 	}
-	for _, part := range []func() error{b.idle, b.vms, b.bursts, b.noops, b.throughput, b.events} {
-		if err := part(); err != nil {
+	for _, part := range []struct {
+		name string
+		run  func() error
+	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}} {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		if err := part.run(); err != nil {
 			return err
 		}
 	}

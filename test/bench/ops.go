@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"go.temporal.io/sdk/activity"
 	sdk "go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/log"
 	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
@@ -25,7 +27,7 @@ func bareWorkflow(ctx workflow.Context) error {
 
 // noops compares what an operation costs by itself with a bare workflow on the same Temporal.
 func (b *bench) noops() error {
-	temporal, err := sdk.Dial(sdk.Options{HostPort: b.address, Namespace: "nextstack"})
+	temporal, err := sdk.Dial(sdk.Options{HostPort: b.address, Namespace: "nextstack", Logger: log.NewStructuredLogger(slog.New(slog.DiscardHandler))})
 	if err != nil {
 		return err
 	}

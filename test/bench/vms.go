@@ -159,10 +159,13 @@ func (b *bench) vms() error {
 	row("create until the domain runs", create, bareCreate, "<= 1.25")
 	row("delete", remove, bareRemove, "")
 	fmt.Printf("\n| CPU of our processes per create | %.3f s | goal <= 0.15 s |\n|---|---|---|\n", oursCPU/float64(b.n))
-	return nil
+	return b.sweep()
 }
 
 func (b *bench) bursts() error {
+	if err := b.template(); err != nil {
+		return err
+	}
 	parallel := func(f func(i int) (time.Duration, error)) (time.Duration, error) {
 		var wg sync.WaitGroup
 		errs := make(chan error, b.burst)
@@ -203,8 +206,7 @@ func (b *bench) bursts() error {
 	}
 	fmt.Printf("\n| %d VMs at once, 5 times, in turns | NextStack p50 / p95 | bare script p50 / p95 | ratio at p50 | goal |\n|---|---|---|---|---|\n", b.burst)
 	row("until all domains run", ours, bare, "<= 1.3")
-	_, err := b.remove("bench-template")
-	return err
+	return b.sweep()
 }
 
 // pids returns our processes of the sandbox.

@@ -272,6 +272,13 @@ func testAgentAway(t *testing.T, w *world) {
 	started := time.Now()
 	require.NoError(t, w.Agent.Start())
 	require.NoError(t, w.AwaitReport(within(t, time.Minute), started))
+	require.NoError(t, stack.Poll(within(t, time.Minute), 50*time.Millisecond, func() error {
+		pool, err := client.Get[*api.Pool](t.Context(), w.Client, "", stack.Pool)
+		if err == nil && pool.Status.Phase != api.PhaseReady {
+			err = fmt.Errorf("the pool is %s: %s", pool.Status.Phase, pool.Status.Reason)
+		}
+		return err
+	}))
 	w.create(t, "away") // the name is free, and the node works
 	w.remove(t, "away")
 }

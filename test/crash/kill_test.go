@@ -128,7 +128,7 @@ func killAll(t *testing.T, w *world, v victim, all []trial) (missed []trial) {
 		if t.Failed() {
 			t.FailNow()
 		}
-		require.NoError(t, w.Faults.Await(within(t, time.Minute), these...))
+		require.NoError(t, w.Faults.Await(within(t, 30*time.Second), these...))
 		points = append(points, these...)
 	}
 

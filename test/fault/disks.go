@@ -108,11 +108,17 @@ func (d *disks) clone(ctx context.Context, w *World, agent string) (*disks, erro
 	return out, nil
 }
 
-// stray leaves a volume that nobody asked for.
-func (d *disks) stray(ctx context.Context, id string) {
-	for _, p := range d.pools(ctx) {
-		d.Put(p, filepath.Join("volumes", id+".qcow2"), storage.KindVolume, id)
+// Stray leaves a file of this kind in every pool of the node, which nobody asked for.
+func (n *Node) Stray(ctx context.Context, kind, id string) {
+	dirs := map[string]string{storage.KindVolume: "volumes", storage.KindSeed: "seeds", storage.KindBacking: "backing"}
+	for _, p := range n.disks.pools(ctx) {
+		n.disks.Put(p, filepath.Join(dirs[kind], id), kind, id)
 	}
+}
+
+// StrayImage leaves a file in the image store, which nobody asked for.
+func (w *World) StrayImage(ctx context.Context, id string) {
+	_, _ = w.images.Import(ctx, steps.ImageImport{Image: id}, nil)
 }
 
 // images is the server's image store, in memory. An image's content is its ID.

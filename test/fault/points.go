@@ -186,19 +186,26 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 	return b.report, nil
 }
 
+// World returns a clone of base in which the scenario's operation can be asked for.
+func (s *Scenario) World(ctx context.Context, base *World) (*World, error) {
+	w, err := base.Clone(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for i, accept := range s.Prepare {
+		if _, err := w.Do(ctx, accept); err != nil {
+			return nil, fmt.Errorf("preparation %d: %w", i, err)
+		}
+	}
+	if s.Plant != nil {
+		err = s.Plant(ctx, w)
+	}
+	return w, err
+}
+
 func (b *bench) prepare(ctx context.Context, base *World) (err error) {
-	if b.base, err = base.Clone(ctx, nil); err != nil {
+	if b.base, err = b.World(ctx, base); err != nil {
 		return err
-	}
-	for i, accept := range b.Prepare {
-		if _, err := b.base.Do(ctx, accept); err != nil {
-			return fmt.Errorf("preparation %d: %w", i, err)
-		}
-	}
-	if b.Plant != nil {
-		if err := b.Plant(ctx, b.base); err != nil {
-			return err
-		}
 	}
 	if b.before, err = b.base.Dump(ctx); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/auth"
@@ -37,13 +38,10 @@ var (
 	importImage = with((*admit).CreateImage, api.ImageCreate{Name: "cirros", Format: api.FormatQCOW2, Path: "/images/cirros.img"})
 	createVPC   = with((*admit).CreateVPC, api.VPCCreate{Name: "net", CIDR: "10.0.0.0/16"})
 	createSub   = with((*admit).CreateSubnet, api.SubnetCreate{Name: "front", VPC: "net", CIDR: "10.0.1.0/24"})
-	createSG    = with((*admit).CreateSecurityGroup, api.SecurityGroupCreate{Name: "web", Rules: []api.Rule{{Direction: api.Ingress, Protocol: api.TCP, PortMin: 80}}})
-	createPort  = with((*admit).CreatePort, api.PortCreate{Name: "plug", Subnet: "front", SecurityGroups: []string{"web"}})
-	createVM    = with((*admit).CreateVM, api.VMCreate{
-		Name: "web1", VCPUs: 2, Memory: api.GiB, Image: "cirros", UserData: "#cloud-config\n", SecurityGroups: []string{"web"},
-		NICs: []api.NICRequest{{Subnet: "front"}, {Subnet: "front", Address: "10.0.1.77"}},
-	})
-	stopVM = on((*admit).StopVM, "web1", api.VMStop{})
+	createSG    = CreateSG("web")
+	createPort  = CreatePort("plug")
+	createVM    = CreateVM("web1")
+	stopVM      = on((*admit).StopVM, "web1", api.VMStop{})
 	// deleteVM leaves a copy of the image in the pool of a node.
 	deleteVM = about((*admit).DeleteVM, "web1")
 )
@@ -54,6 +52,27 @@ func about(send func(*admission.Admission, context.Context, auth.Handle, admissi
 		return send(w.Admission, ctx, h, project, ref)
 	}
 }
+
+// CreateVM asks for a VM with two NICs and user-data.
+func CreateVM(name string) Accept {
+	return with((*admit).CreateVM, api.VMCreate{
+		Name: name, VCPUs: 2, Memory: api.GiB, Image: "cirros", UserData: "#cloud-config\n", SecurityGroups: []string{"web"},
+		NICs: []api.NICRequest{{Subnet: "front"}, {Subnet: "front", Address: "10.0.1.77"}},
+	})
+}
+
+// CreatePort asks for a port that belongs to no VM.
+func CreatePort(name string) Accept {
+	return with((*admit).CreatePort, api.PortCreate{Name: name, Subnet: "front", SecurityGroups: []string{"web"}})
+}
+
+// CreateSG asks for a security group.
+func CreateSG(name string) Accept {
+	return with((*admit).CreateSecurityGroup, api.SecurityGroupCreate{Name: name, Rules: []api.Rule{{Direction: api.Ingress, Protocol: api.TCP, PortMin: 80}}})
+}
+
+// Repair asks for an audit that removes what nobody owns.
+func Repair() Accept { return with((*admit).Audit, api.AuditRequest{Repair: true}) }
 
 // Base returns the world that scenarios begin with: a pool, an image, and a network with one VM's worth of everything.
 func Base(ctx context.Context) (*World, error) {
@@ -118,7 +137,7 @@ func Scenarios() map[string][]Scenario {
 		api.OpAudit: {
 			{Name: "audit", Prepare: []Accept{createVM}, Accept: with((*admit).Audit, api.AuditRequest{}), Looks: true},
 			{
-				Name: "audit with repair", Prepare: []Accept{createVM}, Accept: with((*admit).Audit, api.AuditRequest{Repair: true}), Looks: true,
+				Name: "audit with repair", Prepare: []Accept{createVM}, Accept: Repair(), Looks: true,
 				Plant:  plantStrays,
 				Ignore: func(line string) bool { return strings.Contains(line, strayMark) },
 				Excuse: func(f api.Finding) bool { return strings.Contains(f.ID, strayMark) },
@@ -140,7 +159,7 @@ func plantStrays(ctx context.Context, w *World) error {
 	if err := w.Network.WireVPC(ctx, steps.VPCWiring{VPC: id, Name: "stray", Project: api.DefaultProject, CIDR: "10.9.0.0/16"}); err != nil {
 		return err
 	}
-	w.Nodes[0].disks.stray(ctx, id)
+	w.Nodes[0].Stray(ctx, storage.KindVolume, id)
 	if err := w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: "disk"}); err != nil {
 		return err
 	}

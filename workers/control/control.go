@@ -149,6 +149,9 @@ func (c *Control) start(ctx context.Context, op *api.Operation, epoch int64, fro
 		EnableEagerStart: true,
 		StaticSummary:    summary(op),
 	}, op.Kind, steps.OpOf(op, epoch, from))
+	if c.Hook != nil {
+		err = c.Hook.After(ctx, token, err)
+	}
 	return err
 }
 

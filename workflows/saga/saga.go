@@ -151,7 +151,8 @@ func (r *runner[S]) forward(from int) error {
 			return err
 		}
 	}
-	return nil
+	// Whoever cancelled it during the last step has been told that it will be undone.
+	return r.cancelled()
 }
 
 // cancelled returns a problem if somebody cancelled the operation and it can still go back.

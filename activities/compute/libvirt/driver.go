@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"errors"
+	"hash/fnv"
 	"log/slog"
 	"os"
 	"sync"
@@ -31,7 +32,8 @@ type Options struct {
 // Driver is libvirt. It connects when it is first used, and again whenever the connection was lost.
 type Driver struct {
 	opt     Options
-	link    *link
+	link    *link     // tells of events, and answers what is asked about the node
+	links   []*link   // carry the calls on VMs, each VM's on one of them
 	events  broadcast // of any change
 	reboots broadcast // of guests that have restarted
 	vms     locks
@@ -53,11 +55,33 @@ func New(opt Options) *Driver {
 	}
 	d := &Driver{opt: opt, ours: map[string]bool{}}
 	d.link = &link{uri: opt.URI, log: opt.Log, onLink: d.subscribe, onLoss: d.forget}
+	for range vmLinks {
+		d.links = append(d.links, &link{
+			uri: opt.URI, log: opt.Log, onLink: func(*libvirt.Connect) ([]int, error) { return nil, nil }, onLoss: func() {},
+		})
+	}
 	return d
 }
 
-// Close ends the connection. Calls that come later fail as unavailable.
-func (d *Driver) Close() { d.link.close() }
+// vmLinks is how many connections calls on VMs are spread over. libvirtd works on five calls of one connection at a time, and
+// starting a domain is a long one: with a single connection the first guests of a burst would boot, and use the processors,
+// while the last ones still wait for their turn.
+const vmLinks = 4
+
+// linkFor returns the connection that calls on a VM go over.
+func (d *Driver) linkFor(vm string) *link {
+	h := fnv.New32a()
+	h.Write([]byte(vm)) //nolint:errcheck // it never fails
+	return d.links[h.Sum32()%vmLinks]
+}
+
+// Close ends the connections. Calls that come later fail as unavailable.
+func (d *Driver) Close() {
+	d.link.close()
+	for _, l := range d.links {
+		l.close()
+	}
+}
 
 // forget is called when the connection was lost: another libvirt may answer next.
 func (d *Driver) forget() {
@@ -219,7 +243,7 @@ func (d *Driver) onVM(ctx context.Context, vm, what string, f func(*libvirt.Conn
 	}
 	const waiting, begun, givenUp = 0, 1, 2
 	var state atomic.Int32
-	err = d.link.call(ctx, what, func(c *libvirt.Connect) error {
+	err = d.linkFor(vm).call(ctx, what, func(c *libvirt.Connect) error {
 		if !state.CompareAndSwap(waiting, begun) {
 			return ctx.Err()
 		}

@@ -103,7 +103,7 @@ func TestOutage(t *testing.T) {
 		p, err := d.State(ctx, plan.VM)
 		return err == nil && p == api.PhaseRunning
 	}, 30*time.Second, 100*time.Millisecond)
-	require.Eventually(t, func() bool { return d.link.abandoned.Load() == 0 }, 10*time.Second, 100*time.Millisecond)
+	require.Eventually(t, func() bool { return d.link.abandoned.Load()+d.linkFor(plan.VM).abandoned.Load() == 0 }, 10*time.Second, 100*time.Millisecond)
 }
 
 func TestTrimConsoles(t *testing.T) {

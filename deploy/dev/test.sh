@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# test.sh — every test there is, on real parts ("make test"): libvirt with QEMU, Open vSwitch, OVN, etcd and Temporal.
+#
+#   test.sh [PACKAGE...]      all packages without an argument
+#
+# The parts live in sandboxes of their own (sandbox.sh), so nothing of the host is used and `make up` may be running. All of
+# them are gone when this ends, however it ends. What is skipped is listed with its reason; the exit code says whether all
+# that ran was good. Environment: TEST_FLAGS (more flags for go test, like -short), SANDBOX_CACHE.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$HERE/../.."
+export PATH=$PATH:/usr/sbin:/sbin
+# A proxy for the internet is for the modules, not for what runs on this machine.
+export NO_PROXY="${NO_PROXY:+$NO_PROXY,}127.0.0.1,localhost" no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
+GOTESTSUM=(go run gotest.tools/gotestsum@v1.13.0 --format pkgname --hide-summary skipped)
+read -ra FLAGS <<< "${TEST_FLAGS:-}"
+CACHE=${SANDBOX_CACHE:-$PWD/.dev/cache}
+START=$EPOCHREALTIME
+secs() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.0f", b - a }'; }
+
+# short, because the paths of unix sockets must be
+W=$(mktemp -d /tmp/nst-XXXXXX)
+PARTS=$W/parts
+# shellcheck disable=SC2317,SC2086 # called by the trap
+down() {
+  local rc=0 f
+  # also those of tests that could not clean up any more
+  for f in "$PARTS/sandbox.env" "$W"/*/s/sandbox.env; do
+    [ -f "$f" ] || continue
+    SANDBOX_DIR=$(dirname "$f") SANDBOX_CACHE=$CACHE "$HERE/sandbox.sh" down --purge >>"$W/down.log" 2>&1 || { rc=1; tail -n 3 "$W/down.log" >&2; }
+  done
+  [ $rc != 0 ] || rm -rf "$W"
+  return $rc
+}
+# shellcheck disable=SC2317,SC2086
+finish() {
+  local rc=$?
+  trap '' INT TERM
+  trap - EXIT
+  down || { echo "test: something is left in $W" >&2; rc=1; }
+  exit $rc
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# --- the packages, in groups --------------------------------------------------------------------------------
+mapfile -t ALL < <(go list "${@:-./...}")
+# Race detection would have the whole Temporal server built again, which takes longer than all tests.
+mapfile -t SERVER < <(go list -test -f '{{.ImportPath}} {{join .Deps " "}}' "${ALL[@]}" | grep ' go\.temporal\.io/server/' |
+  sed 's/ .*//; s/\.test$//' | sort -u | grep -xF -f <(printf '%s\n' "${ALL[@]}") || true)
+CRASH=$(go list ./test/crash) OUTAGE=$(go list ./activities/compute/libvirt)
+RACE=() OUTAGES=() CRASHES=()
+for p in "${ALL[@]}"; do
+  case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || continue ;; esac
+  case $p in "$CRASH") CRASHES=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
+done
+
+# --- real parts for the drivers' own tests ----------------------------------------------------------------------
+parts() {
+  local i n
+  "$HERE/guest.sh" "$CACHE/guest"
+  export SANDBOX_CACHE=$CACHE SANDBOX_DIR=$PARTS
+  for i in 1 2 3 4 5 6 7 8; do
+    n=$((1 + RANDOM % 250))
+    ! SANDBOX_NAME=tp-$$ SANDBOX_NET=10.81.$n SANDBOX_DATA_NET=10.82.$n "$HERE/sandbox.sh" net-up || break
+    [ "$i" -lt 8 ] || return 1
+  done
+  for n in a b; do
+    "$HERE/sandbox.sh" node-up $n $((10 + $(printf %d "'$n") - 96)); "$HERE/sandbox.sh" libvirtd $n; "$HERE/sandbox.sh" ovs $n
+    [ $n = b ] || "$HERE/sandbox.sh" ovn-central $n
+    "$HERE/sandbox.sh" ovn-chassis $n
+  done
+}
+libvirt() { echo "qemu+unix:///system?socket=$PARTS/$1/run/libvirt/libvirt-sock"; }
+if [ "$(id -u)" = 0 ]; then
+  (parts) > "$W/parts.log" 2>&1 || { tail -n 20 "$W/parts.log" >&2; echo "test: the sandbox with the real parts does not come up" >&2; exit 1; }
+  export NEXTSTACK_TEST_SANDBOX=$PARTS NEXTSTACK_TEST_IMAGE=$CACHE/guest/tiny.qcow2
+  NEXTSTACK_TEST_LIBVIRT=$(libvirt a); export NEXTSTACK_TEST_LIBVIRT
+  export NEXTSTACK_TEST_OVS=unix:$PARTS/a/run/openvswitch/db.sock NEXTSTACK_TEST_OVN=unix:$PARTS/a/run/ovn/ovnnb_db.sock
+  echo "real parts: libvirt, Open vSwitch and OVN on two nodes ($(secs "$START") s)"
+else
+  echo "test: NOT ROOT, so nothing is tested on libvirt, Open vSwitch and OVN" >&2
+fi
+# what test/stack makes: sandboxes here, programs where the next run finds them
+export NEXTSTACK_TEST_DIR=$W NEXTSTACK_TEST_BIN=$PWD/.dev/test-bin
+mkdir -p "$NEXTSTACK_TEST_BIN"
+
+# --- the tests ----------------------------------------------------------------------------------------------------
+RC=0
+# group NAME GO-TEST-ARGUMENTS...
+group() {
+  local name=$1 t=$EPOCHREALTIME; shift
+  printf '\n== %s\n' "$name"
+  "${GOTESTSUM[@]}" --jsonfile "$W/${name// /-}.json" -- -count=1 "${FLAGS[@]}" "$@" || RC=1
+  echo "($(secs "$t") s)"
+}
+[ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${RACE[@]}"
+# It kills and freezes its libvirtd, so it gets one of its own.
+[ ${#OUTAGES[@]} = 0 ] || NEXTSTACK_TEST_LIBVIRT=${NEXTSTACK_TEST_LIBVIRT:+$(libvirt b)} NEXTSTACK_TEST_SANDBOX_NODE=b SANDBOX_DIR=$PARTS \
+  group "outages of libvirt" -race -timeout 10m "${OUTAGES[@]}"
+# the flags of `make build`: the Temporal server is built once for both
+[ ${#SERVER[@]} = 0 ] || CGO_ENABLED=0 group "with the engine" -trimpath -timeout 15m "${SERVER[@]}"
+[ ${#CRASHES[@]} = 0 ] || group "crashes of the real stack" -timeout 25m "${CRASHES[@]}"
+
+# --- what it came to -------------------------------------------------------------------------------------------------
+shopt -s nullglob
+RESULTS=("$W"/*.json)
+count() { jq -rs --arg a "$1" '[.[] | select(.Test != null and .Action == $a)] | length' "${RESULTS[@]}"; }
+# points WORD: the number after it in what the tests printed
+points() { jq -r 'select(.Action == "output") | .Output' "${RESULTS[@]}" | grep -E "^$1: [0-9]+" | grep -v '^.*: 0,' | tail -n 1 || true; }
+passed=$(count pass) failed=$(count fail) skipped=$(count skip)
+echo
+if [ "$skipped" -gt 0 ]; then
+  echo "NOT TESTED ($skipped skipped; \`make deps\` as root installs what is missing):"
+  jq -rs '(map(select(.Action == "skip" and .Test != null) | {key: (.Package + " " + .Test), value: true}) | from_entries) as $skip
+    | map(select(.Action == "output" and .Test != null and $skip[.Package + " " + .Test] and (.Output | test("^ *[a-z_A-Z0-9]+\\.go:[0-9]+: "))))
+    | .[] | "  " + (.Package | sub("^github.com/nextstack/nextstack/"; "")) + " " + .Test + ": " + (.Output | sub("^ *[^ ]+ "; "") | rtrimstr("\n"))' "${RESULTS[@]}"
+fi
+echo "tests: $((passed + failed + skipped)) run in $(secs "$START") s: $passed passed, $failed failed, $skipped skipped"
+for what in "fault points" "kill points"; do
+  line=$(points "$what")
+  if [ -n "$line" ]; then echo "$line"; elif [ $# = 0 ]; then echo "$what: NONE RAN"; RC=1; fi
+done
+[ $RC = 0 ] || echo "test: FAILED" >&2
+exit $RC

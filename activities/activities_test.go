@@ -140,9 +140,9 @@ func TestWaitingAttemptsLearnThatTheyAreLate(t *testing.T) {
 
 func TestAPanicIsAFailureOfItsStepAlone(t *testing.T) {
 	r := implement(nil, func(_ context.Context, _ steps.Token, in thing) (string, error) {
-		var nowhere map[string]int
+		var nowhere *thing
 		if in.Name == "bad" {
-			nowhere["a"] = 1
+			return nowhere.Name, nil
 		}
 		return "done", nil
 	})

@@ -79,8 +79,10 @@ func (g *SecurityGroup) Wiring() SecurityGroupWiring {
 
 // Wiring returns the port as the network needs it.
 func (p *Port) Wiring() PortWiring {
-	return PortWiring{Port: p.ID, Project: p.Project, Subnet: p.Spec.Subnet, MAC: p.Spec.MAC, Address: p.Spec.Address,
-		SecurityGroups: p.Spec.SecurityGroups, Hostname: p.Spec.Hostname, VM: p.Spec.VM}
+	return PortWiring{
+		Port: p.ID, Project: p.Project, Subnet: p.Spec.Subnet, MAC: p.Spec.MAC, Address: p.Spec.Address,
+		SecurityGroups: p.Spec.SecurityGroups, Hostname: p.Spec.Hostname, VM: p.Spec.VM,
+	}
 }
 
 // ImageImport is the source of an image.
@@ -183,22 +185,26 @@ func (v *VPC) GetPhase() Phase { return v.Status.Phase }
 func (v *VPC) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
 
 // GetPhase implements Phased.
-func (v *Subnet) GetPhase() Phase { return v.Status.Phase }
+func (s *Subnet) GetPhase() Phase { return s.Status.Phase }
 
 // SetPhase implements Phased.
-func (v *Subnet) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+func (s *Subnet) SetPhase(phase Phase, reason string) {
+	s.Status.Phase, s.Status.Reason = phase, reason
+}
 
 // GetPhase implements Phased.
-func (v *Port) GetPhase() Phase { return v.Status.Phase }
+func (p *Port) GetPhase() Phase { return p.Status.Phase }
 
 // SetPhase implements Phased.
-func (v *Port) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+func (p *Port) SetPhase(phase Phase, reason string) { p.Status.Phase, p.Status.Reason = phase, reason }
 
 // GetPhase implements Phased.
-func (v *SecurityGroup) GetPhase() Phase { return v.Status.Phase }
+func (g *SecurityGroup) GetPhase() Phase { return g.Status.Phase }
 
 // SetPhase implements Phased.
-func (v *SecurityGroup) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
+func (g *SecurityGroup) SetPhase(phase Phase, reason string) {
+	g.Status.Phase, g.Status.Reason = phase, reason
+}
 
 // New returns an empty resource of a kind that operations can hold, or nil.
 func New(kind Kind) Phased {

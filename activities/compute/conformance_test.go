@@ -24,8 +24,10 @@ type subject struct {
 }
 
 func TestFakeConforms(t *testing.T) {
-	conform(t, subject{&compute.Fake{Deaf: true, Inv: api.Inventory{Arch: "x86_64", Accel: "tcg", Machine: "pc", Emulator: "/q", Cores: 2, Memory: api.GiB}},
-		func(*testing.T, string) compute.DomainFiles { return compute.DomainFiles{Disk: "/disk"} }})
+	conform(t, subject{
+		&compute.Fake{Deaf: true, Inv: api.Inventory{Arch: "x86_64", Accel: "tcg", Machine: "pc", Emulator: "/q", Cores: 2, Memory: api.GiB}},
+		func(*testing.T, string) compute.DomainFiles { return compute.DomainFiles{Disk: "/disk"} },
+	})
 }
 
 // TestLibvirtConforms runs the suite against a real libvirt with QEMU. The guests have an empty disk, so they hear nothing.

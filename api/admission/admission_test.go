@@ -136,9 +136,9 @@ func TestTheSameKeyIsTheSameOperation(t *testing.T) {
 	other := req
 	other.CIDR = "10.1.0.0/16"
 	op, err := d.Admission.CreateVPC(ctx, d.User, o, other)
-	d.refuse(problem.Mismatch, op, err)
+	_ = d.refuse(problem.Mismatch, op, err)
 	op, err = d.Admission.DeleteVPC(ctx, d.User, o, "net")
-	d.refuse(problem.Mismatch, op, err)
+	_ = d.refuse(problem.Mismatch, op, err)
 	d.clean()
 }
 
@@ -228,9 +228,9 @@ func TestAChangedTargetIsNotOverwritten(t *testing.T) {
 	require.Equal(t, labels, find[api.VPC](d, opts.Project, "net").Labels)
 
 	op, err := d.Admission.UpdateVPC(ctx, d.User, o, "net", api.VPCUpdate{Labels: &map[string]string{}})
-	d.refuse(problem.Precondition, op, err)
+	_ = d.refuse(problem.Precondition, op, err)
 	op, err = d.Admission.DeleteVPC(ctx, d.User, o, "net")
-	d.refuse(problem.Precondition, op, err)
+	_ = d.refuse(problem.Precondition, op, err)
 	d.clean()
 }
 

@@ -24,7 +24,6 @@ type request struct {
 	header http.Header
 	body   any           // sent as JSON, unless nil
 	wait   time.Duration // how long the server was asked to hold the answer back
-	stream bool          // the answer has no known end; the caller reads and closes it
 	// source, if set, gives the raw body of one attempt; a negative size is not known.
 	source func() (body io.ReadCloser, size int64, err error)
 	// forever makes the request be sent until ctx is done, whatever the configured patience.

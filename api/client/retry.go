@@ -85,7 +85,7 @@ func interrupted(ctx context.Context, last *problem.Problem) error {
 		p = problem.New(problem.Timeout, "the time is over")
 	}
 	if last != nil {
-		p.Because("%s", last.Error())
+		p = p.Because("%s", last.Error())
 	}
 	return p
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"hash"
 	"io"
 	"net/http"
@@ -86,7 +87,7 @@ func (m *meter) Read(b []byte) (int, error) {
 	if m.progress != nil && n > 0 {
 		m.progress(m.sent)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = problem.Wrap(err, problem.Invalid, "cannot read what should be uploaded")
 	}
 	return n, err

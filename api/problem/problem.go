@@ -138,6 +138,11 @@ func Wrap(err error, k Kind, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
+	return Caused(err, k, format, args...)
+}
+
+// Caused is Wrap for an err that is known not to be nil; Try can complete it.
+func Caused(err error, k Kind, format string, args ...any) *Problem {
 	p := New(k, format, args...)
 	p.cause, p.Why = err, err.Error()
 	var inner *Problem

@@ -133,7 +133,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, grace time.Duration)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close()
 	}
-	<-failed
+	_ = <-failed // it is http.ErrServerClosed
 	return err
 }
 

@@ -145,7 +145,7 @@ func (a *app) root() *cobra.Command {
 		var bad *pflag.InvalidValueError
 		var why *problem.Problem
 		if errors.As(err, &bad) && errors.As(err, &why) {
-			return problem.Wrap(why, problem.Invalid, "--%s: %s", bad.GetFlag().Name, why.What).(*problem.Problem).Because("%s", why.Why)
+			return problem.Caused(why, problem.Invalid, "--%s: %s", bad.GetFlag().Name, why.What).Because("%s", why.Why)
 		}
 		return problem.New(problem.Invalid, "%s", firstLine(err.Error())).Try("see `%s --help`", cmd.CommandPath())
 	})

@@ -55,7 +55,7 @@ func (a *app) readLogins() (map[string]savedLogin, error) {
 		err = json.Unmarshal(b, &logins)
 	}
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read the logins in %s", file).(*problem.Problem).Try("remove the file and log in again")
+		return nil, problem.Caused(err, problem.Invalid, "cannot read the logins in %s", file).Try("remove the file and log in again")
 	}
 	return logins, nil
 }

@@ -62,7 +62,7 @@ func serve(ctx context.Context, c config) error {
 		return err
 	}
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return problem.Wrap(err, problem.Invalid, "the data directory cannot be used").(*problem.Problem).Try("choose another with --data-dir")
+		return problem.Caused(err, problem.Invalid, "the data directory cannot be used").Try("choose another with --data-dir")
 	}
 	join, err := joinToken(c.JoinTokenFile)
 	if err != nil {

@@ -41,7 +41,6 @@ func TestCloud(t *testing.T) {
 		{"KillControl", func(t *testing.T, w *world) { testKill(t, w, killControl) }},
 		{"KillAgent", func(t *testing.T, w *world) { testKill(t, w, killAgent) }},
 		{"KillLibvirtd", func(t *testing.T, w *world) { testKill(t, w, killLibvirtd) }},
-		{"NamesAgain", testNamesAgain},
 		{"Cancel", testCancel},
 		{"RestartUnderLoad", testRestartUnderLoad},
 		{"Failures", testFailures},
@@ -87,15 +86,6 @@ func (w *world) clean(t *testing.T) {
 // small is a request for the smallest VM, which boots nothing.
 func small(name string) *api.VMCreate {
 	return &api.VMCreate{Name: name, VCPUs: 1, Memory: 32 * api.MiB, Image: stack.Blank, Pool: stack.Pool, NICs: []api.NICRequest{{Subnet: stack.Subnet}}}
-}
-
-// names returns n names that begin with prefix.
-func names(prefix string, n int) []string {
-	out := make([]string, n)
-	for i := range out {
-		out[i] = fmt.Sprintf("%s%02d", prefix, i)
-	}
-	return out
 }
 
 // create asks for the VMs and returns when they run.

@@ -63,8 +63,8 @@ func record(ctx context.Context, out, only string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // nothing in it is needed
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	defer os.RemoveAll(dir)              //nolint:errcheck // nothing in it is needed
+	log := slog.New(slog.DiscardHandler) // most steps that fail here are made to; what matters is returned
 	eng, err := engine.Start(ctx, engine.Config{DataDir: dir, Logger: log})
 	if err != nil {
 		return err
@@ -226,7 +226,7 @@ func write(path string, h *historypb.History) error {
 	}
 	clean := identities.ReplaceAllString(string(text), `"identity": "worker"`)
 	if host, err := os.Hostname(); err == nil {
-		clean = strings.ReplaceAll(clean, host, "host")
+		clean = strings.ReplaceAll(clean, `"`+host+`:`, `"host:`) // in the names of sticky queues
 	}
 	if _, err := client.HistoryFromJSON(strings.NewReader(clean), client.HistoryJSONOptions{}); err != nil {
 		return err
@@ -241,4 +241,3 @@ func write(path string, h *historypb.History) error {
 	}
 	return os.WriteFile(path, buf.Bytes(), 0o644)
 }
-

@@ -149,7 +149,8 @@ func (s *Stack) furnish(ctx context.Context) error {
 		func() error {
 			return create(ctx, s, &api.SecurityGroupCreate{Name: Web, Rules: []api.Rule{
 				{Direction: api.Ingress, Protocol: api.TCP, PortMin: 80, PortMax: 80, CIDR: "0.0.0.0/0"},
-				{Direction: api.Ingress, Protocol: api.ICMP, CIDR: "0.0.0.0/0"}, {Direction: api.Egress, Protocol: api.AnyIP, CIDR: "0.0.0.0/0"},
+				{Direction: api.Ingress, Protocol: api.ICMP, CIDR: "0.0.0.0/0"},
+				{Direction: api.Egress, Protocol: api.AnyIP, CIDR: "0.0.0.0/0"},
 			}})
 		},
 	} {

@@ -6,8 +6,9 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-// The network resources as the network needs them, and the source of an image: requests are accepted with them.
 type (
+	// The network resources as the network needs them, and the source of an image: requests are accepted with them.
+
 	VPCWiring           = api.VPCWiring
 	SubnetWiring        = api.SubnetWiring
 	SecurityGroupWiring = api.SecurityGroupWiring

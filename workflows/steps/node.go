@@ -25,8 +25,9 @@ type PowerResult struct {
 	Forced bool      `json:"forced,omitempty"`
 }
 
-// Pools and image copies as requests are accepted with them.
 type (
+	// Pools and image copies as requests are accepted with them.
+
 	PoolOnNode  = api.PoolOnNode
 	CachedImage = api.CachedImage
 	AgentRef    = api.AgentRef

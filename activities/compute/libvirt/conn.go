@@ -33,7 +33,7 @@ var eventLoop = sync.OnceValue(func() error {
 	go func() {
 		for {
 			if err := libvirt.EventRunDefaultImpl(); err != nil {
-				time.Sleep(100 * time.Millisecond) // the loop must not spin should poll(2) fail again and again
+				time.Sleep(100 * time.Millisecond) //nolint:forbidigo // the loop must not spin should poll(2) fail again and again
 			}
 		}
 	}()

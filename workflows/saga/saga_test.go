@@ -24,8 +24,10 @@ import (
 // The toy operation has three steps; world holds what they leave behind.
 type toyState struct{ Seen []string }
 
-var toyStep = steps.Step[string, string]{Name: "toy.do", Where: steps.Local, Timeout: time.Second}
-var toyUndo = steps.Step[string, string]{Name: "toy.undo", Where: steps.Node, Timeout: time.Second}
+var (
+	toyStep = steps.Step[string, string]{Name: "toy.do", Where: steps.Local, Timeout: time.Second}
+	toyUndo = steps.Step[string, string]{Name: "toy.undo", Where: steps.Node, Timeout: time.Second}
+)
 
 func toy(commitAt int) saga.Table[toyState] {
 	t := saga.Table[toyState]{Kind: "toy", Start: func(steps.Op) (toyState, error) { return toyState{}, nil }}

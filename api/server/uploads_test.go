@@ -135,7 +135,7 @@ func TestImageContent(t *testing.T) {
 	require.True(t, bytes.Equal(data[4194304:], r.body))
 
 	k.call(agent.Credential, http.MethodGet, path(half.ID), nil, 409, nil)
-	r = k.call(agent.Credential, http.MethodGet, path(lost.ID), nil, 503, nil)
+	r = k.call(agent.Credential, http.MethodGet, path(lost.ID), nil, 404, nil)
 	require.NotContains(t, string(r.body), k.dir, "a path of the server was shown")
 	k.call(agent.Credential, http.MethodGet, path(api.NewID()), nil, 404, nil)
 	k.call(agent.Credential, http.MethodGet, path("..%2f..%2fkeys"), nil, 422, nil)

@@ -6,12 +6,17 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/cli/command"
+	"github.com/nextstack/nextstack/cli/trim"
 	"github.com/nextstack/nextstack/workers/node"
 )
+
+// settleTime is how long the start of an agent takes, generously: joining, connecting, the first report.
+const settleTime = 15 * time.Second
 
 // agent runs the agent of this node.
 func agent(ctx context.Context, c command.AgentConfig) error {
@@ -19,10 +24,17 @@ func agent(ctx context.Context, c command.AgentConfig) error {
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return problem.Wrap(err, problem.Invalid, "%q is not a log level", c.LogLevel)
 	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	started := time.AfterFunc(settleTime, func() {
+		if err := trim.Code(); err != nil {
+			log.Debug("the memory of the start cannot be given back", "error", err)
+		}
+	})
+	defer started.Stop()
 	return node.Run(ctx, node.Config{
 		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
 		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
 		Hook: activities.FaultPoints(),
-		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Log:  log,
 	})
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/server"
 	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/cli/trim"
 	"github.com/nextstack/nextstack/workers/control"
 	"github.com/nextstack/nextstack/workers/engine"
 )
@@ -169,7 +170,7 @@ func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *serve
 			}
 			if !trimmed {
 				trimmed = true
-				if err := trimExecutable(); err != nil {
+				if err := trim.Code(); err != nil {
 					log.Debug("the pages of the start cannot be given back", "error", err)
 				}
 			}

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/testsuite"
 
+	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/storage"
@@ -152,7 +153,7 @@ func newAgent(t *testing.T, s *fakeServer, change func(*Config)) *fixture {
 	c, err := newClient(cfg.Server, cfg.Version)
 	require.NoError(t, err)
 	f := &fixture{driver: &compute.Fake{Inv: api.Inventory{Arch: "x86_64", Cores: 4, Memory: api.GiB}}, pool: &storage.Fake{}, sw: &fakeSwitch{}}
-	f.agent = &agent{cfg: cfg, log: cfg.Log, api: c, driver: f.driver, pools: f.pool, sw: f.sw}
+	f.agent = &agent{cfg: cfg, log: cfg.Log, api: c, driver: f.driver, pools: f.pool, sw: f.sw, host: &activities.Host{Log: cfg.Log}}
 	return f
 }
 

@@ -7,7 +7,6 @@ BUILD := $(GO) build -trimpath -ldflags "$(LDFLAGS)"
 GOTESTSUM := $(GO) run gotest.tools/gotestsum@v1.13.0
 LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT := $(GO) run mvdan.cc/gofumpt@v0.12.0
-WORKFLOWCHECK := $(GO) run go.temporal.io/sdk/contrib/tools/workflowcheck@v0.6.0
 SOURCES := $(shell find api workflows activities workers cli -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 CROSS := amd64 arm64 riscv64 loong64
 
@@ -42,7 +41,7 @@ test: deps ## Run every test, on real parts; says how many tests and fault point
 	@deploy/dev/test.sh
 .PHONY: fault
 fault: ## Run the fault suite: every step of every operation fails in every way
-	@$(GO) test -count=1 ./test/fault -run . | grep -E 'fault points|FAIL|panic|---' ; exit $${PIPESTATUS[0]}
+	@$(GO) test -count=1 -v ./test/fault | grep -E '^fault points|--- FAIL|^panic|^FAIL'; exit $${PIPESTATUS[0]}
 .PHONY: bench
 bench: build ## Measure, against bare scripts doing the same; prints the tables of docs/benchmarks.md
 	@deploy/dev/bench.sh
@@ -53,7 +52,7 @@ size: build cross ## Print the sizes of the programs, and their memory when idle
 .PHONY: lint
 lint: ## Check formatting, the rules of the house, and that workflows are deterministic
 	@$(LINT) run ./...
-	@$(WORKFLOWCHECK) ./workflows/...
+	@test/house/determinism.sh
 .PHONY: format
 format: ## Format the code
 	@$(GOFUMPT) -w $$(git ls-files '*.go')
@@ -62,7 +61,7 @@ generate: ## Write api/openapi.json anew
 	@$(GO) run ./api/server/openapi > api/openapi.json.tmp && mv api/openapi.json.tmp api/openapi.json
 .PHONY: histories
 histories: ## Record the workflow histories that the replay tests use, on a real Temporal
-	@UPDATE_HISTORIES=1 $(GO) test -count=1 ./test/histories
+	@$(GO) run ./test/histories
 .PHONY: clean
 clean: down ## Remove what was built
 	@rm -rf bin

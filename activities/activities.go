@@ -75,7 +75,7 @@ func attempt[In, Out any](ctx context.Context, h *Host, env steps.Envelope[In], 
 		repeat = h.Hook.Repeat(env.Token)
 	}
 	for range repeat {
-		out, err = guarded(ctx, env, do)
+		out, err = guarded(ctx, h, env, do)
 	}
 	if h.Hook != nil {
 		err = h.Hook.After(ctx, env.Token, err)
@@ -84,10 +84,11 @@ func attempt[In, Out any](ctx context.Context, h *Host, env steps.Envelope[In], 
 }
 
 // guarded turns a panic of one step into its failure: the other operations of this process have done nothing wrong.
-func guarded[In, Out any](ctx context.Context, env steps.Envelope[In], do func(context.Context, steps.Token, In) (Out, error)) (out Out, err error) {
+func guarded[In, Out any](ctx context.Context, h *Host, env steps.Envelope[In], do func(context.Context, steps.Token, In) (Out, error)) (out Out, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = problem.New(problem.Internal, "step %s panicked", env.Token.Step).Because("%s", fmt.Sprint(p, "\n", string(debug.Stack())))
+			h.Log.Error("step panicked", "step", env.Token.Step, "operation", env.Token.Operation, "panic", p, "stack", string(debug.Stack()))
+			err = problem.New(problem.Internal, "step %s panicked", env.Token.Step).Because("%s", fmt.Sprint(p)).Try("the stack is in the log of the process that ran it")
 		}
 	}()
 	return do(ctx, env.Token, env.In)

@@ -128,13 +128,14 @@ func engineError(err error, id, what string) error {
 	return problem.Wrap(err, problem.Unavailable, "operation %s cannot be %s now", id, what)
 }
 
-// start begins the workflow of op. Doing it twice is harmless: the operation's ID is the workflow's.
-func (c *Control) start(ctx context.Context, op *api.Operation, epoch int64, from *steps.Recovery) error {
+// start begins the workflow of op. Doing it twice is harmless: the operation's ID is the workflow's. Lost says that an earlier
+// workflow of op is known to be gone, and may be followed by another.
+func (c *Control) start(ctx context.Context, op *api.Operation, epoch int64, from *steps.Recovery, lost bool) error {
 	if c.definitions[op.Kind] == nil {
 		return noWorkflow(op.Kind)
 	}
 	reuse := enumspb.WORKFLOW_ID_REUSE_POLICY_REJECT_DUPLICATE
-	if from != nil {
+	if lost {
 		reuse = enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE
 	}
 	token := steps.Token{Operation: op.ID, Kind: op.Kind, Step: "accept", Epoch: epoch}

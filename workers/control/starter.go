@@ -149,7 +149,7 @@ func (s *starter) act(ctx context.Context, op *api.Operation, e store.Entry) err
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if op.State == api.OpAccepted && s.attempts(op.ID) == 0 {
-		return s.c.start(ctx, op, e.Created, nil)
+		return s.c.start(ctx, op, e.Created, nil, false)
 	}
 	// It was begun before, or an attempt to begin it gave no clear answer: look first.
 	lost, err := s.c.lost(ctx, op)
@@ -164,14 +164,14 @@ func (s *starter) act(ctx context.Context, op *api.Operation, e store.Entry) err
 		return err
 	}
 	if op.State == api.OpAccepted && len(op.Steps) == 0 {
-		return s.c.start(ctx, op, e.Created, nil)
+		return s.c.start(ctx, op, e.Created, nil, true)
 	}
 	s.c.Log.Warn("the workflow of an operation was lost; taking it up from its journal", "operation", op.ID, "kind", op.Kind)
 	d := s.c.definitions[op.Kind]
 	if d == nil {
 		return noWorkflow(op.Kind)
 	}
-	return s.c.start(ctx, op, e.Created, saga.RecoveryOf(d, op, e.Created))
+	return s.c.start(ctx, op, e.Created, saga.RecoveryOf(d, op, e.Created), true)
 }
 
 func (s *starter) attempts(id string) int {

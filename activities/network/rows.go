@@ -126,9 +126,11 @@ func (r *logicalRouter) columns() []any { return []any{&r.Name, &r.Enabled, &r.E
 func (r *logicalRouterPort) columns() []any {
 	return []any{&r.Name, &r.MAC, &r.Networks, &r.Enabled, &r.ExternalIDs}
 }
+
 func (r *logicalSwitch) columns() []any {
 	return []any{&r.Name, &r.ACLs, &r.DNSRecords, &r.OtherConfig, &r.ExternalIDs}
 }
+
 func (r *logicalSwitchPort) columns() []any {
 	return []any{&r.Name, &r.Type, &r.Addresses, &r.PortSecurity, &r.DHCPv4, &r.Enabled, &r.Options, &r.ExternalIDs}
 }

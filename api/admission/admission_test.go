@@ -290,7 +290,7 @@ func TestAFailedOperationCanBeRetried(t *testing.T) {
 	req.UserData = ""
 	op := d.ask(d.Admission.CreateVM(ctx, d.User, opts, req))
 	none, err := d.Admission.Retry(ctx, d.User, admission.Options{}, op.ID)
-	d.refuse(problem.Conflict, none, err)
+	_ = d.refuse(problem.Conflict, none, err)
 	d.settle(op, api.OpFailed)
 	missing[api.VM](d, opts.Project, "web1")
 
@@ -306,7 +306,7 @@ func TestAFailedOperationCanBeRetried(t *testing.T) {
 	secret := d.ask(d.Admission.CreateVM(ctx, d.User, opts, vmRequest("web2")))
 	d.settle(secret, api.OpFailed)
 	none, err = d.Admission.Retry(ctx, d.User, admission.Options{}, secret.ID)
-	d.refuse(problem.Unsupported, none, err)
+	_ = d.refuse(problem.Unsupported, none, err)
 
 	for _, kind := range []struct {
 		what string

@@ -126,7 +126,7 @@ func TestEveryResourceComesAndGoesWithItsClaims(t *testing.T) {
 			require.NotEqual(t, empty, full)
 
 			op, err := l.create(d)
-			d.refuse(problem.Conflict, op, err)
+			_ = d.refuse(problem.Conflict, op, err)
 
 			if l.update != nil {
 				d.settle(d.ask(l.update(d)), api.OpFailed)
@@ -265,7 +265,7 @@ func TestAnAddressIsGivenOnce(t *testing.T) {
 	d.done(a.CreatePort(ctx, d.User, opts, fixed))
 	fixed.Name = "second"
 	op, err := a.CreatePort(ctx, d.User, opts, fixed)
-	d.refuse(problem.Conflict, op, err)
+	_ = d.refuse(problem.Conflict, op, err)
 	got := map[string]bool{"10.0.2.1": true, "10.0.2.4": true}
 	for i := range 4 {
 		name := fmt.Sprint("p", i)
@@ -275,7 +275,7 @@ func TestAnAddressIsGivenOnce(t *testing.T) {
 		got[address] = true
 	}
 	op, err = a.CreatePort(ctx, d.User, opts, api.PortCreate{Name: "more", Subnet: "tiny"})
-	d.refuse(problem.NoCapacity, op, err)
+	_ = d.refuse(problem.NoCapacity, op, err)
 	d.done(a.DeletePort(ctx, d.User, opts, "p2"))
 	d.done(a.CreatePort(ctx, d.User, opts, api.PortCreate{Name: "more", Subnet: "tiny"}))
 	d.clean()

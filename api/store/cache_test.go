@@ -394,10 +394,14 @@ func vms(tb testing.TB, kv store.KV, count int) {
 	var tx store.Tx
 	for n := range count {
 		vm := &api.VM{
-			Meta: api.Meta{ID: fmt.Sprintf("00000000-0000-4000-8000-%012d", n), Name: fmt.Sprintf("vm-%05d", n), Project: "default",
-				Labels: map[string]string{"tier": []string{"web", "db"}[n%2], "rack": fmt.Sprint(n % 100)}},
-			Spec: api.VMSpec{VCPUs: 2, Memory: 4 * api.GiB, Image: api.NewID(), Pool: api.NewID(), Hostname: fmt.Sprintf("vm-%05d", n),
-				NICs: []api.NIC{{Port: api.NewID(), Subnet: api.NewID()}}, SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@host"}},
+			Meta: api.Meta{
+				ID: fmt.Sprintf("00000000-0000-4000-8000-%012d", n), Name: fmt.Sprintf("vm-%05d", n), Project: "default",
+				Labels: map[string]string{"tier": []string{"web", "db"}[n%2], "rack": fmt.Sprint(n % 100)},
+			},
+			Spec: api.VMSpec{
+				VCPUs: 2, Memory: 4 * api.GiB, Image: api.NewID(), Pool: api.NewID(), Hostname: fmt.Sprintf("vm-%05d", n),
+				NICs: []api.NIC{{Port: api.NewID(), Subnet: api.NewID()}}, SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@host"},
+			},
 			Status: api.VMStatus{Phase: api.PhaseRunning, Agent: api.NewID(), AgentName: "node-1", Addresses: []string{"10.1.0.5"}, Volumes: []string{api.NewID()}},
 		}
 		value, err := json.Marshal(vm)

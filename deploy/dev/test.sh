@@ -109,7 +109,7 @@ shopt -s nullglob
 RESULTS=("$W"/*.json)
 count() { jq -rs --arg a "$1" '[.[] | select(.Test != null and .Action == $a)] | length' "${RESULTS[@]}"; }
 # points WORD: the number after it in what the tests printed
-points() { jq -r 'select(.Action == "output") | .Output' "${RESULTS[@]}" | grep -E "^$1: [0-9]+" | grep -v '^.*: 0,' | tail -n 1 || true; }
+points() { jq -r 'select(.Action == "output") | .Output' "${RESULTS[@]}" | grep -E "^$1: [0-9]+" | grep -vE "^$1: 0\b" | tail -n 1 || true; }
 passed=$(count pass) failed=$(count fail) skipped=$(count skip)
 echo
 if [ "$skipped" -gt 0 ]; then

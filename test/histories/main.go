@@ -163,7 +163,12 @@ func (r *recorder) run(ctx context.Context, prepared *fault.World, accept fault.
 	})
 	stopped := make(chan error, 1)
 	go func() { stopped <- r.control.Run(ctx) }()
-	defer func() { cancel(); <-stopped }()
+	defer func() {
+		cancel()
+		if err := <-stopped; err != nil {
+			r.log.Warn("the worker ended badly", "error", err)
+		}
+	}()
 	for _, n := range w.Nodes {
 		agent := worker.New(r.eng.Temporal(), steps.NodeQueue(n.ID), worker.Options{DisableRegistrationAliasing: true})
 		n.Register(agent)

@@ -6,15 +6,15 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
+// What requests are accepted with is what the steps are asked with: the network resources as the network needs them, and the
+// source of an image.
 type (
-	// The network resources as the network needs them, and the source of an image: requests are accepted with them.
-
-	VPCWiring           = api.VPCWiring
-	SubnetWiring        = api.SubnetWiring
-	SecurityGroupWiring = api.SecurityGroupWiring
-	PortWiring          = api.PortWiring
-	ImageImport         = api.ImageImport
-	ImageImported       = api.ImageImported
+	VPCWiring           = api.VPCWiring           // a VPC
+	SubnetWiring        = api.SubnetWiring        // a subnet
+	SecurityGroupWiring = api.SecurityGroupWiring // a security group
+	PortWiring          = api.PortWiring          // a port
+	ImageImport         = api.ImageImport         // an image's source
+	ImageImported       = api.ImageImported       // what became of it
 )
 
 // PortRefs names ports to be wired or removed. The wiring is read from the store by the step itself.

@@ -25,12 +25,11 @@ type PowerResult struct {
 	Forced bool      `json:"forced,omitempty"`
 }
 
+// Pools, image copies and agents as requests are accepted with them.
 type (
-	// Pools and image copies as requests are accepted with them.
-
-	PoolOnNode  = api.PoolOnNode
-	CachedImage = api.CachedImage
-	AgentRef    = api.AgentRef
+	PoolOnNode  = api.PoolOnNode  // a pool's directory on a node
+	CachedImage = api.CachedImage // an image's copy in a pool
+	AgentRef    = api.AgentRef    // an agent
 )
 
 // NodeQuestion asks a node what it has.

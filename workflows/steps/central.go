@@ -6,15 +6,19 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-// What requests are accepted with is what the steps are asked with: the network resources as the network needs them, and the
-// source of an image.
 type (
-	VPCWiring           = api.VPCWiring           // a VPC
-	SubnetWiring        = api.SubnetWiring        // a subnet
-	SecurityGroupWiring = api.SecurityGroupWiring // a security group
-	PortWiring          = api.PortWiring          // a port
-	ImageImport         = api.ImageImport         // an image's source
-	ImageImported       = api.ImageImported       // what became of it
+	// VPCWiring is a VPC, as requests are accepted with it.
+	VPCWiring = api.VPCWiring
+	// SubnetWiring is a subnet, as requests are accepted with it.
+	SubnetWiring = api.SubnetWiring
+	// SecurityGroupWiring is a security group, as requests are accepted with it.
+	SecurityGroupWiring = api.SecurityGroupWiring
+	// PortWiring is a port, as requests are accepted with it.
+	PortWiring = api.PortWiring
+	// ImageImport is an image's source, as requests are accepted with it.
+	ImageImport = api.ImageImport
+	// ImageImported is what became of it, as requests are accepted with it.
+	ImageImported = api.ImageImported
 )
 
 // PortRefs names ports to be wired or removed. The wiring is read from the store by the step itself.

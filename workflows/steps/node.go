@@ -25,11 +25,13 @@ type PowerResult struct {
 	Forced bool      `json:"forced,omitempty"`
 }
 
-// Pools, image copies and agents as requests are accepted with them.
 type (
-	PoolOnNode  = api.PoolOnNode  // a pool's directory on a node
-	CachedImage = api.CachedImage // an image's copy in a pool
-	AgentRef    = api.AgentRef    // an agent
+	// PoolOnNode is a pool's directory on a node, as requests are accepted with it.
+	PoolOnNode = api.PoolOnNode
+	// CachedImage is an image's copy in a pool, as requests are accepted with it.
+	CachedImage = api.CachedImage
+	// AgentRef is an agent, as requests are accepted with it.
+	AgentRef = api.AgentRef
 )
 
 // NodeQuestion asks a node what it has.

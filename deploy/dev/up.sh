@@ -210,7 +210,8 @@ cat <<E
 
 Up in $(secs "$START") s.
   . .dev/env && bin/gnext vm list           the command line (API http://$API_HOST:$API_PORT)
-  http://$API_HOST:8233                    the workflows behind every operation
+  http://$API_HOST:$API_PORT/docs               the API; the OpenAPI document is at /openapi.json
+  http://$API_HOST:8233                    the workflows behind every operation (Temporal UI)
   deploy/dev/probe.sh $NODE $id $mac $ip/24 curl -s http://$(vm_address)/
   deploy/dev/sandbox.sh status              what runs;  deploy/dev/sandbox.sh exec $NODE virsh list
   tail -f .dev/log/nextstack.log .dev/log/agent.log

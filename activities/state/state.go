@@ -120,9 +120,10 @@ func (s *State) claimNode(ctx context.Context, vm *api.VM) error {
 	}
 	want := api.Amount{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory}
 	// A root disk is thin; what it needs at once is room for its image, should the pool not have it yet.
-	choice, err := placement.Place(nodes, placement.Request{VM: vm.Name, Amount: want, Pool: vm.Spec.Pool, Disk: image.Status.Size})
+	request := placement.Request{VM: vm.Name, Amount: want, Pool: vm.Spec.Pool, Disk: image.Status.Size}
+	choice, err := placement.Place(nodes, request)
 	if err != nil {
-		return err
+		return worthWaiting(nodes, request, err)
 	}
 	d := store.NewDraft(s.h)
 	value, err := json.Marshal(want)
@@ -143,6 +144,26 @@ func (s *State) claimNode(ctx context.Context, vm *api.VM) error {
 	}
 	_, err = d.Commit(ctx, s.kv)
 	return err
+}
+
+// worthWaiting makes a refusal temporary if a node that is away would take the VM: it may be a matter of seconds, as when its
+// libvirt is being restarted.
+func worthWaiting(nodes []placement.Node, request placement.Request, refusal error) error {
+	back := slices.Clone(nodes)
+	for i := range back {
+		back[i].Ready = true
+	}
+	choice, err := placement.Place(back, request)
+	if err != nil {
+		return refusal
+	}
+	p := problem.From(refusal)
+	for _, n := range nodes {
+		if n.ID == choice.Node {
+			return problem.New(problem.Unavailable, "%s", p.What).Because("agent %s could, but is not ready: %s", n.Name, n.Reason).Try("see gnext agent list")
+		}
+	}
+	return refusal
 }
 
 // volumesOn writes into the VM's volumes on which node they are.

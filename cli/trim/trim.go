@@ -14,9 +14,13 @@ import (
 )
 
 // Code unmaps the pages of the program and its libraries that have been touched so far: most of what a start runs is never run
-// again. Only clean pages of files go, so whatever is needed after all comes back by itself, from the page cache. A mapping of
-// which any page was written to, such as a library's relocated tables, is left alone.
+// again. Only clean pages of files go, so whatever is needed after all comes back by itself, from the page cache. Of libraries
+// only the code goes: their tables are written to when they are loaded, and one may be loaded at this moment.
 func Code() error {
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
 	smaps, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return err
@@ -31,10 +35,10 @@ func Code() error {
 			continue
 		}
 		if !strings.HasSuffix(f[0], ":") {
-			here = parse(f)
+			here = parse(f, exe)
 			continue
 		}
-		if f[0] == "Anonymous:" && here.file && len(f) > 1 && f[1] == "0" {
+		if f[0] == "Anonymous:" && here.clean && len(f) > 1 && f[1] == "0" {
 			clean = append(clean, here)
 		}
 	}
@@ -50,11 +54,11 @@ func Code() error {
 // mapping is one of the process's.
 type mapping struct {
 	start, end uintptr
-	file       bool // private, of a file, and not writable
+	clean      bool // private, of a file, and not to be written to
 }
 
 // parse reads the head of a mapping in smaps: "from-to perms offset device inode path".
-func parse(f []string) mapping {
+func parse(f []string, exe string) mapping {
 	from, to, ok := strings.Cut(f[0], "-")
 	start, err1 := strconv.ParseUint(from, 16, 64)
 	end, err2 := strconv.ParseUint(to, 16, 64)
@@ -62,5 +66,6 @@ func parse(f []string) mapping {
 		return mapping{}
 	}
 	perms := f[1]
-	return mapping{uintptr(start), uintptr(end), strings.HasPrefix(f[5], "/") && perms[1] == '-' && perms[3] == 'p'}
+	code := strings.HasPrefix(f[5], "/") && perms[2] == 'x' || f[5] == exe
+	return mapping{uintptr(start), uintptr(end), code && perms[1] == '-' && perms[3] == 'p'}
 }

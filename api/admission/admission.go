@@ -126,6 +126,9 @@ func (a *Admission) project(ctx context.Context, h auth.Handle, name string) err
 	if name == "" {
 		return nil
 	}
+	if !api.ValidName(name) { // an ID would do to find it, but keys are made of names
+		return store.NoSuch(api.KindProject, "", name)
+	}
 	_, err := store.Find[api.Project](ctx, a.kv, h, "", name)
 	return err
 }

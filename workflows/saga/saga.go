@@ -53,7 +53,17 @@ var DefaultRetry = Retry{First: 200 * time.Millisecond, Max: 10 * time.Second, A
 // stuckAfter is how many failed undo attempts it takes until the operation says that it is stuck. It still goes on trying.
 const stuckAfter = 6
 
+// patient is after how many attempts the pauses become long: by then somebody has been told, and an operation that waits for
+// days must not fill its history. `op resume` ends any pause.
+const (
+	patient   = 30
+	longPause = time.Minute
+)
+
 func (r Retry) pause(attempt int) time.Duration {
+	if attempt >= patient {
+		return longPause
+	}
 	d := r.First
 	for i := 1; i < attempt && d < r.Max; i++ {
 		d *= 2

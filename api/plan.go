@@ -94,6 +94,9 @@ type ImageImport struct {
 	SHA256 string `json:"sha256,omitempty"`
 }
 
+// FenceKey says which resource the steps on it are ordered by.
+func (i ImageImport) FenceKey() string { return i.Image }
+
 // ImageImported is what an import made.
 type ImageImported struct {
 	SHA256      string `json:"sha256"`

@@ -14,7 +14,7 @@ import (
 type auditState struct {
 	Request api.AuditRequest   `json:"request"`
 	Agents  []steps.AgentPools `json:"agents"`
-	Worlds  steps.Worlds       `json:"worlds"`
+	Worlds  steps.Worlds       `json:"-"` // not in the checkpoint: it can be larger than the store takes, and there is no undo that needs it
 	Report  api.AuditReport    `json:"report"`
 }
 

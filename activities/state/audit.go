@@ -27,7 +27,14 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 	if err != nil {
 		return out, err
 	}
-	c := &comparison{books: b, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	c := &comparison{books: b, home: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	for _, n := range w.Nodes {
+		for _, d := range n.Domains {
+			if vm := b.vms[d.ID]; vm != nil && vm.Status.Agent == n.Agent {
+				c.home[d.ID] = true
+			}
+		}
+	}
 	for _, n := range w.Nodes {
 		c.domains(n)
 		c.files(n)
@@ -56,29 +63,25 @@ type books struct {
 	claims   []store.Entry
 	secrets  []store.Entry
 
+	since  time.Time       // what ended after it may have been at work while the audit looked
 	moving map[string]bool // IDs that an operation holds, or has held since the audit began
 	active bool            // some operation has not ended
 	all    map[string]api.Resource
 }
 
+// books reads the claims first and the operations last. Whatever is accepted or settled in between has changed records and
+// claims together, and is then among the operations that explain the difference. The other way round, the claims of a VM that
+// is accepted meanwhile would look like nobody's.
 func (s *State) books(ctx context.Context, audit string) (*books, error) {
 	b := &books{moving: map[string]bool{}, all: map[string]api.Resource{}}
 	me, err := store.Get[api.Operation](ctx, s.kv, s.h, "", audit)
 	if err != nil {
 		return nil, err
 	}
-	if b.ops, err = load[api.Operation](ctx, s, b); err != nil {
-		return nil, err
-	}
-	for _, op := range b.ops {
-		if op.ID != me.ID && (!op.State.Ended() || op.Ended.After(me.Created.Add(-time.Second))) {
-			b.active = b.active || !op.State.Ended()
-			for _, l := range op.Plan.Locks {
-				b.moving[l.Ref.ID] = true
-			}
-		}
-	}
+	b.since = me.Created.Add(-time.Second)
 	for _, read := range []func() error{
+		func() (err error) { b.claims, _, err = s.kv.List(ctx, store.ClaimsRoot); return },
+		func() (err error) { b.secrets, _, err = s.kv.List(ctx, store.SecretKey("")); return },
 		func() (err error) { b.vms, err = load[api.VM](ctx, s, b); return },
 		func() (err error) { b.volumes, err = load[api.Volume](ctx, s, b); return },
 		func() (err error) { b.ports, err = load[api.Port](ctx, s, b); return },
@@ -90,11 +93,18 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		func() (err error) { b.agents, err = load[api.Agent](ctx, s, b); return },
 		func() (err error) { b.projects, err = load[api.Project](ctx, s, b); return },
 		func() (err error) { _, err = load[api.User](ctx, s, b); return }, // for their names
-		func() (err error) { b.claims, _, err = s.kv.List(ctx, store.ClaimsRoot); return },
-		func() (err error) { b.secrets, _, err = s.kv.List(ctx, store.SecretKey("")); return },
+		func() (err error) { b.ops, err = load[api.Operation](ctx, s, b); return },
 	} {
 		if err := read(); err != nil {
 			return nil, err
+		}
+	}
+	for _, op := range b.ops {
+		if op.ID != me.ID && (!op.State.Ended() || op.Ended.After(b.since)) {
+			b.active = b.active || !op.State.Ended()
+			for _, l := range op.Plan.Locks {
+				b.moving[l.Ref.ID] = true
+			}
 		}
 	}
 	return b, nil
@@ -113,19 +123,20 @@ func load[T any, P interface {
 	return out, err
 }
 
-// repairStore removes claims and image files that nobody owns, and opens locks that nobody holds. The removal of a claim is
-// conditional on its being the one that was found.
+// repairStore removes claims and image files that nobody owns, and opens locks that nobody holds. A claim that was written
+// since the audit was accepted is not the one that was found, and stays.
 func (s *State) repairStore(ctx context.Context, t steps.Token, findings []api.Finding) ([]api.Finding, error) {
 	for i, f := range findings {
 		if !f.Extra {
 			continue
 		}
 		var err error
+		done := true
 		switch {
 		case f.Side == sideImages:
 			err = s.images.Remove(ctx, f.ID)
 		case f.Side == sideStore && f.Kind == kindClaim:
-			err = s.dropClaim(ctx, f.ID)
+			done, err = s.dropClaim(ctx, t, f.ID)
 		case f.Side == sideStore && f.Kind == kindLock:
 			err = s.openLock(ctx, t, f)
 		default:
@@ -134,41 +145,45 @@ func (s *State) repairStore(ctx context.Context, t steps.Token, findings []api.F
 		if err != nil {
 			return nil, err
 		}
-		findings[i].Repaired = true
+		findings[i].Repaired = done
 	}
 	return findings, nil
 }
 
-func (s *State) dropClaim(ctx context.Context, key string) error {
+// dropClaim reports whether the claim is gone.
+func (s *State) dropClaim(ctx context.Context, t steps.Token, key string) (bool, error) {
 	if !strings.HasPrefix(key, store.ClaimsRoot) && !strings.HasPrefix(key, store.SecretKey("")) {
-		return problem.New(problem.Internal, "%s is no claim", key)
+		return false, problem.New(problem.Internal, "%s is no claim", key)
 	}
 	e, err := s.kv.Get(ctx, key)
 	if problem.Is(err, problem.NotFound) {
-		return nil
+		return true, nil
 	}
-	if err != nil {
-		return err
+	if err != nil || e.Revision > t.Epoch {
+		return false, err
 	}
 	_, err = s.kv.Commit(ctx, store.Tx{Conditions: []store.Condition{{Key: key, Revision: e.Revision}}, Deletes: []string{key}})
-	return err
+	return err == nil, err
 }
 
 func (s *State) openLock(ctx context.Context, _ steps.Token, f api.Finding) error {
 	kind, project, _ := strings.Cut(f.Path, "/")
-	r := api.New(api.Kind(kind))
-	if r == nil {
-		return problem.New(problem.Internal, "a %s cannot be locked", kind)
-	}
 	return store.Retry(ctx, func() error {
+		r := api.New(api.Kind(kind)) // a fresh one for each try: decoding leaves what the record has no more
+		if r == nil {
+			return problem.New(problem.Internal, "a %s cannot be locked", kind)
+		}
 		err := store.Load(ctx, s.kv, s.h, api.Ref{Kind: api.Kind(kind), Project: project, ID: f.ID}, r)
 		if problem.Is(err, problem.NotFound) {
 			return nil
 		}
-		if err != nil {
+		if err != nil || r.GetMeta().Operation == "" {
 			return err
 		}
 		op, err := store.Get[api.Operation](ctx, s.kv, auth.ControlPlane("audit"), "", r.GetMeta().Operation)
+		if err != nil && !problem.Is(err, problem.NotFound) {
+			return err // who cannot be asked may well hold it
+		}
 		if err == nil && !op.State.Ended() {
 			return nil // somebody holds it after all
 		}

@@ -28,6 +28,7 @@ const (
 // comparison holds the books against the world. It reads nothing by itself.
 type comparison struct {
 	*books
+	home   map[string]bool // IDs of the VMs whose domain was seen on their own node
 	report api.AuditReport
 }
 
@@ -51,7 +52,14 @@ func (c *comparison) domains(n steps.NodeWorld) {
 		}
 		c.report.Checked["domain"]++
 		seen[d.ID] = true
-		if vm := c.vms[d.ID]; (vm == nil || vm.Status.Agent != n.Agent) && !c.moving[d.ID] {
+		switch vm := c.vms[d.ID]; {
+		case c.moving[d.ID], vm != nil && vm.Status.Agent == n.Agent:
+		case vm != nil && !c.home[d.ID]: // it is the only one that was seen, as when a node has joined under another name
+			c.find(api.Finding{
+				Side: sideLibvirt, Kind: "domain", ID: d.ID, Node: n.Agent, Problem: "the domain of vm " + vm.Name + " is on " + n.AgentName + ", and was not seen where it should be",
+				Fix: "nothing: a person must see which of the two nodes is right",
+			})
+		default:
 			c.extra(sideLibvirt, "domain", d.ID, n.Agent, "", "domain "+d.Name+" exists on "+n.AgentName)
 		}
 	}
@@ -67,7 +75,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
-		if c.moving[f.ID] || c.fileOwned(n, f) {
+		if c.moving[f.ID] || c.fileOwned(f) {
 			continue
 		}
 		if f.Kind != "volume" && f.Kind != "seed" && c.active {
@@ -82,14 +90,15 @@ func (c *comparison) files(n steps.NodeWorld) {
 	}
 }
 
-func (c *comparison) fileOwned(n steps.NodeWorld, f steps.FileFound) bool {
+// fileOwned does not ask on which node the file was seen: agents may share a directory, and each of them sees all that is in it.
+func (c *comparison) fileOwned(f steps.FileFound) bool {
 	switch f.Kind {
 	case "volume":
 		v := c.volumes[f.ID]
-		return v != nil && v.Status.Agent == n.Agent && v.Spec.Pool == f.Pool
+		return v != nil && v.Spec.Pool == f.Pool
 	case "seed":
 		vm := c.vms[f.ID]
-		return vm != nil && vm.Status.Agent == n.Agent
+		return vm != nil && vm.Spec.Pool == f.Pool
 	case "backing":
 		for _, img := range c.images {
 			if img.Status.SHA256 == f.ID {
@@ -103,8 +112,8 @@ func (c *comparison) fileOwned(n steps.NodeWorld, f steps.FileFound) bool {
 func (c *comparison) ovsPorts(n steps.NodeWorld) {
 	for _, p := range n.OVSPorts {
 		c.report.Checked["ovs port"]++
-		port := c.ports[p.Port]
-		if port == nil && !c.moving[p.Port] {
+		// Ours are called by their port's ID; other names are of interfaces that somebody else has bound.
+		if c.ports[p.Port] == nil && !c.moving[p.Port] && api.IsUUID(p.Port) {
 			c.extra(sideOVS, "port", p.Name, n.Agent, "", fmt.Sprintf("interface %s of port %s exists on %s", p.Name, p.Port, n.AgentName))
 		}
 	}
@@ -237,7 +246,7 @@ func (c *comparison) locks() {
 			continue
 		}
 		c.report.Checked[kindLock]++
-		if op := c.ops[m.Operation]; op == nil || op.State.Ended() {
+		if op := c.ops[m.Operation]; op == nil || op.State.Ended() && !op.Ended.After(c.since) {
 			c.find(api.Finding{
 				Side: sideStore, Kind: kindLock, ID: id, Path: string(r.ResourceKind()) + "/" + m.Project, Extra: true,
 				Problem: fmt.Sprintf("%s %s is held by operation %s, which has ended", r.ResourceKind().Singular(), m.Name, m.Operation), Fix: "open the lock",

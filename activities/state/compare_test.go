@@ -1,13 +1,20 @@
 package state_test
 
 import (
+	"context"
+	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/state"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/auth"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
@@ -184,4 +191,125 @@ func TestARepairDropsNothingButClaims(t *testing.T) {
 	require.True(t, problem.Is(err, problem.Internal), "%v", err)
 	_, err = w.KV.Get(ctx, key)
 	require.NoError(t, err)
+}
+
+// meddling is a store in which something happens just before a list, once, or in which a key cannot be read.
+type meddling struct {
+	store.KV
+	before func(prefix string)
+	broken string
+}
+
+func (m *meddling) List(ctx context.Context, prefix string) ([]store.Entry, int64, error) {
+	if m.before != nil {
+		m.before(prefix)
+	}
+	return m.KV.List(ctx, prefix)
+}
+
+func (m *meddling) Get(ctx context.Context, key string) (store.Entry, error) {
+	if key == m.broken {
+		return store.Entry{}, problem.New(problem.Unavailable, "the store cannot be reached")
+	}
+	return m.KV.Get(ctx, key)
+}
+
+func steady(kv store.KV, w *fault.World) central {
+	c := central{}
+	state.New(kv, w.Admission, none{}, none{}).Register(c, &activities.Host{Log: slog.New(slog.DiscardHandler)})
+	return c
+}
+
+// TestAnAuditLeavesWhatIsAcceptedMeanwhile accepts a VM between any two reads of the audit, and again before its repair.
+func TestAnAuditLeavesWhatIsAcceptedMeanwhile(t *testing.T) {
+	for _, at := range []api.Kind{api.KindOperation, api.KindVM, api.KindPort, api.KindUser, ""} {
+		prefix := store.KindPrefix(at)
+		if at == "" {
+			prefix = store.ClaimsRoot
+		}
+		t.Run(string(at), func(t *testing.T) {
+			w := base(t)
+			audit, err := w.Admission.Audit(ctx, w.User, admission.Options{}, api.AuditRequest{Repair: true})
+			require.NoError(t, err)
+			var once sync.Once
+			kv := &meddling{KV: w.KV, before: func(p string) {
+				if p == prefix {
+					once.Do(func() { accept(t, w, "late") })
+				}
+			}}
+			c := steady(kv, w)
+			token := steps.Token{Operation: audit.ID, Kind: audit.Kind, Epoch: audit.Revision}
+			report, err := call(c, steps.CompareWorlds, token, steps.Worlds{})
+			require.NoError(t, err)
+			claims, _, err := w.KV.List(ctx, store.ClaimsRoot)
+			require.NoError(t, err)
+			for _, f := range report.Findings {
+				require.NotEqual(t, "claim", f.Kind, "%+v", f)
+			}
+			// Even if the claims were taken for nobody's, they are younger than the audit.
+			var findings []api.Finding
+			for _, e := range claims {
+				if e.Revision > audit.Revision {
+					findings = append(findings, api.Finding{Side: "store", Kind: "claim", ID: e.Key, Extra: true})
+				}
+			}
+			require.NotEmpty(t, findings)
+			findings, err = call(c, steps.RepairStore, token, findings)
+			require.NoError(t, err)
+			for _, f := range findings {
+				require.False(t, f.Repaired)
+			}
+			after, _, err := w.KV.List(ctx, store.ClaimsRoot)
+			require.NoError(t, err)
+			require.Equal(t, claims, after)
+		})
+	}
+}
+
+// TestALockOfWhoCannotBeAskedStaysShut repairs a lock while the record of its operation cannot be read.
+func TestALockOfWhoCannotBeAskedStaysShut(t *testing.T) {
+	w := base(t)
+	op := accept(t, w, "web1")
+	vm := get[api.VM](t, w, opts.Project, "web1")
+	c := steady(&meddling{KV: w.KV, broken: store.Key(api.KindOperation, "", op.ID)}, w)
+	_, err := call(c, steps.RepairStore, steps.Token{}, []api.Finding{{Side: "store", Kind: "lock", ID: vm.ID, Path: "vms/" + vm.Project, Extra: true}})
+	require.True(t, problem.Is(err, problem.Unavailable), "%v", err)
+	require.Equal(t, op.ID, get[api.VM](t, w, opts.Project, "web1").Operation)
+}
+
+// TestAnAuditSparesWhatARecordAsksFor shows nodes on which live things look as if they were in the wrong place.
+func TestAnAuditSparesWhatARecordAsksFor(t *testing.T) {
+	w := populated(t)
+	vm := get[api.VM](t, w, opts.Project, "web1")
+	audit, err := w.Admission.Audit(ctx, w.User, admission.Options{}, api.AuditRequest{})
+	require.NoError(t, err)
+	other := steps.NodeWorld{
+		Agent: api.NewID(), AgentName: "other",
+		// Of a node that has joined under another name: nobody saw the domain where the record says that it is.
+		Domains: []steps.DomainFound{{ID: vm.ID, Name: "web1", Phase: api.PhaseRunning, Ours: true}},
+		// Of a directory that two agents share.
+		Files: []steps.FileFound{
+			{Pool: vm.Spec.Pool, Path: "/vms/volumes/v", Kind: "volume", ID: vm.Status.Volumes[0]},
+			{Pool: vm.Spec.Pool, Path: "/vms/seeds/s", Kind: "seed", ID: vm.ID},
+		},
+		// Of somebody else.
+		OVSPorts: []steps.PortFound{{Name: "mp0", Port: "node-router"}},
+	}
+	// A second of grace lies behind the making of the VM; the audit must not spare it for that.
+	write(t, w, func(d *store.Draft) {
+		op, err := store.Get[api.Operation](ctx, w.KV, w.User, "", audit.ID)
+		require.NoError(t, err)
+		op.Created = op.Created.Add(time.Hour)
+		d.Update(op)
+	})
+	report, err := call(newCentral(w), steps.CompareWorlds, steps.Token{Operation: audit.ID}, steps.Worlds{Nodes: []steps.NodeWorld{other}})
+	require.NoError(t, err)
+	domains := 0
+	for _, f := range report.Findings {
+		require.False(t, f.Extra, "%+v", f)
+		if f.Kind == "domain" {
+			domains++
+		}
+	}
+	require.Equal(t, 1, domains, "a person should look at it")
 }

@@ -34,6 +34,8 @@ type Options struct {
 	IfMatch        int64  // revision that the target must have; 0 for any
 
 	retryOf string // operation that is sent again
+	target  string // ID that the target must have: a name may have come to mean another one; "" for any
+	hidden  string // digest of what the remembered request does not show
 }
 
 // Admission accepts requests.
@@ -82,7 +84,7 @@ func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind s
 	id, hash := api.NewID(), ""
 	if o.IdempotencyKey != "" {
 		id = OperationID(o.Project, h.Who().Name, o.IdempotencyKey)
-		sum := sha256.Sum256(append([]byte(kind+"\x00"), body...))
+		sum := sha256.Sum256(append([]byte(kind+"\x00"+o.hidden+"\x00"), body...))
 		hash = hex.EncodeToString(sum[:])
 	}
 	var op *api.Operation
@@ -178,6 +180,10 @@ func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
 // target makes r what the operation is about, and checks If-Match.
 func (c *acceptance) target(r api.Resource) error {
 	c.op.Target = api.RefTo(r)
+	if m := r.GetMeta(); c.opts.target != "" && c.opts.target != m.ID {
+		return problem.New(problem.Conflict, "operation %s cannot be retried", c.opts.retryOf).
+			Because("it was about %s %s, and %q is another one now", r.ResourceKind().Singular(), c.opts.target, m.Name).Try("send the request anew if it is meant for this one")
+	}
 	if m := r.GetMeta(); c.opts.IfMatch != 0 && c.opts.IfMatch != m.Revision {
 		return problem.New(problem.Precondition, "%s %s has changed", r.ResourceKind().Singular(), m.Name).
 			Because("its revision is %d, not %d", m.Revision, c.opts.IfMatch).Try("read it again and decide anew")

@@ -331,3 +331,17 @@ func TestAFailedOperationCanBeRetried(t *testing.T) {
 	require.Equal(t, []string{"9.9.9.9"}, find[api.Subnet](d, opts.Project, "front").Spec.DNS)
 	d.clean()
 }
+
+func TestARetryIsAboutTheSameThing(t *testing.T) {
+	d := newDesk(t).cloud()
+	req := vmRequest("web1")
+	d.done(d.Admission.CreateVM(ctx, d.User, opts, req))
+	failed := d.ask(d.Admission.DeleteVM(ctx, d.User, opts, "web1"))
+	d.settle(failed, api.OpFailed)
+	d.done(d.Admission.DeleteVM(ctx, d.User, opts, "web1"))
+	d.done(d.Admission.CreateVM(ctx, d.User, opts, req))
+
+	none, err := d.Admission.Retry(ctx, d.User, admission.Options{}, failed.ID)
+	_ = d.refuse(problem.Conflict, none, err)
+	require.Equal(t, api.PhaseRunning, find[api.VM](d, opts.Project, "web1").Status.Phase, "the new one has nothing to do with the old request")
+}

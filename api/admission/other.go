@@ -23,12 +23,7 @@ type updateRequest[T any] struct {
 	Update T `json:"update"`
 }
 
-// withHash makes requests differ whose hidden parts do.
-type withHash struct {
-	api.VMCreate
-	Hidden string `json:"hidden,omitempty"`
-}
-
+// digest makes requests differ whose hidden parts do.
 func digest(s string) string {
 	if s == "" {
 		return ""
@@ -57,6 +52,11 @@ func (a *Admission) Retry(ctx context.Context, h auth.Handle, o Options, id stri
 		return nil, problem.New(problem.Conflict, "operation %s cannot be retried", id).Because("it is %s", old.State).Try("only what failed or was cancelled can be")
 	}
 	o.Project, o.IfMatch, o.retryOf = old.Project, 0, id
+	for _, l := range old.Plan.Locks {
+		if l.Ref.ID == old.Target.ID && l.Before != "" { // it was about something that was there
+			o.target = old.Target.ID
+		}
+	}
 	if o.IdempotencyKey == "" {
 		o.IdempotencyKey = "retry:" + id // two retries of one failure are one
 	}

@@ -1,6 +1,9 @@
 package admission_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -398,4 +401,19 @@ func TestSecretsAreNowhereInTheClear(t *testing.T) {
 	for _, e := range entries {
 		require.False(t, strings.Contains(string(e.Value), secret), e.Key)
 	}
+}
+
+func TestAnOperationShowsNoDigestOfASecret(t *testing.T) {
+	d := newDesk(t).cloud()
+	r := vmRequest("web1")
+	keyed := admission.Options{Project: opts.Project, IdempotencyKey: "k"}
+	op := d.ask(d.Admission.CreateVM(ctx, d.User, keyed, r))
+	shown, err := json.Marshal(op.Public())
+	require.NoError(t, err)
+	sum := sha256.Sum256([]byte(r.UserData))
+	require.NotContains(t, string(shown), hex.EncodeToString(sum[:]), "whoever has a guess could confirm it")
+
+	r.UserData += "more"
+	none, err := d.Admission.CreateVM(ctx, d.User, keyed, r)
+	_ = d.refuse(problem.Mismatch, none, err)
 }

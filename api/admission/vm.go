@@ -21,7 +21,8 @@ func (a *Admission) CreateVM(ctx context.Context, h auth.Handle, o Options, req 
 	if shown.UserData != "" {
 		shown.UserData = hiddenUserData
 	}
-	return a.accept(ctx, h, o, api.OpVMCreate, withHash{shown, digest(req.UserData)}, func(c *acceptance) error {
+	o.hidden = digest(req.UserData)
+	return a.accept(ctx, h, o, api.OpVMCreate, shown, func(c *acceptance) error {
 		return a.createVM(c, req)
 	})
 }

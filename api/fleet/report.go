@@ -165,8 +165,9 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 	if vm.Operation != "" || vm.Status.Agent != agent || !sent.After(vm.Status.Observed) {
 		return false
 	}
-	was := vm.Status.Phase
-	if !steady(was) && (was != api.PhaseError || vm.Status.Reason != reasonMissing) {
+	was, why := vm.Status.Phase, vm.Status.Reason
+	// An operation that is undone brings the phase back, but not the reason.
+	if !steady(was) && (was != api.PhaseError || why != reasonMissing && why != "") {
 		return false
 	}
 	phase, there := seen[vm.ID]
@@ -178,7 +179,7 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 	default:
 		vm.Status.Phase, vm.Status.Reason = api.PhaseError, reasonMissing
 	}
-	if vm.Status.Phase == was && sent.Sub(vm.Status.Observed) < refreshAfter {
+	if vm.Status.Phase == was && vm.Status.Reason == why && sent.Sub(vm.Status.Observed) < refreshAfter {
 		return false
 	}
 	vm.Status.Observed = sent.UTC()

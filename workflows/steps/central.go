@@ -39,6 +39,9 @@ type ImageFile struct {
 	Image string `json:"image"`
 }
 
+// FenceKey says which resource the steps on it are ordered by.
+func (f ImageFile) FenceKey() string { return f.Image }
+
 // Steps on the network (northbound database) and on the server's image store. Wire steps make it so, whatever was there
 // before; unwire steps are content if nothing is there.
 var (

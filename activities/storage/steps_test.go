@@ -1,0 +1,48 @@
+package storage_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+type byName map[string]any
+
+func (b byName) RegisterActivityWithOptions(a any, o activity.RegisterOptions) { b[o.Name] = a }
+
+// shelf is an image store that only counts.
+type shelf map[string]bool
+
+func (s shelf) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+	s[in.Image] = true
+	return steps.ImageImported{}, nil
+}
+
+func (s shelf) Remove(_ context.Context, image string) error { delete(s, image); return nil }
+func (s shelf) RemoveUpload(string) error                    { return nil }
+
+// TestALateImportComesNotAfterItsUndo: it would leave a file that nobody knows.
+func TestALateImportComesNotAfterItsUndo(t *testing.T) {
+	reg, files := byName{}, shelf{}
+	storage.RegisterControl(reg, &activities.Host{Log: slog.New(slog.DiscardHandler)}, files)
+	image := api.NewID()
+	attempt := func(seq int) steps.Token { return steps.Token{Operation: "op", Step: "import", Epoch: 7, Seq: seq} }
+
+	remove := reg[steps.RemoveImage.Name].(func(context.Context, steps.Envelope[steps.ImageFile]) (steps.Nothing, error))
+	_, err := remove(t.Context(), steps.Envelope[steps.ImageFile]{Token: attempt(2), In: steps.ImageFile{Image: image}})
+	require.NoError(t, err)
+
+	load := reg[steps.ImportImage.Name].(func(context.Context, steps.Envelope[steps.ImageImport]) (steps.ImageImported, error))
+	_, err = load(t.Context(), steps.Envelope[steps.ImageImport]{Token: attempt(1), In: steps.ImageImport{Image: image}})
+	require.True(t, problem.Is(steps.FromActivity("import", "", err), problem.Stale), "%v", err)
+	require.Empty(t, files)
+}

@@ -195,7 +195,7 @@ func TestObservations(t *testing.T) {
 		"stopped and gone":                {was: "stopped", want: "error", writes: true},
 		"came back":                       {was: "error", reason: reasonMissing, saw: "running", want: "running", writes: true},
 		"still gone":                      {was: "error", reason: reasonMissing, want: "error"},
-		"came back, undone operation":    {was: "error", saw: "running", want: "running", writes: true},
+		"came back, undone operation":     {was: "error", saw: "running", want: "running", writes: true},
 		"still gone, undone operation":    {was: "error", want: "error", writes: true},
 		"another error is not ours":       {was: "error", reason: "disk is full", saw: "running", want: "error"},
 		"being made":                      {was: "creating", saw: "running", want: "creating"},

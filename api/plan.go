@@ -1,6 +1,10 @@
 package api
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"github.com/nextstack/nextstack/api/problem"
+)
 
 // What follows is how an accepted request reaches its workflow, and how the store is settled when that ends. None of it is
 // shown to users.
@@ -14,6 +18,9 @@ type OperationPlan struct {
 	After           json.RawMessage `json:"after,omitempty"`           // an update: the record of the target as it shall be
 	ReleaseIfDone   []string        `json:"releaseIfDone,omitempty"`   // claims that end with success
 	ReleaseIfUndone []string        `json:"releaseIfUndone,omitempty"` // claims that end with failure
+
+	Journal int              `json:"journal,omitempty"` // number of the last journal that was written
+	Cause   *problem.Problem `json:"cause,omitempty"`   // why the operation goes back, once it does
 }
 
 // Lock is one record that an operation holds, and what becomes of it.

@@ -77,8 +77,10 @@ func repairWorlds(r *saga.Run, s *auditState) error {
 		return nil
 	}
 	for _, w := range s.Worlds.Nodes {
-		if err := repairNode(r, s, w); err != nil {
+		if err := repairNode(r, s, w); problem.Is(err, problem.Cancelled) {
 			return err
+		} else if err != nil { // the findings stay, and the other nodes are repaired all the same
+			s.Report.Skipped = append(s.Report.Skipped, fmt.Sprintf("repairing agent %s: %s", w.AgentName, err))
 		}
 	}
 	for _, step := range []steps.Step[[]api.Finding, []api.Finding]{steps.RepairNetwork, steps.RepairStore} {

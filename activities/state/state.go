@@ -74,7 +74,7 @@ func (s *State) settleOperation(ctx context.Context, _ steps.Token, o steps.Outc
 }
 
 func outcome(j steps.Journal) admission.Outcome {
-	return admission.Outcome{Operation: j.Operation, State: j.State, Steps: j.Steps, Error: j.Error}
+	return admission.Outcome{Operation: j.Operation, State: j.State, Steps: j.Steps, Error: j.Error, Number: j.Number, Cause: j.Cause}
 }
 
 // placeVM is optimistic: it decides on what it read, and the commit fails if the chosen node's ledger has moved since.

@@ -202,3 +202,19 @@ func TestAJournalOfAnEndedOperationIsNotWritten(t *testing.T) {
 	require.Empty(t, now.Checkpoint)
 	require.False(t, now.Steps[0].Ended.Before(now.Steps[0].Started))
 }
+
+func TestALateJournalTakesNothingBack(t *testing.T) {
+	w := base(t)
+	c := newCentral(w)
+	op := accept(t, w, "vm")
+	write := func(number int, state api.StepState) {
+		j := steps.Journal{Operation: op.ID, Number: number, State: api.OpRunning, Steps: []api.StepRecord{{Name: "place", State: state}}}
+		_, err := call(c, steps.SaveJournal, steps.Token{}, j)
+		require.NoError(t, err)
+	}
+	write(2, api.StepDone)
+	write(1, api.StepRunning) // was sent first, and comes last
+	now, err := store.Get[api.Operation](ctx, w.KV, w.User, "", op.ID)
+	require.NoError(t, err)
+	require.Equal(t, api.StepDone, now.Steps[0].State)
+}

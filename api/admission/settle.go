@@ -18,6 +18,8 @@ type Outcome struct {
 	Steps     []api.StepRecord
 	Error     *problem.Problem
 	Result    json.RawMessage
+	Number    int              // of the journal
+	Cause     *problem.Problem // why it goes back, if it does
 }
 
 // Settle ends an operation in one transaction: its records reach the phases that its plan foresees, its locks open, its
@@ -109,13 +111,15 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 	return img, nil
 }
 
-// Record writes how far an operation has come. One that has ended stays as it is.
+// Record writes how far an operation has come. One that has ended stays as it is, and so does one of which a later journal was
+// written: an attempt to write may be delayed, and must not take back what its successors have said.
 func (a *Admission) Record(ctx context.Context, h auth.Handle, out Outcome, checkpoint json.RawMessage) error {
 	return store.Retry(ctx, func() error {
 		op, err := store.Get[api.Operation](ctx, a.kv, h, "", out.Operation)
-		if err != nil || op.State.Ended() {
+		if err != nil || op.State.Ended() || out.Number < op.Plan.Journal {
 			return err
 		}
+		op.Plan.Journal, op.Plan.Cause = out.Number, out.Cause
 		now := a.now().UTC()
 		if op.Started.IsZero() {
 			op.Started = now

@@ -128,11 +128,16 @@ func (t Table[S]) Workflow(ctx workflow.Context, op steps.Op) error {
 
 // recover takes up an operation whose workflow was lost: forward if it had passed the point of no return, else back.
 func (r *runner[S]) recover(from *steps.Recovery) error {
-	if err := json.Unmarshal(from.Checkpoint, &r.state); err != nil && len(from.Checkpoint) > 0 {
-		return r.backward(problem.New(problem.Internal, "the checkpoint cannot be read").Because("%s", err))
-	}
-	r.run.seq = from.Seq
+	r.run.seq, r.journal.Number = from.Seq, from.Seq
 	r.started = from.Started
+	// What the input tells is a start, should the checkpoint be missing or unreadable: undos go by IDs that stand there.
+	var err error
+	if r.state, err = r.table.Start(r.run.op); err == nil && len(from.Checkpoint) > 0 {
+		err = json.Unmarshal(from.Checkpoint, &r.state)
+	}
+	if err != nil {
+		return r.backward(problem.Wrap(err, problem.Internal, "the checkpoint cannot be read"))
+	}
 	if from.Committed {
 		r.commit, r.run.ctx = true, r.steady
 		if err := r.forward(max(0, from.Started-1)); err != nil {
@@ -140,7 +145,7 @@ func (r *runner[S]) recover(from *steps.Recovery) error {
 		}
 		return r.settle(api.OpSucceeded, nil)
 	}
-	err := error(problem.New(problem.Internal, "the workflow of this operation was lost, so it was undone").Try("run `gnext op retry %s`", r.run.op.ID))
+	err = error(problem.New(problem.Internal, "the workflow of this operation was lost, so it was undone").Try("run `gnext op retry %s`", r.run.op.ID))
 	if from.Error != nil {
 		err = from.Error
 	}
@@ -208,7 +213,7 @@ func (r *runner[S]) do(i int, step Step[S]) error {
 // backward undoes every step that may have run, and ends the operation with the reason.
 func (r *runner[S]) backward(cause error) error {
 	p := problem.From(cause)
-	r.journal.State, r.journal.Error = api.OpUndoing, p
+	r.journal.State, r.journal.Error, r.journal.Cause = api.OpUndoing, p, p
 	r.run.ctx = r.steady
 	for i := r.started - 1; i >= 0; i-- {
 		if step := r.table.Steps[i]; step.Undo != nil {
@@ -284,6 +289,7 @@ func (r *runner[S]) pause(ctx workflow.Context, attempt int) {
 // save writes the journal. Nothing goes on before it is written, so the store always knows at least what may have happened.
 func (r *runner[S]) save(i, attempt int, reason *problem.Problem) {
 	r.journal.Steps[i].Attempts = attempt
+	r.journal.Number++
 	j := r.journal
 	if reason != nil {
 		j.Error = reason
@@ -292,7 +298,10 @@ func (r *runner[S]) save(i, attempt int, reason *problem.Problem) {
 	if err == nil {
 		j.Checkpoint = checkpoint
 	}
-	r.insist("journal", func(run *Run) error {
+	r.insist("journal", func(run *Run, light bool) error {
+		if light {
+			j.Checkpoint, j.Error, j.Cause = nil, brief(j.Error), brief(j.Cause)
+		}
 		_, err := steps.SaveJournal.Call(run, "", j)
 		return err
 	})
@@ -312,7 +321,10 @@ func (r *runner[S]) settle(state api.OperationState, p *problem.Problem) error {
 	if checkpoint, err := json.Marshal(r.state); err == nil {
 		out.Checkpoint = checkpoint
 	}
-	r.insist("settle", func(run *Run) error {
+	r.insist("settle", func(run *Run, light bool) error {
+		if light {
+			out.Checkpoint, out.Result, out.Error, out.Cause = nil, nil, brief(out.Error), brief(out.Cause)
+		}
 		_, err := steps.Settle.Call(run, "", out)
 		return err
 	})
@@ -322,15 +334,40 @@ func (r *runner[S]) settle(state api.OperationState, p *problem.Problem) error {
 	return nil
 }
 
-// insist repeats a call on the store until it works: without the store there is neither forward nor back.
-func (r *runner[S]) insist(name string, call func(*Run) error) {
+// insist repeats a call on the store until it works: without the store there is neither forward nor back. What the store
+// refuses for its size it is given again without what can be done without.
+func (r *runner[S]) insist(name string, call func(run *Run, light bool) error) {
+	light := false
 	for attempt := 1; ; attempt++ {
 		run := Run{ctx: r.steady, op: r.run.op, seq: r.run.seq, step: name, undo: r.run.undo}
-		if err := call(&run); err == nil {
+		err := call(&run, light)
+		if err == nil {
 			return
+		}
+		if problem.Is(err, problem.TooLarge) && !light {
+			light = true
+			continue
 		}
 		r.pause(r.steady, attempt)
 	}
+}
+
+// briefly is how many bytes of a text a brief problem keeps.
+const briefly = 2048
+
+// brief returns p without what makes it long.
+func brief(p *problem.Problem) *problem.Problem {
+	if p == nil {
+		return nil
+	}
+	short := *p
+	short.Fields = nil
+	for _, s := range []*string{&short.What, &short.Why, &short.Fix} {
+		if len(*s) > briefly {
+			*s = (*s)[:briefly] + "..."
+		}
+	}
+	return &short
 }
 
 // RecoveryOf reads from op's journal how far its lost workflow had come. Op must be as it is in the store now; epoch is the
@@ -344,8 +381,8 @@ func RecoveryOf(d Definition, op *api.Operation, epoch int64) *steps.Recovery {
 		}
 	}
 	r.Committed = d.Committed(r.Started)
-	if op.State == api.OpUndoing {
-		r.Error = op.Error
+	if op.Plan != nil {
+		r.Error = op.Plan.Cause
 	}
 	return r
 }

@@ -259,3 +259,40 @@ func TestCancelledBeforeAnyWorkerTookTheStepThereIsNothingToUndo(t *testing.T) {
 
 // errNeverTaken is what Temporal says of a task that no worker took.
 var errNeverTaken = temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
+
+// TestWhatTheStoreFindsTooLargeIsGivenAgainWithoutWeight: a journal that can never be written must not hold the operation for ever.
+func TestWhatTheStoreFindsTooLargeIsGivenAgainWithoutWeight(t *testing.T) {
+	var suite testsuite.WorkflowTestSuite
+	suite.SetLogger(slog.New(slog.DiscardHandler))
+	env := suite.NewTestWorkflowEnvironment()
+	var ended steps.Outcome
+	tooLarge := func(checkpoint json.RawMessage) error {
+		if len(checkpoint) > 0 {
+			return steps.ToActivity(problem.New(problem.TooLarge, "over the limit"))
+		}
+		return nil
+	}
+	env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[string]) (string, error) { return e.In, nil }, activity.RegisterOptions{Name: toyStep.Name})
+	env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[steps.Journal]) (steps.Nothing, error) {
+		return steps.Nothing{}, tooLarge(e.In.Checkpoint)
+	}, activity.RegisterOptions{Name: steps.SaveJournal.Name})
+	env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[steps.Outcome]) (steps.Nothing, error) {
+		ended = e.In
+		return steps.Nothing{}, tooLarge(e.In.Checkpoint)
+	}, activity.RegisterOptions{Name: steps.Settle.Name})
+	env.RegisterWorkflowWithOptions(toy(-1).Workflow, workflow.RegisterOptions{Name: "toy"})
+	env.ExecuteWorkflow("toy", steps.Op{ID: "op"})
+	require.NoError(t, env.GetWorkflowError())
+	require.Equal(t, api.OpSucceeded, ended.State)
+}
+
+func TestARecoveryRemembersWhyItGoesBack(t *testing.T) {
+	cause := problem.New(problem.Cancelled, "somebody asked")
+	op := &api.Operation{
+		State: api.OpStuck, Error: problem.New(problem.Unavailable, "agent away"), Plan: &api.OperationPlan{Cause: cause},
+		Steps: []api.StepRecord{{State: api.StepUndoing}, {State: api.StepPending}},
+	}
+	r := saga.RecoveryOf(toy(-1), op, 1)
+	require.Equal(t, cause, r.Error)
+	require.Equal(t, 1, r.Started)
+}

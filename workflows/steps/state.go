@@ -41,9 +41,11 @@ type Recovery struct {
 // Journal is what the workflow writes into its operation record as it goes.
 type Journal struct {
 	Operation  string             `json:"operation"`
+	Number     int                `json:"number"` // grows with every write, so that a late one is known
 	State      api.OperationState `json:"state"`
 	Steps      []api.StepRecord   `json:"steps"` // times are filled in by whoever writes the record: workflow time stands still inside a task
 	Error      *problem.Problem   `json:"error,omitempty"`
+	Cause      *problem.Problem   `json:"cause,omitempty"` // why it goes back; Error may say what it is stuck at
 	Checkpoint json.RawMessage    `json:"checkpoint,omitempty"`
 }
 

@@ -74,7 +74,8 @@ func New(o Options) *Fleet {
 }
 
 // Join makes an agent a member, if it knows the join token. An agent that joins again under its name gets the same ID and a
-// new credential; the old one is worthless from then on.
+// new credential; the old one is worthless from then on. While an agent of the name is alive nobody can join under it: two
+// nodes of one name would share a task queue, and a VM's disk could be on the one and its domain on the other.
 func (f *Fleet) Join(ctx context.Context, req api.AgentJoin) (*api.AgentJoined, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func (f *Fleet) Join(ctx context.Context, req api.AgentJoin) (*api.AgentJoined, 
 		known, err := store.Find[api.Agent](ctx, f.KV, f.self, "", req.Name)
 		if err == nil {
 			id = known.ID
-			return nil
+			return f.silent(known)
 		}
 		if !problem.Is(err, problem.NotFound) {
 			return err
@@ -120,6 +121,16 @@ func (f *Fleet) Join(ctx context.Context, req api.AgentJoin) (*api.AgentJoined, 
 	}
 	f.Log.Info("agent joined", "agent", id, "name", req.Name)
 	return &api.AgentJoined{ID: id, Credential: credential, TemporalAddress: f.TemporalAddress, Namespace: f.Namespace}, nil
+}
+
+// silent returns a problem while an agent is alive.
+func (f *Fleet) silent(a *api.Agent) error {
+	ago := f.Now().Sub(a.Status.Observed)
+	if a.Status.Phase != api.PhaseReady || ago >= SilentAfter {
+		return nil
+	}
+	return problem.New(problem.Unavailable, "there is an agent %s already", a.Name).Because("it reported %s ago", ago.Round(time.Second)).
+		Try("give this node another --name; or if it is the same one, wait: it may join again when nothing has been heard of it for %s", SilentAfter)
 }
 
 // Sweep marks the agents that have been silent for SilentAfter as unavailable, and looks at the pools again that lose a node by

@@ -369,3 +369,18 @@ func TestSeed(t *testing.T) {
 	require.True(t, problem.Is(err, problem.Internal))
 	require.NotContains(t, err.Error(), "cloud-config")
 }
+
+func TestNobodyJoinsUnderTheNameOfALiveAgent(t *testing.T) {
+	k := newKit(t)
+	id, h := k.join("node-1")
+	k.report(h, api.AgentReport{Inventory: api.Inventory{Hostname: "node-1"}})
+	require.Equal(t, api.PhaseReady, k.agent(id).Status.Phase)
+
+	_, err := k.fleet.Join(t.Context(), api.AgentJoin{Name: "node-1", Token: "join"})
+	require.Equal(t, problem.Unavailable, problem.KindOf(err), "an agent waits, and a stranger is told to take another name")
+	k.report(h, api.AgentReport{Inventory: api.Inventory{Hostname: "node-1"}}) // its credential still works
+
+	k.at = k.at.Add(SilentAfter)
+	again, _ := k.join("node-1")
+	require.Equal(t, id, again)
+}

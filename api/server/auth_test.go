@@ -12,6 +12,7 @@ import (
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/accounts"
+	"github.com/nextstack/nextstack/api/fleet"
 	"github.com/nextstack/nextstack/api/problem"
 )
 
@@ -150,6 +151,8 @@ func TestRejoiningRevokesTheOldCredential(t *testing.T) {
 	path := "/v1/agents/" + old.ID + "/report"
 	report := api.AgentReport{Sent: time.Now(), VMs: []api.VMObservation{}}
 	k.call(old.Credential, http.MethodPost, path, report, 200, nil)
+	k.call("", http.MethodPost, "/v1/agents/join", api.AgentJoin{Name: "node-a", Token: joinToken}, 503, nil) // it lives
+	k.pass(fleet.SilentAfter)
 	again := k.join("node-a")
 	require.Equal(t, old.ID, again.ID)
 	require.NotEqual(t, old.Credential, again.Credential)

@@ -108,7 +108,7 @@ func (a *app) runCmd(use, short, config string) *cobra.Command {
 	fl.SortFlags = false
 	fl.StringVar(&f.server, "server", "", "URL of the server's API (default: made from --host and --port)")
 	fl.StringVar(&f.tokenFile, "join-token-file", "", "file with the token that makes this node a member (or GNEXT_JOIN_TOKEN); needed once")
-	fl.StringVar(&f.dataDir, "data-dir", "/var/lib/nextstack/agent", "directory for the agent's identity and images")
+	fl.StringVar(&f.dataDir, "data-dir", "/var/lib/gnext", "directory for the agent's identity and images")
 	fl.StringVar(&f.name, "name", "", "name of the node (default: its host name)")
 	fl.StringVar(&f.libvirt, "libvirt", "qemu:///system", "libvirt to use")
 	fl.StringVar(&f.ovs, "ovs", "unix:/run/openvswitch/db.sock", "database of Open vSwitch")

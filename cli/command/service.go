@@ -50,7 +50,7 @@ func (a *app) stopCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&f.config, "config", "C", "", "configuration file that the agent was started with")
-	cmd.Flags().StringVar(&f.dataDir, "data-dir", "/var/lib/nextstack/agent", "data directory of the agent")
+	cmd.Flags().StringVar(&f.dataDir, "data-dir", "/var/lib/gnext", "data directory of the agent")
 	cmd.Flags().StringVar(&f.pidFile, "pid-file", "", "file that holds the process ID (default: agent.pid in the data directory)")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "for how long to wait for its end")
 	return cmd

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -74,8 +76,18 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if e.Level >= zapcore.ErrorLevel {
 		level = slog.LevelError
 	}
-	c.log.LogAttrs(context.Background(), level, e.Message, attrs(fields)...)
+	said := attrs(fields)
+	if slices.ContainsFunc(said, early) {
+		return nil
+	}
+	c.log.LogAttrs(context.Background(), level, e.Message, said...)
 	return nil
+}
+
+// early reports whether a message is about a part of Temporal that asked another before it was up: they start all at once, and
+// try again. That a frontend never comes up is for Start to say, which waits for it.
+func early(a slog.Attr) bool {
+	return strings.Contains(a.Value.String(), "Frontend is not healthy yet")
 }
 
 func (c *slogCore) Sync() error { return nil }

@@ -138,7 +138,7 @@ func (s *State) repairStore(ctx context.Context, t steps.Token, findings []api.F
 		case f.Side == sideStore && f.Kind == kindClaim:
 			done, err = s.dropClaim(ctx, t, f.ID)
 		case f.Side == sideStore && f.Kind == kindLock:
-			err = s.openLock(ctx, t, f)
+			err = s.openLock(ctx, f)
 		default:
 			continue
 		}
@@ -166,7 +166,7 @@ func (s *State) dropClaim(ctx context.Context, t steps.Token, key string) (bool,
 	return err == nil, err
 }
 
-func (s *State) openLock(ctx context.Context, _ steps.Token, f api.Finding) error {
+func (s *State) openLock(ctx context.Context, f api.Finding) error {
 	kind, project, _ := strings.Cut(f.Path, "/")
 	return store.Retry(ctx, func() error {
 		r := api.New(api.Kind(kind)) // a fresh one for each try: decoding leaves what the record has no more

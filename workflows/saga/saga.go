@@ -318,12 +318,9 @@ func (r *runner[S]) settle(state api.OperationState, p *problem.Problem) error {
 		}
 		out.Result = result
 	}
-	if checkpoint, err := json.Marshal(r.state); err == nil {
-		out.Checkpoint = checkpoint
-	}
 	r.insist("settle", func(run *Run, light bool) error {
 		if light {
-			out.Checkpoint, out.Result, out.Error, out.Cause = nil, nil, brief(out.Error), brief(out.Cause)
+			out.Result, out.Error, out.Cause = nil, brief(out.Error), brief(out.Cause)
 		}
 		_, err := steps.Settle.Call(run, "", out)
 		return err

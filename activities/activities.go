@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.temporal.io/sdk/activity"
 
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -47,7 +49,8 @@ type fenced interface{ FenceKey() string }
 func Implement[In, Out any](reg Registry, h *Host, step steps.Step[In, Out], do func(context.Context, steps.Token, In) (Out, error)) {
 	run := func(ctx context.Context, env steps.Envelope[In]) (Out, error) {
 		if step.Where != steps.Local {
-			stop := heartbeat(ctx)
+			var stop func()
+			ctx, stop = heartbeat(ctx)
 			defer stop()
 		}
 		out, err := attempt(ctx, h, env, do)
@@ -94,9 +97,28 @@ func guarded[In, Out any](ctx context.Context, h *Host, env steps.Envelope[In], 
 	return do(ctx, env.Token, env.In)
 }
 
-// heartbeat tells Temporal every second or so that the step's process lives, until the returned function is called. It also
-// is how the step's context learns that the operation was cancelled.
-func heartbeat(ctx context.Context) (stop func()) {
+// told is what a running step last told of itself.
+type told struct{ progress atomic.Pointer[api.Progress] }
+
+type toldKey struct{}
+
+// Tell says how far a running step is. It can be called as often as one likes: what is sent is the last that was told, every
+// second or so. Users see it in the operation. Outside a step it does nothing.
+func Tell(ctx context.Context, p api.Progress) {
+	if t, ok := ctx.Value(toldKey{}).(*told); ok {
+		t.progress.Store(&p)
+	}
+}
+
+// Telling returns Tell for those who only have a sentence to tell.
+func Telling(ctx context.Context) func(string) {
+	return func(text string) { Tell(ctx, api.Progress{Text: text}) }
+}
+
+// heartbeat tells Temporal every second or so that the step's process lives, and what it told last, until stop is called. It
+// also is how the step's context learns that the operation was cancelled.
+func heartbeat(ctx context.Context) (telling context.Context, stop func()) {
+	news := &told{}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -105,13 +127,17 @@ func heartbeat(ctx context.Context) (stop func()) {
 		for {
 			select {
 			case <-t.C:
-				activity.RecordHeartbeat(ctx)
+				if p := news.progress.Load(); p != nil {
+					activity.RecordHeartbeat(ctx, *p)
+				} else {
+					activity.RecordHeartbeat(ctx)
+				}
 			case <-done:
 				return
 			}
 		}
 	})
-	return func() { close(done); wg.Wait() }
+	return context.WithValue(ctx, toldKey{}, news), func() { close(done); wg.Wait() }
 }
 
 // fence orders the attempts on one resource: one at a time, and never an older one after a newer. Without it a delayed

@@ -30,6 +30,17 @@ type VMSpec struct {
 	Hostname string   `json:"hostname"`
 	SSHKeys  []string `json:"sshKeys,omitempty"`
 	UserData bool     `json:"userData,omitempty" doc:"Whether the VM has user-data; the text itself is kept encrypted and never shown"`
+	Placing
+	HA bool `json:"ha,omitempty" doc:"Restart it on another node when its own is dead, if that reaches its disk"`
+}
+
+// Placing is what a VM asks of its node.
+type Placing struct {
+	NodeID     string            `json:"nodeId,omitempty" doc:"Agent it must be on; it is never moved from there"`
+	NodeLabels map[string]string `json:"nodeLabels,omitempty" doc:"Labels that its node must have"`
+	Group      string            `json:"group,omitempty" doc:"VM group it belongs to"`
+	Arch       string            `json:"arch,omitempty" doc:"Architecture of its node, as agents report it; empty: any"`
+	CPUModel   string            `json:"cpuModel,omitempty" doc:"Named CPU model its node must be able to give it; empty: the node's choice"`
 }
 
 // NIC is a network interface as it was asked for.
@@ -46,6 +57,7 @@ type VMStatus struct {
 	Reason    string    `json:"reason,omitempty" doc:"Why the phase is not what one would hope"`
 	Agent     string    `json:"agent,omitempty" doc:"Agent ID of the node it is on"`
 	AgentName string    `json:"agentName,omitempty"`
+	MovingTo  string    `json:"movingTo,omitempty" doc:"Agent ID of the node it is being moved to"`
 	Addresses []string  `json:"addresses,omitempty"`
 	Volumes   []string  `json:"volumes,omitempty" doc:"Volume IDs, root disk first"`
 	Observed  time.Time `json:"observed,omitzero" doc:"When the agent last saw the VM"`
@@ -65,6 +77,8 @@ type VMCreate struct {
 	Hostname       string            `json:"hostname,omitempty" doc:"Empty: the name"`
 	UserData       string            `json:"userData,omitempty" doc:"cloud-init user-data, at most 64 KiB; kept encrypted"`
 	SSHKeys        []string          `json:"sshKeys,omitempty" doc:"Public keys, one line each"`
+	Placing
+	HA bool `json:"ha,omitempty" doc:"Restart it on another node when its own is dead; its pool must be shared"`
 }
 
 // NICRequest asks for one network interface.
@@ -118,7 +132,111 @@ func (r *VMCreate) Validate() error {
 	for i, k := range r.SSHKeys {
 		v.Check(sshKeyRE.MatchString(strings.TrimSpace(k)), pathIndex("sshKeys", i), k, "must be one OpenSSH public key line, like \"ssh-ed25519 AAAA... me@host\"")
 	}
+	r.Placing.check(&v)
 	return v.Err("vm " + r.Name)
+}
+
+var cpuModelRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func (p *Placing) check(v *problem.Validation) {
+	if p.NodeID != "" {
+		CheckRef(v, "nodeId", p.NodeID)
+	}
+	if p.Group != "" {
+		CheckRef(v, "group", p.Group)
+	}
+	CheckLabels(v, "nodeLabels", p.NodeLabels)
+	v.Check(p.Arch == "" || cpuModelRE.MatchString(p.Arch), "arch", p.Arch, "must be an architecture as agents report it, like x86_64")
+	v.Check(p.CPUModel == "" || cpuModelRE.MatchString(p.CPUModel), "cpuModel", p.CPUModel, "must be the name of a CPU model, like EPYC or Skylake-Server")
+}
+
+// VMUpdate changes a VM while it runs. Nil fields stay as they are.
+type VMUpdate struct {
+	Labels     *map[string]string `json:"labels,omitempty"`
+	HA         *bool              `json:"ha,omitempty"`
+	NodeID     *string            `json:"nodeId,omitempty" doc:"Pin it to a node; it must be on that node. Empty: no pin"`
+	NodeLabels *map[string]string `json:"nodeLabels,omitempty" doc:"Count from the next move on"`
+	Group      *string            `json:"group,omitempty" doc:"Counts from the next move on; empty: none"`
+}
+
+// Validate checks the shape of the request.
+func (r *VMUpdate) Validate() error {
+	var v problem.Validation
+	if r.Labels != nil {
+		CheckLabels(&v, "labels", *r.Labels)
+	}
+	if r.NodeLabels != nil {
+		CheckLabels(&v, "nodeLabels", *r.NodeLabels)
+	}
+	for path, ref := range map[string]*string{"nodeId": r.NodeID, "group": r.Group} {
+		if ref != nil && *ref != "" {
+			CheckRef(&v, path, *ref)
+		}
+	}
+	return v.Err("vm update")
+}
+
+// VMMigrate asks to move a VM to another node.
+type VMMigrate struct {
+	To           string `json:"to,omitempty" doc:"Agent to move to; empty: the best one"`
+	Cold         bool   `json:"cold,omitempty" doc:"Stop the guest, move it and start it again; a stopped VM is always moved like this, and stays stopped"`
+	CopyStorage  bool   `json:"copyStorage,omitempty" doc:"Copy its disk, if its pool is not shared"`
+	Bandwidth    int64  `json:"bandwidth,omitempty" doc:"Bytes per second at most; 0: no limit"`
+	MaxDowntime  int    `json:"maxDowntime,omitempty" doc:"Milliseconds that the guest may stand still; default 300"`
+	AutoConverge bool   `json:"autoConverge,omitempty" doc:"Slow the guest's processors down if it changes memory faster than it can be sent"`
+	PostCopy     bool   `json:"postCopy,omitempty" doc:"If it does not converge, let it go on at the target and fetch its memory from there"`
+	Timeout      int    `json:"timeout,omitempty" doc:"Seconds until a move that does not converge is given up; default 3600, at most 86400"`
+}
+
+// Validate checks the shape of the request.
+func (r *VMMigrate) Validate() error {
+	var v problem.Validation
+	if r.To != "" {
+		CheckRef(&v, "to", r.To)
+	}
+	v.Check(r.Bandwidth == 0 || r.Bandwidth >= MiB, "bandwidth", r.Bandwidth, "must be 0 (no limit) or at least 1 MiB per second, in bytes")
+	v.Check(r.MaxDowntime >= 0 && r.MaxDowntime <= 60_000, "maxDowntime", r.MaxDowntime, "must be 0 to 60000 milliseconds")
+	v.Check(r.Timeout >= 0 && r.Timeout <= 86_400, "timeout", r.Timeout, "must be 0 to 86400 seconds")
+	v.Check(!r.Cold || !r.AutoConverge && !r.PostCopy && r.MaxDowntime == 0, "cold", r.Cold, "autoConverge, postCopy and maxDowntime are for live moves")
+	return v.Err("migrate request")
+}
+
+// VMGroup keeps VMs together or apart.
+type VMGroup struct {
+	Meta
+	Spec   VMGroupSpec    `json:"spec"`
+	Status ResourceStatus `json:"status"`
+}
+
+// ResourceKind implements Resource.
+func (*VMGroup) ResourceKind() Kind { return KindVMGroup }
+
+// Policies of VM groups.
+const (
+	Affinity     = "affinity"
+	AntiAffinity = "anti-affinity"
+)
+
+// VMGroupSpec is the rule of a group.
+type VMGroupSpec struct {
+	Policy string `json:"policy" enum:"affinity,anti-affinity" doc:"affinity: on one node; anti-affinity: each on another"`
+	Soft   bool   `json:"soft,omitempty" doc:"A wish rather than a rule"`
+}
+
+// VMGroupCreate is the request for a VM group.
+type VMGroupCreate struct {
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	VMGroupSpec
+}
+
+// Validate checks the shape of the request.
+func (r *VMGroupCreate) Validate() error {
+	var v problem.Validation
+	CheckName(&v, "name", r.Name)
+	CheckLabels(&v, "labels", r.Labels)
+	v.Check(r.Policy == Affinity || r.Policy == AntiAffinity, "policy", r.Policy, "must be %s or %s", Affinity, AntiAffinity)
+	return v.Err("vm group " + r.Name)
 }
 
 // VMStop is the request to stop or reboot a VM.
@@ -132,109 +250,6 @@ func (r *VMStop) Validate() error {
 	var v problem.Validation
 	v.Check(r.Timeout >= 0 && r.Timeout <= 3600, "timeout", r.Timeout, "must be 0 to 3600 seconds")
 	return v.Err("stop request")
-}
-
-// Agent is a node: one machine with an agent on it.
-type Agent struct {
-	Meta
-	Spec   AgentSpec   `json:"spec"`
-	Status AgentStatus `json:"status"`
-}
-
-// ResourceKind implements Resource.
-func (*Agent) ResourceKind() Kind { return KindAgent }
-
-// AgentSpec is what an operator decides about a node.
-type AgentSpec struct {
-	ReservedMemory int64   `json:"reservedMemory" doc:"Bytes kept for the host itself"`
-	CPURatio       float64 `json:"cpuRatio" doc:"How many vCPUs may be promised per core"`
-}
-
-// AgentStatus is what a node reports.
-type AgentStatus struct {
-	Phase     Phase     `json:"phase" doc:"ready or unavailable"`
-	Reason    string    `json:"reason,omitempty"`
-	Observed  time.Time `json:"observed,omitzero" doc:"When it last reported"`
-	Inventory Inventory `json:"inventory"`
-	Claimed   Amount    `json:"claimed" doc:"Promised to VMs"`
-}
-
-// Amount is a quantity of compute.
-type Amount struct {
-	VCPUs  int   `json:"vcpus"`
-	Memory int64 `json:"memory" doc:"Bytes"`
-}
-
-// Inventory is what a node has. Nothing in it is assumed: all comes from libvirt and the kernel of that node.
-type Inventory struct {
-	Hostname    string            `json:"hostname"`
-	Arch        string            `json:"arch" doc:"As libvirt says it: x86_64, aarch64, riscv64..."`
-	Accel       string            `json:"accel" doc:"kvm or tcg"`
-	Machine     string            `json:"machine" doc:"Machine type for guests"`
-	Emulator    string            `json:"emulator"`
-	CPUModel    string            `json:"cpuModel"`
-	Cores       int               `json:"cores"`
-	Memory      int64             `json:"memory" doc:"Bytes"`
-	Versions    map[string]string `json:"versions,omitempty" doc:"libvirt, qemu, ovs, kernel, agent"`
-	Pools       []PoolUsage       `json:"pools,omitempty"`
-	OVNChassis  string            `json:"ovnChassis,omitempty" doc:"system-id of the node in OVN"`
-	UserspaceDP bool              `json:"userspaceDatapath,omitempty" doc:"OVS runs without its kernel module, so guest NIC offloads must be off"`
-}
-
-// PoolUsage is the room of one pool as one node sees it.
-type PoolUsage struct {
-	Pool     string `json:"pool" doc:"Pool ID"`
-	Capacity int64  `json:"capacity" doc:"Bytes"`
-	Free     int64  `json:"free" doc:"Bytes"`
-	Error    string `json:"error,omitempty"`
-}
-
-// AgentJoin is what an agent sends once to become a member.
-type AgentJoin struct {
-	Name  string `json:"name"`
-	Token string `json:"token" doc:"The join token"`
-}
-
-// Validate checks the shape of the request.
-func (r *AgentJoin) Validate() error {
-	var v problem.Validation
-	CheckName(&v, "name", r.Name)
-	v.Check(r.Token != "", "token", "", "is missing; the server writes it to its --join-token-file")
-	return v.Err("join request")
-}
-
-// AgentJoined is the answer: who the agent is and where it finds its work.
-type AgentJoined struct {
-	ID              string `json:"id"`
-	Credential      string `json:"credential" doc:"Bearer token of this agent alone"`
-	TemporalAddress string `json:"temporalAddress"`
-	Namespace       string `json:"namespace"`
-}
-
-// AgentReport is what an agent tells every few seconds.
-type AgentReport struct {
-	Inventory Inventory       `json:"inventory"`
-	VMs       []VMObservation `json:"vms"`
-	Sent      time.Time       `json:"sent" doc:"When the node was looked at"`
-	Error     string          `json:"error,omitempty" doc:"Why the node cannot run VMs now; the rest is then what was known at the time sent"`
-}
-
-// VMObservation is one domain as libvirt has it now.
-type VMObservation struct {
-	ID    string `json:"id" doc:"VM ID, which is the domain's UUID"`
-	Phase Phase  `json:"phase" doc:"running, stopped or paused"`
-}
-
-// AgentPool tells an agent of a pool that it should report on.
-type AgentPool struct {
-	ID   string `json:"id"`
-	Type string `json:"type"`
-	Path string `json:"path"`
-}
-
-// AgentOrders is the answer to a report.
-type AgentOrders struct {
-	Pools []AgentPool `json:"pools"`
 }
 
 // Seed is what a VM's cloud-init gets; only the agent that runs the VM may read it.

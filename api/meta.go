@@ -27,6 +27,7 @@ const (
 	KindPort          Kind = "ports"
 	KindSecurityGroup Kind = "security-groups"
 	KindVM            Kind = "vms"
+	KindVMGroup       Kind = "vm-groups"
 	KindAgent         Kind = "agents"
 	KindOperation     Kind = "operations"
 	KindUser          Kind = "users"
@@ -94,7 +95,8 @@ func NewID() string { return uuid.NewString() }
 // Phase says where a resource is in its life.
 type Phase string
 
-// The phases. Running, stopped and paused are for VMs only; ready is the steady phase of all else.
+// The phases. Running, stopped, paused, migrating and unknown are for VMs only; suspect, down and maintenance are for agents;
+// ready is the steady phase of all else.
 const (
 	PhaseCreating    Phase = "creating"
 	PhaseReady       Phase = "ready"
@@ -104,10 +106,22 @@ const (
 	PhaseDeleting    Phase = "deleting"
 	PhaseUnavailable Phase = "unavailable"
 	PhaseError       Phase = "error"
+	PhaseMigrating   Phase = "migrating"
+	PhaseUnknown     Phase = "unknown"     // its node is silent: nobody knows whether it runs
+	PhaseSuspect     Phase = "suspect"     // silent for longer than a busy node would be
+	PhaseDown        Phase = "down"        // proven to run nothing that may be started elsewhere
+	PhaseMaintenance Phase = "maintenance" // alive; takes no new VMs because somebody said so
 )
 
 // Abnormal reports whether somebody should look at a resource in this phase.
-func (p Phase) Abnormal() bool { return p == PhaseError || p == PhaseUnavailable }
+func (p Phase) Abnormal() bool {
+	switch p {
+	case PhaseError, PhaseUnavailable, PhaseUnknown, PhaseSuspect, PhaseDown:
+		return true
+	default:
+		return false
+	}
+}
 
 var (
 	nameRE  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)

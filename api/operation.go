@@ -33,6 +33,16 @@ const (
 	OpVMStart      = "vm.start"
 	OpVMStop       = "vm.stop"
 	OpVMReboot     = "vm.reboot"
+	OpVMUpdate     = "vm.update"
+	OpVMMigrate    = "vm.migrate"
+	OpVMRecover    = "vm.recover" // start a VM elsewhere whose node is proven dead
+	OpGroupCreate  = "group.create"
+	OpGroupDelete  = "group.delete"
+	OpHostUpdate   = "host.update"
+	OpHostDrain    = "host.drain"
+	OpHostBalance  = "host.balance"
+	OpHostRecover  = "host.recover"
+	OpHostDelete   = "host.delete"
 	OpImageImport  = "image.import"
 	OpImageDelete  = "image.delete"
 	OpPoolAdd      = "pool.add"
@@ -66,6 +76,8 @@ type Operation struct {
 	Started   time.Time        `json:"started,omitzero"`
 	Ended     time.Time        `json:"ended,omitzero"`
 	RetryOf   string           `json:"retryOf,omitempty" doc:"ID of the failed operation that this one repeats"`
+	Parent    string           `json:"parent,omitempty" doc:"ID of the operation that asked for this one"`
+	Progress  *Progress        `json:"progress,omitempty" doc:"What its running step last told of itself; not kept"`
 	URL       string           `json:"url,omitempty" doc:"Its page in the Temporal UI"`
 
 	Request json.RawMessage `json:"request,omitempty" doc:"What was asked for, without secrets"`
@@ -109,6 +121,28 @@ type StepRecord struct {
 	Started  time.Time        `json:"started,omitzero"`
 	Ended    time.Time        `json:"ended,omitzero"`
 	Error    *problem.Problem `json:"error,omitempty" doc:"Of the last attempt that failed"`
+	Detail   json.RawMessage  `json:"detail,omitempty" doc:"What the step decided or found: a placement decision, the figures of a move, the proof that a node is off"`
+}
+
+// Progress is what a running step tells of itself.
+type Progress struct {
+	Step    string        `json:"step,omitempty"`
+	Text    string        `json:"text,omitempty" doc:"For people"`
+	Done    int64         `json:"done,omitempty" doc:"Bytes"`
+	Total   int64         `json:"total,omitempty" doc:"Bytes"`
+	Rate    int64         `json:"rate,omitempty" doc:"Bytes per second"`
+	Migrate *MoveProgress `json:"migrate,omitempty"`
+	Moves   []Move        `json:"moves,omitempty" doc:"Of a drain, a balance or a recovery"`
+}
+
+// MoveProgress is how far the move of a running VM is.
+type MoveProgress struct {
+	Remaining        int64 `json:"remaining" doc:"Bytes of memory and disk still to be sent"`
+	Dirty            int64 `json:"dirty" doc:"Bytes of memory that the guest changes per second"`
+	Iteration        int   `json:"iteration" doc:"How often its memory has been gone through"`
+	ExpectedDowntime int   `json:"expectedDowntime" doc:"Milliseconds"`
+	Throttle         int   `json:"throttle,omitempty" doc:"Percent by which its processors are slowed down"`
+	PostCopy         bool  `json:"postCopy,omitempty" doc:"It runs at the target already"`
 }
 
 // Project holds resources together.

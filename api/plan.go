@@ -67,6 +67,9 @@ type PortWiring struct {
 	SecurityGroups []string `json:"securityGroups,omitempty"`
 	Hostname       string   `json:"hostname,omitempty"`
 	VM             string   `json:"vm,omitempty"`
+	// Chassis is where the port may be bound: the first is where it is, a second one where it is about to be, and activates
+	// it with its first RARP. None: as it is now.
+	Chassis []string `json:"chassis,omitempty"`
 }
 
 // Wiring returns the VPC as the network needs it.
@@ -145,6 +148,8 @@ type PoolOnNode struct {
 	Pool string `json:"pool"`
 	Type string `json:"type"`
 	Path string `json:"path"`
+	// Shared: another agent of the pool has made the directory a pool; it must be the very same one.
+	Shared bool `json:"shared,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.
@@ -216,6 +221,20 @@ func (g *SecurityGroup) SetPhase(phase Phase, reason string) {
 	g.Status.Phase, g.Status.Reason = phase, reason
 }
 
+// GetPhase implements Phased.
+func (g *VMGroup) GetPhase() Phase { return g.Status.Phase }
+
+// SetPhase implements Phased.
+func (g *VMGroup) SetPhase(phase Phase, reason string) {
+	g.Status.Phase, g.Status.Reason = phase, reason
+}
+
+// GetPhase implements Phased.
+func (a *Agent) GetPhase() Phase { return a.Status.Phase }
+
+// SetPhase implements Phased. It does nothing: an agent's phase is what is seen of it, whatever operation holds it.
+func (a *Agent) SetPhase(Phase, string) {}
+
 // New returns an empty resource of a kind that operations can hold, or nil.
 func New(kind Kind) Phased {
 	switch kind {
@@ -235,6 +254,10 @@ func New(kind Kind) Phased {
 		return &Port{}
 	case KindSecurityGroup:
 		return &SecurityGroup{}
+	case KindVMGroup:
+		return &VMGroup{}
+	case KindAgent:
+		return &Agent{}
 	default:
 		return nil
 	}

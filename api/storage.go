@@ -24,6 +24,7 @@ const PoolDir = "dir"
 type PoolSpec struct {
 	Type   string   `json:"type" enum:"dir"`
 	Path   string   `json:"path" doc:"Absolute directory, the same on every agent of the pool"`
+	Shared bool     `json:"shared,omitempty" doc:"All its agents see the same files there: a network file system"`
 	Agents []string `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
 }
 
@@ -41,6 +42,7 @@ type PoolCreate struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Type   string            `json:"type" enum:"dir"`
 	Path   string            `json:"path"`
+	Shared bool              `json:"shared,omitempty" doc:"All its agents see the same files there, which is tried out"`
 	Agents []string          `json:"agents,omitempty" doc:"Names or IDs; empty: all agents that are ready now"`
 }
 
@@ -141,5 +143,5 @@ type VolumeSpec struct {
 type VolumeStatus struct {
 	Phase  Phase  `json:"phase"`
 	Reason string `json:"reason,omitempty"`
-	Agent  string `json:"agent,omitempty" doc:"Agent ID whose pool directory holds the file"`
+	Agent  string `json:"agent,omitempty" doc:"Agent ID whose pool directory holds the file; of a shared pool, the node of its VM"`
 }

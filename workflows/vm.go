@@ -28,7 +28,7 @@ func startVM(op steps.Op) (vmState, error) {
 var VMCreate = saga.Table[vmState]{
 	Kind: api.OpVMCreate, Start: startVM,
 	Steps: []saga.Step[vmState]{
-		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM},
+		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
 		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk},
 		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
@@ -74,6 +74,55 @@ var VMReboot = saga.Table[vmState]{
 	},
 }
 
+// vmChange is what the steps of a VM's update share.
+type vmChange struct {
+	vmState
+	HA     bool `json:"ha"`
+	Before bool `json:"before"`
+}
+
+// VMUpdate changes what is written about a VM. Only what must be known on its node is a step; the record itself changes when
+// the operation ends.
+var VMUpdate = saga.Table[vmChange]{
+	Kind: api.OpVMUpdate, Start: startVMUpdate,
+	Steps: []saga.Step[vmChange]{
+		{Name: "load", Where: control, Do: func(r *saga.Run, s *vmChange) error { return loadVM(r, &s.vmState) }}, // reads only
+		{
+			Name: "mark", Where: node, On: func(s *vmChange) string { return s.node() },
+			Do:   func(r *saga.Run, s *vmChange) error { return markHA(r, s, s.HA) },
+			Undo: func(r *saga.Run, s *vmChange) error { return markHA(r, s, s.Before) },
+		},
+	},
+}
+
+func startVMUpdate(op steps.Op) (s vmChange, err error) {
+	if s.vmState, err = startVM(op); err != nil {
+		return s, err
+	}
+	for raw, to := range map[*json.RawMessage]*bool{&op.Input: &s.HA, &op.Before: &s.Before} {
+		if err := json.Unmarshal(*raw, to); err != nil {
+			return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+		}
+	}
+	return s, nil
+}
+
+func markHA(r *saga.Run, s *vmChange, ha bool) error {
+	if s.HA == s.Before {
+		return nil
+	}
+	_, err := steps.MarkHA.Call(r, s.Placed.Plan.Agent, steps.HAMark{Plan: s.Placed.Plan, HA: ha})
+	return err
+}
+
+// The operations on VM groups change nothing but records, which is done where all operations begin and end.
+var (
+	GroupCreate = saga.Table[steps.Nothing]{Kind: api.OpGroupCreate, Start: nothing}
+	GroupDelete = saga.Table[steps.Nothing]{Kind: api.OpGroupDelete, Start: nothing}
+)
+
+func nothing(steps.Op) (steps.Nothing, error) { return steps.Nothing{}, nil }
+
 // defaultStopTimeout is how long a guest may take to power off when nobody said.
 const defaultStopTimeout = 60 * time.Second
 
@@ -92,6 +141,8 @@ func placeVM(r *saga.Run, s *vmState) (err error) {
 	s.Placed, err = steps.PlaceVM.Call(r, "", s.Ref)
 	return err
 }
+
+func placeDetail(s *vmState) any { return s.Placed.Decision }
 
 func unplaceVM(r *saga.Run, s *vmState) error {
 	_, err := steps.UnplaceVM.Call(r, "", s.Ref)

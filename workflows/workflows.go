@@ -17,7 +17,8 @@ const (
 // All returns every operation.
 func All() []saga.Definition {
 	return append([]saga.Definition{
-		VMCreate, VMDelete, VMStart, VMStop, VMReboot,
+		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
+		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
 		ImageImport, ImageDelete, PoolAdd, PoolDelete,
 		Audit, Noop,
 	}, network()...)

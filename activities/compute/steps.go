@@ -3,8 +3,6 @@ package compute
 import (
 	"context"
 
-	"go.temporal.io/sdk/activity"
-
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -55,7 +53,7 @@ func (s *service) start(ctx context.Context, _ steps.Token, plan steps.VMPlan) (
 }
 
 func (s *service) stop(ctx context.Context, _ steps.Token, in steps.StopVM) (steps.PowerResult, error) {
-	res, err := s.driver.Stop(ctx, in.Plan.VM, in.Force, in.Timeout, tell(ctx))
+	res, err := s.driver.Stop(ctx, in.Plan.VM, in.Force, in.Timeout, activities.Telling(ctx))
 	if problem.Is(err, problem.NotFound) { // what is not defined does not run
 		return steps.PowerResult{Before: api.PhaseStopped}, nil
 	}
@@ -63,14 +61,6 @@ func (s *service) stop(ctx context.Context, _ steps.Token, in steps.StopVM) (ste
 }
 
 func (s *service) reboot(ctx context.Context, _ steps.Token, in steps.StopVM) (steps.PowerResult, error) {
-	res, err := s.driver.Reboot(ctx, in.Plan.VM, in.Force, in.Timeout, tell(ctx))
+	res, err := s.driver.Reboot(ctx, in.Plan.VM, in.Force, in.Timeout, activities.Telling(ctx))
 	return res, problem.Wrap(err, problem.Internal, "cannot reboot vm %s", in.Plan.Name)
-}
-
-// tell makes what a driver says part of the activity's heartbeat.
-func tell(ctx context.Context) func(string) {
-	if !activity.IsActivity(ctx) {
-		return nil
-	}
-	return func(s string) { activity.RecordHeartbeat(ctx, s) }
 }

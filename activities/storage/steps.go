@@ -3,8 +3,6 @@ package storage
 import (
 	"context"
 
-	"go.temporal.io/sdk/activity"
-
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -24,7 +22,7 @@ type ImageStore interface {
 // RegisterNode registers the implementations of the storage steps of a node in reg.
 func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source) {
 	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
-		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, tell(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
+		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, activities.Telling(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
 	})
 	activities.Implement(reg, h, steps.RemoveDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.RemoveDisk(ctx, plan), problem.Internal, "cannot remove the disk of vm %s", plan.Name)
@@ -43,7 +41,7 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.
 func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
 	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		out, err := store.Import(ctx, in, tell(ctx))
+		out, err := store.Import(ctx, in, activities.Telling(ctx))
 		if err == nil && in.Upload != "" {
 			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
 		}
@@ -52,12 +50,4 @@ func RegisterControl(reg activities.Registry, h *activities.Host, store ImageSto
 	activities.Implement(reg, h, steps.RemoveImage, func(ctx context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
 		return steps.Nothing{}, store.Remove(ctx, f.Image)
 	})
-}
-
-// tell makes what a driver says part of the activity's heartbeat.
-func tell(ctx context.Context) func(string) {
-	if !activity.IsActivity(ctx) {
-		return nil
-	}
-	return func(s string) { activity.RecordHeartbeat(ctx, s) }
 }

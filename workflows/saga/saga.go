@@ -29,9 +29,15 @@ type Step[S any] struct {
 	On    func(s *S) string
 	Do    func(r *Run, s *S) error
 	Undo  func(r *Run, s *S) error // nil: there is nothing to undo, and a comment in the table says why
+	// Detail is what people may want to know of the step when it is done; nil, or a nil value: nothing.
+	Detail func(s *S) any
 	// Commit marks the point of no return: from this step on the operation only goes forward, and cannot be cancelled.
 	Commit bool
 }
+
+// ErrDone is what an undo returns when it finds that its step happened and can no longer be taken back: a guest that runs at
+// the target of its move already, say. The operation then turns around and goes on to its end, whatever made it go back.
+var ErrDone = errors.New("the step has happened and cannot be taken back")
 
 // Table is an operation: its kind and its steps.
 type Table[S any] struct {
@@ -90,6 +96,25 @@ func (r *Run) Token() steps.Token {
 
 // Op returns the operation.
 func (r *Run) Op() steps.Op { return r.op }
+
+// CancelOperation asks another operation to go back, without waiting for it. One that has ended, or whose workflow has not
+// begun, does not hear it: whoever needs to be sure asks again until the operation has ended.
+func (r *Run) CancelOperation(id string) {
+	ctx, stop := workflow.NewDisconnectedContext(r.ctx)
+	defer stop()
+	_ = workflow.RequestCancelExternalWorkflow(ctx, id, "").Get(ctx, nil)
+}
+
+// Steady returns the same run for what must be done even though the operation was cancelled. Done must be called in the end.
+func (r *Run) Steady() (steady *Run, done func()) {
+	c := *r
+	ctx, cancel := workflow.NewDisconnectedContext(r.ctx)
+	c.ctx = ctx
+	return &c, cancel
+}
+
+// Sleep waits for d, or until the operation is cancelled.
+func (r *Run) Sleep(d time.Duration) error { return workflow.Sleep(r.ctx, d) }
 
 // runner holds what one execution of a table needs.
 type runner[S any] struct {
@@ -184,8 +209,7 @@ func (r *runner[S]) do(i int, step Step[S]) error {
 		r.save(i, attempt, nil)
 		err := step.Do(r.next(step.Name, false), &r.state)
 		if err == nil {
-			r.journal.Steps[i].State, r.journal.Steps[i].Error = api.StepDone, nil
-			r.where(i, step)
+			r.done(i, step)
 			return nil
 		}
 		p := problem.From(err)
@@ -216,8 +240,8 @@ func (r *runner[S]) backward(cause error) error {
 	r.journal.State, r.journal.Error, r.journal.Cause = api.OpUndoing, p, p
 	r.run.ctx = r.steady
 	for i := r.started - 1; i >= 0; i-- {
-		if step := r.table.Steps[i]; step.Undo != nil {
-			r.undo(i, step)
+		if step := r.table.Steps[i]; step.Undo != nil && r.undo(i, step) {
+			return r.onward(i, step)
 		}
 	}
 	if p.Kind == problem.Cancelled {
@@ -226,15 +250,44 @@ func (r *runner[S]) backward(cause error) error {
 	return r.settle(api.OpFailed, p)
 }
 
-// undo repeats until it wins. There is no other way out: giving up would leave something behind.
-func (r *runner[S]) undo(i int, step Step[S]) {
+// onward goes forward again from step i, which its undo found to have happened.
+func (r *runner[S]) onward(i int, step Step[S]) error {
+	r.journal.State, r.journal.Error, r.journal.Cause = api.OpRunning, nil, nil
+	r.commit = true
+	for later := i + 1; later < r.started; later++ { // undone on the way here: they are done anew
+		r.journal.Steps[later].State = api.StepPending
+	}
+	r.done(i, step)
+	if err := r.forward(i + 1); err != nil {
+		return r.backward(err)
+	}
+	return r.settle(api.OpSucceeded, nil)
+}
+
+func (r *runner[S]) done(i int, step Step[S]) {
+	r.journal.Steps[i].State, r.journal.Steps[i].Error = api.StepDone, nil
+	r.where(i, step)
+	if step.Detail == nil {
+		return
+	}
+	if detail, err := json.Marshal(step.Detail(&r.state)); err == nil && string(detail) != "null" {
+		r.journal.Steps[i].Detail = detail
+	}
+}
+
+// undo repeats until it wins. There is no other way out: giving up would leave something behind. It reports whether the step
+// turned out to have happened for good.
+func (r *runner[S]) undo(i int, step Step[S]) (onward bool) {
 	r.begin(i, step, api.StepUndoing)
 	for attempt := 1; ; attempt++ {
 		r.save(i, attempt, nil)
 		err := step.Undo(r.next(step.Name, true), &r.state)
 		if err == nil {
 			r.journal.Steps[i].State = api.StepUndone
-			return
+			return false
+		}
+		if errors.Is(err, ErrDone) {
+			return true
 		}
 		p := problem.From(err)
 		r.journal.Steps[i].Error = p

@@ -73,6 +73,8 @@ type VMPlan struct {
 	Hostname  string    `json:"hostname"`
 	Disk      DiskPlan  `json:"disk"`
 	NICs      []NICPlan `json:"nics"`
+	CPUModel  string    `json:"cpuModel,omitempty"` // named model that the guest must have; empty: the node's choice
+	HA        bool      `json:"ha,omitempty"`       // to be stopped when the node's lease ends
 }
 
 // Placement is a VM that has its place: what its node needs to know, and what the network needs to know.
@@ -80,6 +82,8 @@ type Placement struct {
 	Plan  VMPlan       `json:"plan"`
 	Phase api.Phase    `json:"phase"` // before the operation: running, stopped or paused; creating while it is made
 	Ports []PortWiring `json:"ports"`
+	// Decision is why it is there; nil if it was not decided now.
+	Decision *api.Decision `json:"decision,omitempty"`
 }
 
 // DiskPlan is a root disk to be made from an image.
@@ -90,7 +94,8 @@ type DiskPlan struct {
 	Size        int64  `json:"size"` // bytes
 	Image       string `json:"image"`
 	ImageSHA256 string `json:"imageSHA256"`
-	ImageSize   int64  `json:"imageSize"` // bytes of the file to fetch
+	ImageSize   int64  `json:"imageSize"`        // bytes of the file to fetch
+	Shared      bool   `json:"shared,omitempty"` // the pool is the same on all its nodes
 }
 
 // NICPlan is a network interface to be given to a domain.

@@ -1,0 +1,259 @@
+package workflows
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// moveState is what the steps of a VM's move share.
+type moveState struct {
+	Request  steps.MoveRequest `json:"request"`
+	Move     steps.Move        `json:"move"`
+	Incoming steps.Incoming    `json:"incoming"`
+	Moved    steps.Moved       `json:"moved"`
+}
+
+func (s *moveState) source() string { return s.Move.Source.AgentName }
+func (s *moveState) target() string { return s.Move.Target.AgentName }
+func (s *moveState) live() bool     { return s.Move.Kind == api.MoveLive }
+
+func (s *moveState) decision() any { return s.Move.Decision }
+
+// VMMigrate moves a VM to another node: while it runs, or stopped (cold). Whatever happens, the guest runs on one node. The
+// move itself cannot be foreseen: when an undo finds that the guest has arrived, the operation goes on to its end.
+var VMMigrate = saga.Table[moveState]{
+	Kind: api.OpVMMigrate, Start: startMove,
+	Steps: []saga.Step[moveState]{
+		{Name: "place", Where: control, Do: placeMove, Undo: unplaceMove, Detail: (*moveState).decision},
+		{Name: "check", Where: node, On: (*moveState).target, Do: checkMove}, // reads only
+		{Name: "stop", Where: node, On: (*moveState).source, Do: stopForMove, Undo: startAfterMove},
+		{Name: "disk", Where: node, On: (*moveState).target, Do: diskOfMove, Undo: noDiskOfMove},
+		{Name: "bind", Where: control, Do: bindMove, Undo: bindSource},
+		{Name: "move", Where: node, On: (*moveState).source, Do: move, Undo: settleMove, Detail: func(s *moveState) any { return s.Moved }},
+		{Name: "switch", Where: control, Do: switchMove, Commit: true},
+		{Name: "rebind", Where: control, Do: bindTarget},
+		{Name: "clean", Where: node, On: (*moveState).source, Do: cleanSource},
+	},
+}
+
+// VMRecover starts a VM elsewhere whose node is proven to be down.
+var VMRecover = saga.Table[moveState]{
+	Kind: api.OpVMRecover, Start: startMove,
+	Steps: []saga.Step[moveState]{
+		{Name: "place", Where: control, Do: placeMove, Undo: unplaceMove, Detail: (*moveState).decision},
+		{Name: "bind", Where: control, Do: bindTarget, Undo: bindSource},
+		{Name: "start", Where: node, On: (*moveState).target, Do: createAtTarget, Undo: removeAtTarget},
+		{Name: "switch", Where: control, Do: switchMove, Commit: true},
+	},
+}
+
+func startMove(op steps.Op) (s moveState, err error) {
+	if len(op.Input) > 0 {
+		err = json.Unmarshal(op.Input, &s.Request.VMMigrate)
+	}
+	s.Request.VMRef = steps.VMRef{Project: op.Target.Project, VM: op.Target.ID}
+	s.Request.Recover = op.Kind == api.OpVMRecover
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func placeMove(r *saga.Run, s *moveState) (err error) {
+	s.Move, err = steps.PlaceMove.Call(r, "", s.Request)
+	return err
+}
+
+func unplaceMove(r *saga.Run, s *moveState) error {
+	_, err := steps.UnplaceMove.Call(r, "", s.Request.VMRef)
+	return err
+}
+
+// checkMove fails while nothing has happened to the guest. Without a guest that runs there is nothing to check but that the
+// target answers.
+func checkMove(r *saga.Run, s *moveState) error {
+	if !s.live() {
+		_, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+		return err
+	}
+	leaving, err := steps.DescribeDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if err != nil {
+		return err
+	}
+	s.Incoming, err = steps.CheckIncoming.Call(r, s.Move.Target.Agent, steps.IncomingRequest{Plan: s.Move.Target, Leaving: leaving, Copy: s.Move.Copy})
+	return err
+}
+
+func stopForMove(r *saga.Run, s *moveState) error {
+	if s.live() || s.Move.Phase == api.PhaseStopped {
+		return nil
+	}
+	_, err := steps.StopDomain.Call(r, s.Move.Source.Agent, steps.StopVM{Plan: s.Move.Source, Timeout: defaultStopTimeout})
+	return err
+}
+
+func startAfterMove(r *saga.Run, s *moveState) error {
+	if s.live() || s.Move.Phase == api.PhaseStopped {
+		return nil
+	}
+	_, err := steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	return err
+}
+
+// diskOfMove gets the target ready to hold the disk: a live move fills it while the guest runs, a cold one brings it as it is.
+func diskOfMove(r *saga.Run, s *moveState) error {
+	if !s.Move.Copy {
+		return nil
+	}
+	if s.live() {
+		_, err := steps.MakeDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
+		return err
+	}
+	offer, err := steps.OfferDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if err != nil {
+		return err
+	}
+	_, err = steps.PullDisk.Call(r, s.Move.Target.Agent, steps.DiskPull{Plan: s.Move.Target, Offer: offer})
+	return err
+}
+
+func noDiskOfMove(r *saga.Run, s *moveState) error {
+	if !s.Move.Copy {
+		return nil
+	}
+	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
+	return err
+}
+
+// bindMove: during a live move both nodes may have the port, and the target gets it with the first packet from there.
+func bindMove(r *saga.Run, s *moveState) error {
+	if s.live() {
+		return bind(r, s, s.Move.From, s.Move.To)
+	}
+	return bind(r, s, s.Move.To)
+}
+
+func bindSource(r *saga.Run, s *moveState) error { return bind(r, s, s.Move.From) }
+func bindTarget(r *saga.Run, s *moveState) error { return bind(r, s, s.Move.To) }
+
+func bind(r *saga.Run, s *moveState, chassis ...string) error {
+	if len(s.Move.Ports) == 0 {
+		return nil
+	}
+	b := steps.PortBinding{Ports: s.Move.Ports}
+	for _, c := range chassis {
+		if c != "" {
+			b.Chassis = append(b.Chassis, c)
+		}
+	}
+	_, err := steps.BindPorts.Call(r, "", b)
+	return err
+}
+
+func move(r *saga.Run, s *moveState) (err error) {
+	if !s.live() {
+		if s.Move.Phase == api.PhaseStopped {
+			_, err = steps.DefineDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+			return err
+		}
+		return createAtTarget(r, s)
+	}
+	req := s.Request.VMMigrate
+	moved, err := steps.MigrateDomain.Call(r, s.Move.Source.Agent, steps.MoveDomain{
+		Plan: s.Move.Source, Incoming: s.Incoming, Copy: s.Move.Copy,
+		Bandwidth: req.Bandwidth, MaxDowntime: time.Duration(req.MaxDowntime) * time.Millisecond,
+		AutoConverge: req.AutoConverge, PostCopy: req.PostCopy, Timeout: time.Duration(req.Timeout) * time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	if moved.Total > 0 { // else an earlier attempt has made the move, and has told
+		s.Moved = moved
+	}
+	there, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	if err == nil && (!there.Exists || there.Phase == api.PhaseStopped || there.Broken) {
+		err = problem.New(problem.Internal, "vm %s has left %s and does not run on %s", s.Move.Source.Name, s.source(), s.target())
+	}
+	return err
+}
+
+// settleMove finds out where the guest is after a move that went wrong, and sees to it that it is nowhere else. If it has
+// arrived, there is no way back; if it is lost, it is started where its disk is.
+func settleMove(r *saga.Run, s *moveState) error {
+	if !s.live() {
+		return removeAtTarget(r, s)
+	}
+	src, err := stateAtSource(r, s)
+	if err != nil {
+		return err
+	}
+	if src.Exists && src.Phase == api.PhaseRunning {
+		return removeAtTarget(r, s)
+	}
+	dst, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	if err != nil {
+		return err
+	}
+	switch {
+	case dst.Exists && dst.Phase == api.PhaseRunning:
+		return saga.ErrDone
+	case src.Broken && dst.Exists: // half its memory was at the target when it was lost, and all its latest writes
+		if err := removeAtTarget(r, s); err != nil {
+			return err
+		}
+		if err := createAtTarget(r, s); err != nil {
+			return err
+		}
+		return saga.ErrDone
+	}
+	if err := removeAtTarget(r, s); err != nil || s.sourceDown(r) {
+		return err
+	}
+	_, err = steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	return err
+}
+
+// stateAtSource asks the source, or concludes from the proof that it is down.
+func stateAtSource(r *saga.Run, s *moveState) (steps.DomainState, error) {
+	state, err := steps.SettleDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if errors.Is(err, steps.ErrNeverStarted) && s.sourceDown(r) {
+		return steps.DomainState{Phase: api.PhaseStopped}, nil
+	}
+	return state, err
+}
+
+func (s *moveState) sourceDown(r *saga.Run) bool {
+	status, err := steps.LookAtAgent.Call(r, "", steps.NodeRef{Agent: s.Move.Source.Agent})
+	return err == nil && status.Phase == api.PhaseDown && status.Proof != nil
+}
+
+func createAtTarget(r *saga.Run, s *moveState) error {
+	_, err := steps.CreateDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	return err
+}
+
+func removeAtTarget(r *saga.Run, s *moveState) error {
+	_, err := steps.RemoveDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	return err
+}
+
+func switchMove(r *saga.Run, s *moveState) error {
+	_, err := steps.SwitchVM.Call(r, "", steps.MoveEnd{VMRef: s.Request.VMRef, Target: s.Move.Target.Agent})
+	return err
+}
+
+// cleanSource removes what is left of the VM at its old node. A node that died meanwhile is told when it is back what it must
+// not keep.
+func cleanSource(r *saga.Run, s *moveState) error {
+	_, err := steps.RemoveDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if err == nil && s.Move.Copy {
+		_, err = steps.RemoveDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
+	}
+	if errors.Is(err, steps.ErrNeverStarted) && s.sourceDown(r) {
+		return nil
+	}
+	return err
+}

@@ -296,3 +296,48 @@ func TestARecoveryRemembersWhyItGoesBack(t *testing.T) {
 	require.Equal(t, cause, r.Error)
 	require.Equal(t, 1, r.Started)
 }
+
+// A move that went wrong is not always undone: it may have happened all the same.
+func TestUndoThatFindsItsStepDoneTurnsTheOperationAround(t *testing.T) {
+	table := toy(-1)
+	undo := table.Steps[1].Undo
+	table.Steps[1].Undo = func(r *saga.Run, s *toyState) error {
+		if err := undo(r, s); err != nil {
+			return err
+		}
+		return saga.ErrDone
+	}
+	for name, cancel := range map[string]bool{"failed": false, "cancelled": true} {
+		t.Run(name, func(t *testing.T) {
+			fails := 0
+			b := run(t, table, steps.Op{ID: "op"}, func(b *bench, tok steps.Token, _ int) error {
+				if tok.Step != "c" || tok.Undo || fails > 0 {
+					return nil
+				}
+				fails++
+				if cancel {
+					b.env.CancelWorkflow()
+					return nil
+				}
+				return problem.New(problem.Conflict, "no")
+			})
+			require.Equal(t, api.OpSucceeded, b.outcome.State)
+			require.Nil(t, b.outcome.Error)
+			require.Nil(t, b.outcome.Cause)
+			require.True(t, b.world["a"], "what came before the step is not undone")
+			require.True(t, b.world["c"], "what comes after it is done again")
+			for _, s := range b.outcome.Steps {
+				require.Equal(t, api.StepDone, s.State, s.Name)
+			}
+		})
+	}
+}
+
+func TestDetailOfAStepIsInTheJournal(t *testing.T) {
+	table := toy(-1)
+	table.Steps[0].Detail = func(s *toyState) any { return s.Seen }
+	table.Steps[1].Detail = func(*toyState) any { return (*toyState)(nil) }
+	b := run(t, table, steps.Op{ID: "op"}, never)
+	require.JSONEq(t, `["a"]`, string(b.outcome.Steps[0].Detail))
+	require.Empty(t, b.outcome.Steps[1].Detail, "nothing to tell")
+}

@@ -73,7 +73,7 @@ func TestWhenTheDeviceIsDeadTheLeaseProves(t *testing.T) {
 // TestNoProofNoRestart: it waits, says so, and goes on when somebody has looked.
 func TestNoProofNoRestart(t *testing.T) {
 	st := recovery(t, nil, func(n int, _ steps.Judgement) steps.Verdict {
-		if n < 5 {
+		if n < 10 {
 			return steps.Verdict{Reason: "it has no fence device, and its lease was not guarded"}
 		}
 		return steps.Verdict{Proof: &api.Proof{Kind: api.ProofOperator}}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	temporal "go.temporal.io/sdk/client"
+
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/libvirt"
@@ -71,7 +73,8 @@ type agent struct {
 	trim   func() error     // shortens consoles; may be nil
 	pools  storage.Pool
 	sw     Switch
-	facts  switchFacts
+	facts  *switchFacts
+	dial   func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 }
 
 // Run runs the agent until ctx is done. It returns an error only for what waiting cannot cure: a configuration that is
@@ -88,14 +91,52 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := errors.Join(os.MkdirAll(cfg.DataDir, 0o711), os.MkdirAll(consoles, 0o711)); err != nil {
 		return problem.Wrap(err, problem.Invalid, "the data directory %s cannot be made", cfg.DataDir)
 	}
+	parts := Parts{Pools: storage.NewDir(cfg.Log), Switch: ovs(cfg.OVS)}
+	facts := &switchFacts{}
+	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, UserspaceDP: facts.userspace, Log: cfg.Log})
+	defer driver.Close()
+	parts.Driver, parts.Trim, parts.facts = driver, driver.TrimConsoles, facts
+	return run(ctx, cfg, parts)
+}
+
+// Parts are what an agent works with: the real ones, or those of a simulation.
+type Parts struct {
+	Driver compute.Driver
+	Pools  storage.Pool
+	Switch Switch
+	Trim   func() error // shortens consoles; may be nil
+	// Dial connects to Temporal; nil: a connection of its own. Many agents in one process may share one.
+	Dial func(ctx context.Context, o temporal.Options) (temporal.Client, error)
+
+	facts *switchFacts // what is known of Switch; nil: nothing yet
+}
+
+// RunParts is Run with parts of the caller's choice, which stay the caller's.
+func RunParts(ctx context.Context, cfg Config, parts Parts) error {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
+		return problem.Wrap(err, problem.Invalid, "the data directory %s cannot be made", cfg.DataDir)
+	}
+	return run(ctx, cfg, parts)
+}
+
+func run(ctx context.Context, cfg Config, parts Parts) error {
 	c, err := newClient(cfg.Server, cfg.Version)
 	if err != nil {
 		return err
 	}
-	a := &agent{cfg: cfg, log: cfg.Log, api: c, pools: storage.NewDir(cfg.Log), sw: ovs(cfg.OVS), host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook}}
-	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, UserspaceDP: a.facts.userspace, Log: cfg.Log})
-	defer driver.Close()
-	a.driver, a.trim = driver, driver.TrimConsoles
+	if parts.Dial == nil {
+		parts.Dial = temporal.DialContext
+	}
+	if parts.facts == nil {
+		parts.facts = &switchFacts{}
+	}
+	a := &agent{
+		cfg: cfg, log: cfg.Log, api: c, driver: parts.Driver, pools: parts.Pools, sw: parts.Switch, trim: parts.Trim, facts: parts.facts,
+		dial: parts.Dial, host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook},
+	}
 	return a.run(ctx)
 }
 

@@ -49,7 +49,7 @@ func (a *agent) work(ctx context.Context, id *identity) {
 
 // workOnce takes steps over one connection, until ctx is done or the worker gives up.
 func (a *agent) workOnce(ctx context.Context, id *identity) error {
-	c, err := client.DialContext(ctx, client.Options{
+	c, err := a.dial(ctx, client.Options{
 		HostPort: a.temporalAddress(id), Namespace: id.Namespace, Identity: "agent/" + a.cfg.Name,
 		Logger: log.NewStructuredLogger(a.log.With("part", "temporal")),
 	})

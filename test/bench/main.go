@@ -25,6 +25,8 @@ type bench struct {
 	ops     int
 	address string // of Temporal
 	only    string
+	nodes   int    // simulated ones
+	sizes   string // how many VMs at a time on them
 }
 
 func main() {
@@ -36,7 +38,9 @@ func main() {
 	flag.IntVar(&b.flight, "flight", 50, "operations in flight")
 	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
-	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput or events")
+	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events or scale; scale needs no sandbox")
+	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes of the scale part")
+	flag.StringVar(&b.sizes, "vms", "100,1000", "VMs created at a time in the scale part")
 	flag.Parse()
 	b.only = *only
 	if err := b.run(); err != nil {
@@ -46,14 +50,18 @@ func main() {
 }
 
 func (b *bench) run() (err error) {
+	if b.only == "scale" {
+		return b.scale()
+	}
 	b.c, err = client.New(client.Config{Host: os.Getenv("GNEXT_HOST"), Token: os.Getenv("GNEXT_TOKEN"), Timeout: 90 * time.Second})
 	if err != nil {
 		return err
 	}
-	for _, part := range []struct {
+	parts := []struct {
 		name string
 		run  func() error
-	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}} {
+	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}, {"scale", b.scale}}
+	for _, part := range parts {
 		if b.only != "" && b.only != part.name {
 			continue
 		}

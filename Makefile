@@ -16,8 +16,8 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: up down
-up: deps build ## Set everything up: packages, build, a one-node cloud in a sandbox, a VM that answers
-	@deploy/dev/up.sh
+up: deps build ## Set everything up: packages, build, a cloud in a sandbox (one node, or NODES=3), a VM that answers
+	@deploy/dev/up.sh $(NODES)
 down: ## Stop and remove everything that `make up` started
 	@deploy/dev/down.sh
 

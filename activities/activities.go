@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -54,12 +55,22 @@ func Implement[In, Out any](reg Registry, h *Host, step steps.Step[In, Out], do 
 			defer stop()
 		}
 		out, err := attempt(ctx, h, env, do)
+		err = cutOff(ctx, err)
 		if err != nil {
 			h.Log.Warn("step failed", "step", step.Name, "operation", env.Token.Operation, "undo", env.Token.Undo, "error", err)
 		}
 		return out, steps.ToActivity(err)
 	}
 	reg.RegisterActivityWithOptions(run, activity.RegisterOptions{Name: step.Name})
+}
+
+// cutOff tells an operation that was cancelled from a step that was cut off, because its process ends or has not reached Temporal
+// for so long that nobody waits for its answer any more. Only the first is a wish; the second is tried again.
+func cutOff(ctx context.Context, err error) error {
+	if ctx.Err() == nil || !problem.Is(err, problem.Cancelled) || temporal.IsCanceledError(context.Cause(ctx)) {
+		return err
+	}
+	return problem.New(problem.Unavailable, "the step was cut off").Because("%s", err.Error())
 }
 
 func attempt[In, Out any](ctx context.Context, h *Host, env steps.Envelope[In], do func(context.Context, steps.Token, In) (Out, error)) (out Out, err error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api/problem"
@@ -127,8 +128,8 @@ func TestWaitingAttemptsLearnThatTheyAreLate(t *testing.T) {
 	<-entered
 	_, err := call(r, at(1, 2), "another thing") // does not wait for anybody
 	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(temporal.NewCanceledError())
 	_, err = r(ctx, steps.Envelope[thing]{Token: at(1, 9), In: thing{"a"}})
 	require.True(t, problem.Is(steps.FromActivity("", "", err), problem.Cancelled), "%v", err)
 	start(5) // older than the one that has just given up: it is late, too

@@ -33,9 +33,9 @@ const FenceIPMI = "ipmi"
 
 // Fence is a device that can power a node off.
 type Fence struct {
-	Driver   string `json:"driver" enum:"ipmi"`
-	Address  string `json:"address" doc:"host or host:port; the port is 623 if it is not given"`
-	User     string `json:"user"`
+	Driver   string `json:"driver" doc:"ipmi; in a change: empty removes the device"`
+	Address  string `json:"address,omitempty" doc:"host or host:port; the port is 623 if it is not given"`
+	User     string `json:"user,omitempty"`
 	Password string `json:"password,omitempty" doc:"Only ever sent, never shown; kept encrypted"`
 }
 
@@ -50,6 +50,8 @@ type AgentStatus struct {
 	Free      Amount    `json:"free" doc:"Can still be promised"`
 	Lease     Lease     `json:"lease,omitzero"`
 	Proof     *Proof    `json:"proof,omitempty" doc:"Of a node that is down: how that is known"`
+	// ConfirmedOff is there while a recovery holds the node only: it ends with the recovery, and with any report of the node.
+	ConfirmedOff string `json:"confirmedOff,omitempty" doc:"Of a node that is being recovered: who has said, having looked, that it is off"`
 }
 
 // Alive reports whether the agent reports, whether or not it takes new VMs.
@@ -307,7 +309,12 @@ type PoolUsage struct {
 	Capacity int64  `json:"capacity" doc:"Bytes"`
 	Free     int64  `json:"free" doc:"Bytes"`
 	Error    string `json:"error,omitempty"`
+	// Images are what the weigher of image caches goes by: a VM of one of them starts there without a download.
+	Images []string `json:"images,omitempty" doc:"SHA-256 of the images that the pool has a copy of, sorted; the first 256"`
 }
+
+// MaxPoolImages is how many images a PoolUsage names at most.
+const MaxPoolImages = 256
 
 // AgentJoin is what an agent sends once to become a member.
 type AgentJoin struct {

@@ -148,12 +148,33 @@ type PoolOnNode struct {
 	Pool string `json:"pool"`
 	Type string `json:"type"`
 	Path string `json:"path"`
-	// Shared: another agent of the pool has made the directory a pool; it must be the very same one.
+	// Shared: all agents of the pool see the same files in the directory.
 	Shared bool `json:"shared,omitempty"`
+	// Agent is the ID of the agent that prepares the directory: the marker keeps it, so that two agents that share a directory
+	// find out.
+	Agent string `json:"agent,omitempty"`
+	// Join: another agent has made the directory a pool already. This one must find the very same, and makes nothing.
+	Join bool `json:"join,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.
 func (p PoolOnNode) FenceKey() string { return p.Pool }
+
+// AgentChange is what is decided about a node, as the step that writes it down needs it.
+type AgentChange struct {
+	Agent  string            `json:"agent"`
+	Spec   AgentSpec         `json:"spec"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Secret is the password of the fence device, sealed for the agent's ID; nil: as it is now. A node without a device has
+	// no secret.
+	Secret []byte `json:"secret,omitempty"`
+}
+
+// Cordon is whether a node takes new VMs, and why it does not.
+type Cordon struct {
+	Cordoned bool   `json:"cordoned"`
+	Reason   string `json:"reason"`
+}
 
 // AgentRef names an agent.
 type AgentRef struct {

@@ -75,7 +75,7 @@ func newCloud(dir string, cleanup func(func())) (_ *cloud, err error) {
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	srv := server.New(server.Options{
-		KV: kv, Cache: cache, Admission: adm, Engine: c.hands, Accounts: accts, Version: "1.2.3", Dir: dir, Log: quiet,
+		KV: kv, Cache: cache, Admission: adm, Engine: c.hands, Planner: &planner{kv, adm}, Accounts: accts, Version: "1.2.3", Dir: dir, Log: quiet,
 		Fleet:     fleet.New(fleet.Options{KV: kv, Cache: cache, Credentials: accts, Vault: vault, TemporalAddress: "127.0.0.1:7233", Namespace: "nextstack", Log: quiet}),
 		ImageFile: func(i *api.Image) string { return filepath.Join(dir, "images", i.ID) },
 	})
@@ -141,7 +141,20 @@ type hands struct {
 
 func (h *hands) Cancel(_ context.Context, op string) error { return h.tell(op, "cancel") }
 func (h *hands) Resume(_ context.Context, op string) error { return h.tell(op, "resume") }
-func (h *hands) URL(op string) string                      { return "http://temporal.example/" + op }
+
+// Progress tells how far the slow ones are.
+func (h *hands) Progress(ctx context.Context, id string) (*api.Progress, error) {
+	op, err := store.Get[api.Operation](ctx, h.kv, system, "", id)
+	if err != nil || !strings.HasPrefix(op.Target.Name, "slow-") {
+		return nil, err
+	}
+	return &api.Progress{
+		Step: "compute.migrate", Done: 3 * api.GiB, Total: 4 * api.GiB, Rate: 100 * api.MiB,
+		Migrate: &api.MoveProgress{Remaining: api.GiB, Dirty: 20 * api.MiB, Iteration: 3, ExpectedDowntime: 280, Throttle: 20},
+	}, nil
+}
+
+func (h *hands) URL(op string) string { return "http://temporal.example/" + op }
 
 func (h *hands) tell(op, what string) error {
 	h.ear(op) <- what
@@ -272,15 +285,137 @@ func (h *hands) result(ctx context.Context, op *api.Operation) (json.RawMessage,
 			if err != nil {
 				return err
 			}
-			vm.Status.AgentName = "node-1"
+			node, err := store.Find[api.Agent](ctx, h.kv, system, "", "node-1")
+			if err != nil {
+				return err
+			}
+			vm.Status.Agent, vm.Status.AgentName = node.ID, node.Name
 			d := store.NewDraft(system)
 			d.Update(vm)
 			_, err = d.Commit(ctx, h.kv)
 			return err
 		})
+	case api.OpHostUpdate:
+		return nil, h.applyHost(ctx, op)
+	case api.OpHostDrain, api.OpHostRecover, api.OpHostBalance:
+		plan, err := h.drained(ctx, op)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(plan)
 	default:
 		return nil, nil
 	}
+}
+
+// applyHost writes down what was decided about a node.
+func (h *hands) applyHost(ctx context.Context, op *api.Operation) error {
+	var change api.AgentChange
+	if err := json.Unmarshal(op.Plan.Input, &change); err != nil {
+		return err
+	}
+	return store.Retry(ctx, func() error {
+		agent, err := store.Get[api.Agent](ctx, h.kv, system, "", change.Agent)
+		if err != nil {
+			return err
+		}
+		agent.Spec, agent.Labels = change.Spec, change.Labels
+		d := store.NewDraft(system)
+		d.Update(agent)
+		_, err = d.Commit(ctx, h.kv)
+		return err
+	})
+}
+
+// drained tells of every VM of a node that it has moved; but pinned-* stays, and lost-* fails.
+func (h *hands) drained(ctx context.Context, op *api.Operation) (*api.MovePlan, error) {
+	vms, err := store.List[api.VM](ctx, h.kv, system, "*")
+	if err != nil {
+		return nil, err
+	}
+	var plan api.MovePlan
+	if op.Kind == api.OpHostRecover {
+		plan.Proof = &api.Proof{Kind: api.ProofOperator, Detail: "admin says so", At: time.Now()}
+	}
+	for _, vm := range vms {
+		if vm.Status.Agent == "" || op.Target.ID != "" && vm.Status.Agent != op.Target.ID {
+			continue
+		}
+		m := api.Move{VM: api.RefTo(vm), From: vm.Status.AgentName, To: "node-2", Kind: api.MoveLive, Operation: api.NewID(), State: api.OpSucceeded}
+		switch how, _, _ := strings.Cut(vm.Name, "-"); how {
+		case "pinned":
+			plan.Stays = append(plan.Stays, api.Move{VM: m.VM, From: m.From, Reason: "it is pinned to node-1"})
+			continue
+		case "lost":
+			m.State, m.Error = api.OpFailed, problem.New(problem.Timeout, "it did not converge")
+		}
+		plan.Moves = append(plan.Moves, m)
+	}
+	return &plan, nil
+}
+
+// planner tells what would be done, as the acceptance sees it; where a VM would go, it makes up.
+type planner struct {
+	kv        store.KV
+	admission *admission.Admission
+}
+
+func (p *planner) plan(ctx context.Context, kind string, err error) (*api.DryRun, error) {
+	d := &api.DryRun{Kind: kind, Steps: stepsOf(kind)}
+	if err != nil {
+		d.Error = problem.From(err)
+		return d, nil
+	}
+	agents, err := store.List[api.Agent](ctx, p.kv, system, "")
+	if err != nil {
+		return nil, err
+	}
+	d.Decision = &api.Decision{}
+	for _, a := range agents {
+		if a.Spec.Cordoned {
+			d.Decision.Refused = append(d.Decision.Refused, api.Refusal{Node: a.ID, Name: a.Name, Reason: "it is cordoned: " + a.Spec.CordonReason})
+			continue
+		}
+		d.Decision.Node, d.Decision.Name = a.ID, a.Name
+		d.Decision.Ranked = append(d.Decision.Ranked, api.Candidate{Node: a.ID, Name: a.Name, Score: 0.5, Terms: map[string]float64{"spread": 0.5}})
+	}
+	if d.Decision.Node == "" {
+		d.Error = problem.New(problem.NoCapacity, "no node can take it").Try("uncordon one")
+	}
+	return d, nil
+}
+
+func (p *planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.DryRun, error) {
+	_, err := p.admission.Preview(ctx, h, o, req)
+	return p.plan(ctx, api.OpVMCreate, err)
+}
+
+func (p *planner) PlanMigrate(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMMigrate) (*api.DryRun, error) {
+	_, _, err := p.admission.PreviewMigrate(ctx, h, o, ref, req)
+	return p.plan(ctx, api.OpVMMigrate, err)
+}
+
+func (p *planner) PlanDrain(ctx context.Context, _ auth.Handle, _ admission.Options, ref string, _ api.HostDrain) (*api.DryRun, error) {
+	host, err := store.Find[api.Agent](ctx, p.kv, system, "", ref)
+	if err != nil {
+		return nil, err
+	}
+	return p.moves(ctx, &api.Operation{Kind: api.OpHostDrain, Target: api.RefTo(host)})
+}
+
+func (p *planner) PlanBalance(ctx context.Context, _ auth.Handle, _ admission.Options, _ api.HostBalance) (*api.DryRun, error) {
+	return p.moves(ctx, &api.Operation{Kind: api.OpHostBalance})
+}
+
+func (p *planner) moves(ctx context.Context, op *api.Operation) (*api.DryRun, error) {
+	plan, err := (&hands{kv: p.kv}).drained(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	for i := range plan.Moves {
+		plan.Moves[i].State, plan.Moves[i].Operation, plan.Moves[i].Error = "", "", nil
+	}
+	return &api.DryRun{Kind: op.Kind, Steps: stepsOf(op.Kind), Plan: plan}, nil
 }
 
 // world sets what audits find.

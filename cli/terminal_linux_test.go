@@ -92,7 +92,8 @@ func TestStepsAreDrawnOnATerminal(t *testing.T) {
 	}()
 	term.shows(t, "… apply: running")
 	require.Contains(t, term.screen(), "vpc.create of vpc slow-one: running")
-	term.shows(t, "\x1b[3A\x1b[J") // drawn again in the same place
+	term.shows(t, "    3G of 4G (75%), 1G remaining, 100M/s")
+	term.shows(t, "\x1b[4A\x1b[J") // drawn again in the same place
 	api, err := c.client(c.token)
 	require.NoError(t, err)
 	require.NoError(t, c.hands.tell(c.operationOf(t, api, "slow-one"), "go on"))

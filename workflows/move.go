@@ -23,6 +23,9 @@ func (s *moveState) source() string { return s.Move.Source.AgentName }
 func (s *moveState) target() string { return s.Move.Target.AgentName }
 func (s *moveState) live() bool     { return s.Move.Kind == api.MoveLive }
 
+// copies reports whether the disk goes along. In a shared pool there is only one, whatever was asked for.
+func (s *moveState) copies() bool { return s.Move.Copy && !s.Move.Target.Disk.Shared }
+
 func (s *moveState) decision() any { return s.Move.Decision }
 
 // VMMigrate moves a VM to another node: while it runs, or stopped (cold). Whatever happens, the guest runs on one node. The
@@ -105,10 +108,14 @@ func startAfterMove(r *saga.Run, s *moveState) error {
 
 // diskOfMove gets the target ready to hold the disk: a live move fills it while the guest runs, a cold one brings it as it is.
 func diskOfMove(r *saga.Run, s *moveState) error {
-	if !s.Move.Copy {
+	if !s.copies() {
 		return nil
 	}
 	if s.live() {
+		// It must be empty: what may be left of an earlier stay is older than what comes, and would show through it.
+		if err := noDiskOfMove(r, s); err != nil {
+			return err
+		}
 		_, err := steps.MakeDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
 		return err
 	}
@@ -121,7 +128,7 @@ func diskOfMove(r *saga.Run, s *moveState) error {
 }
 
 func noDiskOfMove(r *saga.Run, s *moveState) error {
-	if !s.Move.Copy {
+	if !s.copies() {
 		return nil
 	}
 	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
@@ -249,7 +256,7 @@ func switchMove(r *saga.Run, s *moveState) error {
 // not keep.
 func cleanSource(r *saga.Run, s *moveState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
-	if err == nil && s.Move.Copy {
+	if err == nil && s.copies() {
 		_, err = steps.RemoveDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
 	}
 	if errors.Is(err, steps.ErrNeverStarted) && s.sourceDown(r) {

@@ -89,19 +89,36 @@ var PoolDelete = saga.Table[api.PoolWork]{
 	},
 }
 
+// preparePool asks the agents in turn. A shared directory is made a pool by the first; the others must see that it is one.
 func preparePool(r *saga.Run, s *api.PoolWork) error {
-	for _, a := range s.Agents {
-		if _, err := steps.PreparePool.Call(r, a.ID, s.Pool); err != nil {
-			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)
+	for i, a := range s.Agents {
+		p := s.Pool
+		p.Agent, p.Join = a.ID, p.Shared && i > 0
+		_, err := steps.PreparePool.Call(r, a.ID, p)
+		switch {
+		case err == nil:
+		case p.Join && problem.Is(err, problem.Conflict):
+			cause := problem.From(err)
+			return problem.New(problem.Conflict, "agent %s does not see the same files at %s as agent %s", a.Name, p.Path, s.Agents[0].Name).
+				Because("%s", cause.What).Try("mount the same file system there, or leave --shared out")
+		default:
+			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
 		}
 	}
 	return nil
 }
 
+// releasePool asks all agents; of a shared pool only the first, which stands for all of them.
 func releasePool(r *saga.Run, s *api.PoolWork) error {
-	for _, a := range s.Agents {
-		if _, err := steps.ReleasePool.Call(r, a.ID, s.Pool); err != nil {
-			return partly(err, "pool directory %s on agent %s", s.Pool.Path, a.Name)
+	agents := s.Agents
+	if s.Pool.Shared {
+		agents = agents[:min(1, len(agents))]
+	}
+	for _, a := range agents {
+		p := s.Pool
+		p.Agent = a.ID
+		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
+			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
 		}
 	}
 	return nil

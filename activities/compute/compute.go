@@ -4,6 +4,7 @@ package compute
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -11,12 +12,13 @@ import (
 )
 
 // Driver is a hypervisor. All methods may be called again after any interruption, at any time, from many goroutines; calls
-// for one VM are carried out one after the other. Errors are problems: unavailable while the hypervisor cannot be reached,
-// not_found where a VM that is needed is not there.
+// for one VM are carried out one after the other, but for those of Migrator that may come while a guest is on its way. Errors
+// are problems: unavailable while the hypervisor cannot be reached, not_found where a VM that is needed is not there.
 type Driver interface {
 	Creator
 	Power
 	Observer
+	Migrator
 }
 
 // Creator makes domains and removes them.
@@ -24,14 +26,20 @@ type Creator interface {
 	// Create defines the domain of plan and starts it. One that runs already is left alone; one that is defined but does not
 	// run is defined again and started. A domain that is somebody else's is a conflict.
 	Create(ctx context.Context, plan steps.VMPlan, files DomainFiles) error
+	// Define defines the domain without starting it. One that is defined but does not run is defined again; one that runs is
+	// left alone.
+	Define(ctx context.Context, plan steps.VMPlan, files DomainFiles) error
+	// MarkHA writes into the domain whether it is to be stopped when its node's lease ends. It is content if there is none.
+	MarkHA(ctx context.Context, vm string, ha bool) error
 	// Remove cuts the power and undefines, with all that belongs to the domain alone. It is content if there is none, and
-	// refuses (conflict) a domain that is not ours.
+	// refuses (conflict) a domain that is not ours. A guest that is just arriving is turned away.
 	Remove(ctx context.Context, vm string) error
 }
 
 // Power switches domains.
 type Power interface {
-	// Start powers on (or resumes) a domain that is defined and says what it was before.
+	// Start powers on (or resumes) a domain that is defined and says what it was before. One that can never go on, because its
+	// memory is partly lost, is powered off first.
 	Start(ctx context.Context, vm string) (before api.Phase, err error)
 	// Stop asks the guest to power off, again and again, and cuts the power when timeout is over; force cuts it at once. A VM
 	// that does not run is stopped. Progress, which may be nil, is told what is going on.
@@ -40,6 +48,35 @@ type Power interface {
 	// conflict.
 	Reboot(ctx context.Context, vm string, force bool, timeout time.Duration, progress func(string)) (steps.PowerResult, error)
 }
+
+// Migrator moves guests between nodes while they run.
+type Migrator interface {
+	// Describe says what a guest needs of its next node. It changes nothing.
+	Describe(ctx context.Context, vm string) (steps.Leaving, error)
+	// CheckIncoming says how this node can take a guest, or why not: conflict or unsupported. It changes nothing. Files are
+	// the guest's here; when its disk is to be copied, they need not be there yet.
+	CheckIncoming(ctx context.Context, req steps.IncomingRequest, files DomainFiles) (steps.Incoming, error)
+	// Migrate moves the guest away and returns when it is not here any more. A move that is under way already, whoever began
+	// it, is joined; a guest that has left is content, and gives no figures. When ctx ends the move is ended, and Migrate
+	// returns when it is over: cancelled, or nil if the guest was faster; but when ctx ends because of ErrLeave, the move
+	// goes on by itself. One that does not converge in time is ended: a conflict. Tell, which may be nil, is told every second
+	// how far the move is.
+	Migrate(ctx context.Context, m steps.MoveDomain, tell func(api.Progress)) (steps.Moved, error)
+	// Settle ends a move away from here that is under way, waits until it is over, and says what is left here. It does not
+	// wait for Migrate, nor for anything else that works on the VM.
+	Settle(ctx context.Context, vm string) (steps.DomainState, error)
+	// Look says what is here of a VM. While a guest is just arriving, it waits a moment for it.
+	Look(ctx context.Context, vm string) (steps.DomainState, error)
+}
+
+// ErrLeave is the cause with which the context of Migrate ends when its process does: whoever comes next joins the move.
+var ErrLeave = errors.New("the move goes on without this process")
+
+// Defaults of live moves, for those who did not say.
+const (
+	DefaultMaxDowntime = 300 * time.Millisecond
+	DefaultMoveTimeout = time.Hour
+)
 
 // Observer tells what there is.
 type Observer interface {

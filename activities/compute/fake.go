@@ -21,13 +21,31 @@ type Fake struct {
 	domains map[string]*fakeDomain
 	down    bool
 	subs    map[chan Event]bool
+
+	rack     *Rack // nil: it is alone
+	uri      string
+	restless bool
+	hook     func(vm string, at MovePoint) MoveFate
 }
 
 type fakeDomain struct {
-	name  string
-	phase api.Phase
-	ours  bool
-	boots int
+	name     string
+	phase    api.Phase
+	ours     bool
+	boots    int
+	cpu      string        // model; empty: any
+	ha       bool          //
+	broken   bool          // paused with half of its memory
+	move     *fakeMove     // under way; nil: none
+	incoming chan struct{} // of a guest that is just arriving: closed when it has, or is gone
+	turnAway func()        // has the source of such a guest look again
+}
+
+// stir has a move under way see that something has happened to its guest.
+func (d *fakeDomain) stir() {
+	if d.move != nil {
+		d.move.stop()
+	}
 }
 
 var _ Driver = (*Fake)(nil)
@@ -54,6 +72,7 @@ func (f *Fake) PowerOff(vm string) {
 	f.mu.Lock()
 	if d := f.domains[vm]; d != nil {
 		d.phase = api.PhaseStopped
+		d.stir()
 	}
 	f.mu.Unlock()
 	f.publish(vm)
@@ -110,42 +129,68 @@ func NotOurs(vm, name string) *problem.Problem {
 func (f *Fake) Create(ctx context.Context, plan steps.VMPlan, files DomainFiles) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, err := f.find(ctx, plan.VM); err != nil && !problem.Is(err, problem.NotFound) {
+	d, err := f.define(ctx, plan, files)
+	if err != nil {
 		return err
 	}
+	return f.powerOn(plan.VM, d)
+}
+
+// define is called with the lock held.
+func (f *Fake) define(ctx context.Context, plan steps.VMPlan, files DomainFiles) (*fakeDomain, error) {
+	d, err := f.find(ctx, plan.VM)
+	if err != nil && !problem.Is(err, problem.NotFound) {
+		return nil, err
+	}
 	if !api.IsUUID(plan.VM) || files.Disk == "" {
-		return problem.New(problem.Invalid, "the plan of vm %s has no ID or no disk", plan.Name)
+		return nil, problem.New(problem.Invalid, "the plan of vm %s has no ID or no disk", plan.Name)
 	}
-	if f.domains[plan.VM] == nil {
-		f.put(plan.VM, &fakeDomain{name: DomainName(plan.VM), phase: api.PhaseStopped, ours: true})
+	if plan.CPUModel != "" && len(f.Inv.CPUModels) > 0 && !slices.Contains(f.Inv.CPUModels, plan.CPUModel) {
+		return nil, NoModel(plan.CPUModel, f.Inv.CPUModels)
 	}
-	f.powerOn(plan.VM)
-	return nil
+	if d == nil {
+		d = &fakeDomain{name: DomainName(plan.VM), phase: api.PhaseStopped, ours: true}
+		f.put(plan.VM, d)
+	}
+	if d.phase == api.PhaseStopped {
+		d.ha, d.cpu = plan.HA, plan.CPUModel
+	}
+	return d, nil
 }
 
 // DomainName is what the hypervisor calls the domain of a VM.
 func DomainName(vm string) string { return "ns-" + vm }
 
-func (f *Fake) powerOn(vm string) {
-	d := f.domains[vm]
-	if d.phase == api.PhaseStopped {
+func (f *Fake) powerOn(vm string, d *fakeDomain) error {
+	if d.incoming != nil {
+		return AlreadyHere(vm)
+	}
+	if d.phase == api.PhaseStopped || d.broken {
 		d.boots++
 	}
-	d.phase = api.PhaseRunning
+	d.phase, d.broken = api.PhaseRunning, false
 	go f.publish(vm)
+	return nil
 }
 
 // Remove implements Creator.
 func (f *Fake) Remove(ctx context.Context, vm string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, err := f.find(ctx, vm); err != nil {
-		if problem.Is(err, problem.NotFound) {
-			return nil
-		}
+	d, err := f.find(ctx, vm)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
+	if d.incoming != nil {
+		close(d.incoming)
+		d.incoming = nil
+		d.turnAway()
+	}
 	delete(f.domains, vm)
+	d.stir()
 	go f.publish(vm)
 	return nil
 }
@@ -159,8 +204,7 @@ func (f *Fake) Start(ctx context.Context, vm string) (api.Phase, error) {
 		return "", err
 	}
 	before := d.phase
-	f.powerOn(vm)
-	return before, nil
+	return before, f.powerOn(vm, d)
 }
 
 // Stop implements Power.
@@ -209,6 +253,9 @@ func (f *Fake) end(ctx context.Context, vm string, force bool, timeout time.Dura
 	if res.Before != api.PhaseStopped {
 		res.Forced = res.Forced || force
 		do(d)
+		if d.phase == api.PhaseStopped {
+			d.stir()
+		}
 		go f.publish(vm)
 	}
 	return res, nil
@@ -244,7 +291,11 @@ func (f *Fake) List(ctx context.Context) ([]steps.DomainFound, error) {
 func (f *Fake) Inventory(ctx context.Context) (api.Inventory, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.Inv, f.check(ctx)
+	inv := f.Inv
+	if f.uri != "" {
+		inv.Peer.Libvirt = f.uri
+	}
+	return inv, f.check(ctx)
 }
 
 // Events implements Observer.

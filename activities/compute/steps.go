@@ -20,6 +20,13 @@ func Register(reg activities.Registry, h *activities.Host, d Driver, locate Loca
 	activities.Implement(reg, h, steps.StartDomain, s.start)
 	activities.Implement(reg, h, steps.StopDomain, s.stop)
 	activities.Implement(reg, h, steps.RebootDomain, s.reboot)
+	activities.Implement(reg, h, steps.DescribeDomain, s.describe)
+	activities.Implement(reg, h, steps.CheckIncoming, s.checkIncoming)
+	activities.Implement(reg, h, steps.MigrateDomain, s.migrate)
+	activities.Implement(reg, h, steps.SettleDomain, s.settle)
+	activities.Implement(reg, h, steps.LookAtDomain, s.look)
+	activities.Implement(reg, h, steps.DefineDomain, s.define)
+	activities.Implement(reg, h, steps.MarkHA, s.markHA)
 }
 
 type service struct {

@@ -57,8 +57,8 @@ func (w world) wire(ctx context.Context, t testing.TB, d Driver) {
 	require.NoError(t, d.WirePorts(ctx, w.ports))
 }
 
-func (w world) want() Want {
-	return Want{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets, Ports: w.ports, SecurityGroups: w.groups}
+func (w world) want() wanted {
+	return wanted{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets, Ports: w.ports, SecurityGroups: w.groups}
 }
 
 func (w world) names() map[string]string {
@@ -79,7 +79,7 @@ func list(ctx context.Context, t testing.TB, d Driver) *Inventory {
 func settled(ctx context.Context, t testing.TB, d Driver, w world) {
 	t.Helper()
 	inv := list(ctx, t, d)
-	require.Empty(t, Compare(w.want(), *inv))
+	require.Empty(t, compare(w.want(), *inv))
 	require.Equal(t, w.names(), inv.Find(KindVPC, w.vpc.VPC).Names)
 }
 
@@ -105,6 +105,9 @@ func conformance(t *testing.T, fresh func(t *testing.T) Driver) {
 		{"unknown references", conformUnknown},
 		{"all ports or none", conformAllOrNone},
 		{"strays", conformStrays},
+		{"binding", conformBinding},
+		{"binding and wiring at once", conformBindConcurrently},
+		{"mending", conformMend},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(t, testContext(t), fresh(t)) })
@@ -221,12 +224,12 @@ func conformManyPorts(t *testing.T, ctx context.Context, d Driver) {
 		}
 	}
 	atOnce(t, n, func(i int) error { return d.WirePorts(ctx, []steps.PortWiring{port(i)}) })
-	want := Want{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets[:1], SecurityGroups: w.groups[:1]}
+	want := wanted{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets[:1], SecurityGroups: w.groups[:1]}
 	for i := range n {
 		want.Ports = append(want.Ports, port(i))
 	}
 	inv := list(ctx, t, d)
-	require.Empty(t, Compare(want, *inv))
+	require.Empty(t, compare(want, *inv))
 	require.Equal(t, "10.1.0.100 10.1.0.102 10.1.0.104 10.1.0.106 10.1.0.108 10.1.0.110 10.1.0.112 10.1.0.114 10.1.0.116 10.1.0.118",
 		inv.Find(KindVPC, uid(1)).Names["pool"])
 	require.Len(t, inv.Find(KindVPC, uid(1)).Names, 2+n) // two for the pool, two for each of the n/2 others
@@ -260,7 +263,7 @@ func conformUpdates(t *testing.T, ctx context.Context, d Driver) {
 	w.ports[1].Subnet, w.ports[1].Address = uid(12), "10.1.1.50"
 	require.NoError(t, d.WirePorts(ctx, w.ports[1:2]))
 	inv := list(ctx, t, d)
-	require.Empty(t, Compare(w.want(), *inv))
+	require.Empty(t, compare(w.want(), *inv))
 	require.Equal(t, map[string]string{
 		"vm1": "10.1.0.11 10.1.1.13", "vm1.blue.internal": "10.1.0.11 10.1.1.13", "other": "10.1.1.50", "other.blue.internal": "10.1.1.50",
 	}, inv.Find(KindVPC, uid(1)).Names)
@@ -268,7 +271,7 @@ func conformUpdates(t *testing.T, ctx context.Context, d Driver) {
 	w.vpc.Name = "green"
 	require.NoError(t, d.WireVPC(ctx, w.vpc))
 	inv = list(ctx, t, d)
-	require.Empty(t, Compare(w.want(), *inv))
+	require.Empty(t, compare(w.want(), *inv))
 	require.Contains(t, inv.Find(KindVPC, uid(1)).Names, "vm1.green.internal")
 	require.NotContains(t, inv.Find(KindVPC, uid(1)).Names, "vm1.blue.internal")
 }
@@ -358,7 +361,7 @@ func conformAllOrNone(t *testing.T, ctx context.Context, d Driver) {
 	require.NoError(t, d.WireSecurityGroup(ctx, w.groups[1]))
 	require.Error(t, d.WirePorts(ctx, w.ports)) // the third is on a subnet that is not there
 	inv := list(ctx, t, d)
-	require.Empty(t, Compare(Want{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets[:1], SecurityGroups: w.groups}, *inv))
+	require.Empty(t, compare(wanted{VPCs: []steps.VPCWiring{w.vpc}, Subnets: w.subnets[:1], SecurityGroups: w.groups}, *inv))
 	require.Empty(t, inv.Find(KindVPC, uid(1)).Names)
 }
 
@@ -370,7 +373,7 @@ func conformStrays(t *testing.T, ctx context.Context, d Driver) {
 	known.subnets, known.ports, known.groups = w.subnets[1:], slices.Clone(w.ports[2:]), nil
 	known.ports[0].SecurityGroups = nil
 	require.NoError(t, d.WirePorts(ctx, known.ports))
-	findings := Compare(known.want(), *list(ctx, t, d))
+	findings := compare(known.want(), *list(ctx, t, d))
 	require.Len(t, findings, 5) // one subnet, two ports, two groups
 	for _, f := range findings {
 		require.True(t, f.Extra, "%+v", f)
@@ -383,7 +386,7 @@ func conformStrays(t *testing.T, ctx context.Context, d Driver) {
 	inUse(KindVPC, uid(1))
 	inUse(KindSubnet, uid(11))
 
-	missing := api.Finding{Side: "ovn", Kind: KindPort, ID: uid(33)}                        // not extra
+	missing := api.Finding{Side: "ovn", Kind: KindPort, ID: uid(78), Problem: "p0"}         // and nobody knows as what it was wired
 	elsewhere := api.Finding{Side: "libvirt", Kind: KindPort, ID: uid(33), Extra: true}     // not ours to repair
 	held := api.Finding{Side: "ovn", Kind: KindVPC, ID: uid(1), Extra: true, Problem: "p1"} // cannot be removed
 	findings, err := repair(ctx, d, append(findings, missing, elsewhere, held))
@@ -391,9 +394,10 @@ func conformStrays(t *testing.T, ctx context.Context, d Driver) {
 	for i, f := range findings {
 		require.Equal(t, i < 5, f.Repaired, "%+v", f)
 	}
+	require.Contains(t, findings[5].Problem, "p0; not mended: ")
 	require.Contains(t, findings[7].Problem, "p1; not removed: ")
 	inv := list(ctx, t, d)
-	require.Empty(t, Compare(known.want(), *inv))
+	require.Empty(t, compare(known.want(), *inv))
 	require.Equal(t, map[string]string{"vm1": "10.1.1.13", "vm1.blue.internal": "10.1.1.13"}, inv.Find(KindVPC, uid(1)).Names)
 	for _, kind := range []string{KindPort, KindSubnet, KindVPC, KindSecurityGroup} {
 		require.NoError(t, d.RemoveStray(ctx, kind, uid(77)), "nothing there")

@@ -148,7 +148,27 @@ func (f *Fake) WirePorts(ctx context.Context, ports []steps.PortWiring) error {
 			}
 		}
 		for _, w := range ports {
+			if len(w.Chassis) == 0 {
+				w.Chassis = f.ports[w.Port].Chassis
+			}
 			f.ports[w.Port] = w
+		}
+		return nil
+	})
+}
+
+// BindPorts implements Driver.
+func (f *Fake) BindPorts(ctx context.Context, ports, chassis []string) error {
+	chassis, err := normalBinding(ports, chassis)
+	if err != nil || len(ports) == 0 {
+		return err
+	}
+	return f.with(ctx, func() error {
+		for _, id := range ports {
+			if w, ok := f.ports[id]; ok {
+				w.Chassis = chassis
+				f.ports[id] = w
+			}
 		}
 		return nil
 	})
@@ -191,7 +211,7 @@ func (f *Fake) List(ctx context.Context) (Inventory, error) {
 			if len(left) != len(w.SecurityGroups) {
 				it.Defects = []string{"its security groups are [" + strings.Join(left, " ") + "]"}
 			}
-			w.SecurityGroups = left
+			w.SecurityGroups, w.Chassis = left, slices.Clone(w.Chassis)
 			it.Port = &w
 			inv.Items = append(inv.Items, it)
 		}
@@ -227,12 +247,7 @@ func (f *Fake) names(w steps.VPCWiring) map[string]string {
 
 // RemoveStray implements Driver.
 func (f *Fake) RemoveStray(ctx context.Context, kind, id string) error {
-	switch kind {
-	case KindVPC, KindSubnet, KindPort, KindSecurityGroup:
-	default:
-		return unknownKind(kind)
-	}
-	if err := validID(kind, id); err != nil {
+	if err := checkKind(kind, id); err != nil {
 		return err
 	}
 	return f.with(ctx, func() error {
@@ -255,6 +270,36 @@ func (f *Fake) RemoveStray(ctx context.Context, kind, id string) error {
 			delete(f.ports, id)
 		case KindSecurityGroup:
 			delete(f.groups, id)
+		}
+		return nil
+	})
+}
+
+// Mend implements Driver. Nothing of the fake can be altered, but a port may be in a group that is gone.
+func (f *Fake) Mend(ctx context.Context, kind, id string) error {
+	if err := checkKind(kind, id); err != nil {
+		return err
+	}
+	return f.with(ctx, func() error {
+		known := false
+		switch kind {
+		case KindVPC:
+			_, known = f.vpcs[id]
+		case KindSubnet:
+			_, known = f.subnets[id]
+		case KindPort:
+			var w steps.PortWiring
+			w, known = f.ports[id]
+			for _, g := range w.SecurityGroups {
+				if _, ok := f.groups[g]; !ok {
+					return noGroup(g, id)
+				}
+			}
+		case KindSecurityGroup:
+			_, known = f.groups[id]
+		}
+		if !known {
+			return notWired(kind, id)
 		}
 		return nil
 	})

@@ -31,7 +31,7 @@ func (o *OVN) UnwireSecurityGroup(ctx context.Context, id string) error {
 // groupOps makes the port group and its ACLs, and gives it its members back should the row have been lost.
 func (v view) groupOps(w steps.SecurityGroupWiring) (ops, error) {
 	ids := owned(KindSecurityGroup, w.SecurityGroup, w.Project, roleGroup)
-	ids[keyName] = w.Name
+	ids[keyName], ids[keyRules] = w.Name, rulesText(w.Rules)
 	pg := &portGroup{UUID: w.SecurityGroup, Name: groupName(w.SecurityGroup), ExternalIDs: ids}
 	if err := v.free(pg); err != nil {
 		return nil, err
@@ -82,16 +82,31 @@ func (v view) members(sg string) []*logicalSwitchPort {
 func (v view) groupOf(pg *portGroup) steps.SecurityGroupWiring {
 	x := pg.ExternalIDs
 	w := steps.SecurityGroupWiring{SecurityGroup: x[keyID], Name: x[keyName], Project: x[keyProject]}
-	var rules []api.Rule
-	for _, id := range pg.ACLs {
-		a := get[acl](v, id)
-		if a == nil || a.ExternalIDs[keyRule] == "" {
-			continue
+	texts := strings.Split(x[keyRules], rulesComma)
+	if _, told := x[keyRules]; !told { // written before the key was: its ACLs tell
+		texts = nil
+		for _, id := range pg.ACLs {
+			if a := get[acl](v, id); a != nil {
+				texts = append(texts, a.ExternalIDs[keyRule])
+			}
 		}
-		if r, err := api.ParseRule(a.ExternalIDs[keyRule]); err == nil {
+	}
+	var rules []api.Rule
+	for _, s := range texts {
+		if r, err := api.ParseRule(s); err == nil {
 			rules = append(rules, r)
 		}
 	}
 	w.Rules = normalRules(rules)
 	return w
+}
+
+const rulesComma = ", "
+
+func rulesText(rules []api.Rule) string {
+	texts := make([]string, len(rules))
+	for i, r := range rules {
+		texts[i] = r.String()
+	}
+	return strings.Join(texts, rulesComma)
 }

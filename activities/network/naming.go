@@ -8,7 +8,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Keys of external_ids. Kind, ID, project and role are on every row of ours.
+// Keys of external_ids. Kind, ID, project and role are on every row of ours. Those of a thing's main row tell all that it is
+// wired as (but where a port is bound): other columns are what follows from them, and can be made again.
 const (
 	keyKind    = "nextstack_kind"    // kind of the thing that the row is part of
 	keyID      = "nextstack_id"      // ID of that thing
@@ -23,8 +24,11 @@ const (
 	keyDNS      = "nextstack_dns" // addresses, separated by spaces
 	keyVM       = "nextstack_vm"
 	keyHostname = "nextstack_hostname"
+	keyMAC      = "nextstack_mac"
+	keyAddress  = "nextstack_address"
 	keyGroups   = "nextstack_groups" // IDs of security groups, separated by spaces
 	keyRule     = "nextstack_rule"
+	keyRules    = "nextstack_rules" // of a whole security group
 	keyPrefix   = "nextstack_"
 )
 

@@ -33,6 +33,10 @@ type Driver interface {
 	UnwireSecurityGroup(ctx context.Context, id string) error
 	// WirePorts makes all the ports or none; not_found if a subnet or a security group of one of them is not wired.
 	WirePorts(ctx context.Context, ports []steps.PortWiring) error
+	// BindPorts says on which chassis ports may be bound: one; two while they move, of which the second is let in by the
+	// guest's first RARP there; or none, which is any. Ports that are not wired are left out. A wiring of ports that names no
+	// chassis leaves this as it is.
+	BindPorts(ctx context.Context, ports, chassis []string) error
 	// UnwirePorts removes the ports.
 	UnwirePorts(ctx context.Context, ids []string) error
 	// List tells all that is there and carries our mark.
@@ -40,6 +44,9 @@ type Driver interface {
 	// RemoveStray removes the rows of one thing of the inventory that an audit found to be nobody's, and nothing else:
 	// in_use if something of ours that is not stray itself still hangs on it. It is content if nothing is there.
 	RemoveStray(ctx context.Context, kind, id string) error
+	// Mend makes one thing of the inventory right again, as it was wired; not_found if that is not known any more because its
+	// main row is missing, or if what it hangs on is not wired.
+	Mend(ctx context.Context, kind, id string) error
 }
 
 // The kinds of things in an inventory, as they stand in findings and in external_ids:nextstack_kind.
@@ -71,7 +78,7 @@ type Item struct {
 	Names map[string]string `json:"names,omitempty"`
 	// Rows is what there is of it in the database.
 	Rows []Row `json:"rows,omitempty"`
-	// Defects says what is wrong with it in itself: rows that are missing, doubled or altered. Wiring it again mends them.
+	// Defects says what is wrong with it in itself: rows that are missing, doubled or altered. Mend corrects them, as wiring it again does.
 	Defects []string `json:"defects,omitempty"`
 }
 

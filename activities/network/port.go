@@ -16,26 +16,29 @@ func (o *OVN) WirePorts(ctx context.Context, ports []steps.PortWiring) error {
 	if err != nil || len(ports) == 0 {
 		return err
 	}
-	return o.apply(ctx, "wire ports", func(v view) (ops, error) {
-		var out ops
-		changed := portChanges{}
-		vpcs := map[string]bool{}
-		for i := range ports {
-			w := ports[i]
-			more, err := v.portOps(w)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, more...)
-			changed[w.Port] = &w
-			vpcs[get[logicalSwitch](v, w.Subnet).ExternalIDs[keyVPC]] = true
-			if lsp := get[logicalSwitchPort](v, w.Port); lsp != nil {
-				vpcs[lsp.ExternalIDs[keyVPC]] = true // it may move from another VPC
-			}
+	return o.apply(ctx, "wire ports", func(v view) (ops, error) { return v.wholePortOps(ports...) })
+}
+
+// wholePortOps makes ports and their names.
+func (v view) wholePortOps(ports ...steps.PortWiring) (ops, error) {
+	var out ops
+	changed := portChanges{}
+	vpcs := map[string]bool{}
+	for i := range ports {
+		w := ports[i]
+		more, err := v.portOps(w)
+		if err != nil {
+			return nil, err
 		}
-		more, err := v.allNamesOps(vpcs, changed)
-		return append(out, more...), err
-	})
+		out = append(out, more...)
+		changed[w.Port] = &w
+		vpcs[get[logicalSwitch](v, w.Subnet).ExternalIDs[keyVPC]] = true
+		if lsp := get[logicalSwitchPort](v, w.Port); lsp != nil {
+			vpcs[lsp.ExternalIDs[keyVPC]] = true // it may move from another VPC
+		}
+	}
+	more, err := v.allNamesOps(vpcs, changed)
+	return append(out, more...), err
 }
 
 // UnwirePorts implements Driver.
@@ -89,14 +92,20 @@ func (v view) portOps(w steps.PortWiring) (ops, error) {
 	if err := checkAddress(w, ls.ExternalIDs[keyCIDR], ls.ExternalIDs[keyGateway]); err != nil {
 		return nil, err
 	}
+	var out ops
+	if have := get[logicalSwitchPort](v, w.Port); have != nil && len(w.Chassis) == 0 { // it stays bound as it is
+		w.Chassis = bindingOf(have)
+		out = append(out, op{Operation: wait(have.table(), ovsdb.Row{"options": toMap(have.Options)}, is(w.Port))})
+	}
 	lsp := portRow(w, ls.ExternalIDs[keyVPC])
 	if err := v.free(lsp); err != nil {
 		return nil, err
 	}
-	out, err := v.put(lsp)
+	more, err := v.put(lsp)
 	if err != nil {
 		return nil, err
 	}
+	out = append(out, more...)
 	out = append(out, leave(ls, w.Port, isNot(ls.UUID)))
 	out = append(out, join(ls, "ports", ls.Ports, w.Port)...)
 
@@ -116,10 +125,11 @@ func (v view) portOps(w steps.PortWiring) (ops, error) {
 func portRow(w steps.PortWiring, vpc string) *logicalSwitchPort {
 	ids := owned(KindPort, w.Port, w.Project, rolePort)
 	ids[keyVPC], ids[keySubnet], ids[keyVM], ids[keyHostname] = vpc, w.Subnet, w.VM, w.Hostname
-	ids[keyGroups] = strings.Join(w.SecurityGroups, " ")
+	ids[keyMAC], ids[keyAddress], ids[keyGroups] = w.MAC, w.Address, strings.Join(w.SecurityGroups, " ")
 	dhcp, address := dhcpRow(w.Subnet), w.MAC+" "+w.Address
 	return &logicalSwitchPort{ // the guest has its hostname from its seed: DHCP need not tell it
-		UUID: w.Port, Name: w.Port, Addresses: []string{address}, PortSecurity: []string{address}, DHCPv4: &dhcp, ExternalIDs: ids,
+		UUID: w.Port, Name: w.Port, Addresses: []string{address}, PortSecurity: []string{address}, DHCPv4: &dhcp, Options: bindingOptions(w.Chassis),
+		ExternalIDs: ids,
 	}
 }
 
@@ -128,12 +138,12 @@ func portOf(lsp *logicalSwitchPort) steps.PortWiring {
 	x := lsp.ExternalIDs
 	w := steps.PortWiring{
 		Port: x[keyID], Project: x[keyProject], Subnet: x[keySubnet], VM: x[keyVM], Hostname: x[keyHostname],
-		SecurityGroups: strings.Fields(x[keyGroups]),
+		MAC: x[keyMAC], Address: x[keyAddress], SecurityGroups: strings.Fields(x[keyGroups]), Chassis: bindingOf(lsp),
 	}
 	if len(w.SecurityGroups) == 0 {
 		w.SecurityGroups = nil
 	}
-	if len(lsp.Addresses) == 1 {
+	if w.MAC == "" && len(lsp.Addresses) == 1 { // written before the keys were
 		w.MAC, w.Address, _ = strings.Cut(lsp.Addresses[0], " ")
 	}
 	slices.Sort(w.SecurityGroups)

@@ -19,6 +19,9 @@ func Register(reg activities.Registry, h *activities.Host, d Driver) {
 	activities.Implement(reg, h, steps.WireSecurityGroup, plain(d.WireSecurityGroup))
 	activities.Implement(reg, h, steps.UnwireSecurityGroup, byID(d.UnwireSecurityGroup))
 	activities.Implement(reg, h, steps.WirePorts, plain(d.WirePorts))
+	activities.Implement(reg, h, steps.BindPorts, plain(func(ctx context.Context, in steps.PortBinding) error {
+		return d.BindPorts(ctx, in.Ports, in.Chassis)
+	}))
 	activities.Implement(reg, h, steps.UnwirePorts, plain(func(ctx context.Context, in steps.PortRefs) error {
 		return d.UnwirePorts(ctx, in.Ports)
 	}))
@@ -37,29 +40,40 @@ func byID(do func(context.Context, string) error) func(context.Context, steps.To
 	return plain(func(ctx context.Context, ref steps.ResourceRef) error { return do(ctx, ref.ID) })
 }
 
-// repairOrder removes what hangs on something before that something.
-var repairOrder = []string{KindPort, KindSubnet, KindVPC, KindSecurityGroup}
+// Removal begins with what hangs on something, mending with what something hangs on.
+var (
+	removeOrder = []string{KindPort, KindSubnet, KindVPC, KindSecurityGroup}
+	mendOrder   = []string{KindVPC, KindSubnet, KindSecurityGroup, KindPort}
+)
 
-// repair removes what the findings call extra in OVN and marks what it removed. One that cannot be removed says so in its
-// problem and holds up no other; only when the database is away the whole is tried again later.
+// repair removes what the findings call extra in OVN, mends what they say is altered there, and marks what it did. One that
+// cannot be repaired says so in its problem and holds up no other; only when the database is away the whole is tried again
+// later.
 func repair(ctx context.Context, d Driver, findings []api.Finding) ([]api.Finding, error) {
-	for _, kind := range repairOrder {
-		for i := range findings {
-			f := &findings[i]
-			if f.Side != "ovn" || !f.Extra || f.Repaired || f.Kind != kind {
-				continue
-			}
-			err := d.RemoveStray(ctx, f.Kind, f.ID)
-			var p *problem.Problem
-			switch {
-			case err == nil:
-				f.Repaired = true
-			case errors.As(err, &p) && !problem.TraitsOf(p.Kind).Retry:
-				f.Problem += "; not removed: " + p.Error()
-			default:
-				return findings, err
+	each := func(order []string, extra bool, do func(ctx context.Context, kind, id string) error, failed string) error {
+		for _, kind := range order {
+			for i := range findings {
+				f := &findings[i]
+				if f.Side != "ovn" || f.Extra != extra || f.Repaired || f.Kind != kind {
+					continue
+				}
+				err := do(ctx, f.Kind, f.ID)
+				var p *problem.Problem
+				switch {
+				case err == nil:
+					f.Repaired = true
+				case errors.As(err, &p) && !problem.TraitsOf(p.Kind).Retry:
+					f.Problem += failed + p.Error()
+				default:
+					return err
+				}
 			}
 		}
+		return nil
 	}
-	return findings, nil
+	err := each(removeOrder, true, d.RemoveStray, "; not removed: ")
+	if err == nil {
+		err = each(mendOrder, false, d.Mend, "; not mended: ")
+	}
+	return findings, err
 }

@@ -47,6 +47,10 @@ func TestRegister(t *testing.T) {
 	ok(err)
 	settled(ctx, t, f, w)
 
+	_, err = call(t, env, steps.BindPorts, steps.PortBinding{Ports: []string{uid(31), uid(32)}, Chassis: []string{"a", "b"}})
+	ok(err)
+	require.Equal(t, [][]string{{"a", "b"}, {"a", "b"}, nil}, bindings(ctx, t, f, uid(31), uid(32), uid(33)))
+
 	findings, err := call(t, env, steps.RepairNetwork, []api.Finding{{Side: "ovn", Kind: KindPort, ID: uid(32), Extra: true}, {Side: "ovs", ID: "tap0", Extra: true}})
 	ok(err)
 	require.True(t, findings[0].Repaired)

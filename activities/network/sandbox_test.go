@@ -37,14 +37,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// inGuest does "serve PORT..." or "dial ADDRESS".
+// inGuest does "serve WORD PORT...", "dial ADDRESS" or "rarp".
 func inGuest(args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	var d net.Dialer
 	switch args[0] {
 	case "serve":
-		for _, port := range args[1:] {
+		for _, port := range args[2:] {
 			l, err := net.Listen("tcp4", ":"+port)
 			if err != nil {
 				return err
@@ -55,7 +55,7 @@ func inGuest(args []string) error {
 					if err != nil {
 						return
 					}
-					fmt.Fprintln(c, "hello from", port)
+					fmt.Fprintln(c, args[1], "from", port)
 					_ = c.Close()
 				}
 			}()
@@ -64,6 +64,8 @@ func inGuest(args []string) error {
 		_, err := os.Stdin.Read(make([]byte, 1)) // until the test closes it
 		_ = err
 		return nil
+	case "rarp":
+		return rarp()
 	case "dial":
 		c, err := d.DialContext(ctx, "tcp4", args[1])
 		if err != nil {
@@ -102,6 +104,21 @@ func (g *guest) self(what string) *exec.Cmd {
 func (g *guest) do(what string) (string, error) {
 	out, err := g.self(what).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
+}
+
+// serve answers "WORD from PORT" on these ports until the test ends.
+func (g *guest) serve(word string, ports ...string) {
+	g.t.Helper()
+	serve := g.self("serve " + word + " " + strings.Join(ports, " "))
+	hold, err := serve.StdinPipe()
+	require.NoError(g.t, err)
+	said, err := serve.StdoutPipe()
+	require.NoError(g.t, err)
+	require.NoError(g.t, serve.Start())
+	g.t.Cleanup(func() { _ = hold.Close(); _ = serve.Wait() })
+	line, err := bufio.NewReader(said).ReadString('\n')
+	require.NoError(g.t, err)
+	require.Equal(g.t, "ready\n", line)
 }
 
 // plug makes the namespace and puts its leg into br-int, bound to the logical port.
@@ -209,16 +226,7 @@ func TestPackets(t *testing.T) {
 	resolves(beside, "vm1.blue.internal", "10.1.0.11")
 	resolves(routed, "vm1", "10.1.0.11")
 
-	serve := server.self("serve 80 7")
-	hold, err := serve.StdinPipe()
-	require.NoError(t, err)
-	said, err := serve.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, serve.Start())
-	defer func() { _ = hold.Close(); _ = serve.Wait() }()
-	line, err := bufio.NewReader(said).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "ready\n", line)
+	server.serve("hello", "80", "7")
 
 	reaches := func(g *guest, port string) {
 		t.Helper()

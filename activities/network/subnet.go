@@ -22,22 +22,25 @@ func (o *OVN) WireSubnet(ctx context.Context, w steps.SubnetWiring) error {
 	if err != nil {
 		return err
 	}
-	return o.apply(ctx, "wire subnet "+w.Subnet, func(v view) (ops, error) {
-		lr := get[logicalRouter](v, w.VPC)
-		if lr == nil {
-			return nil, noVPC(w.VPC, w.Subnet)
+	return o.apply(ctx, "wire subnet "+w.Subnet, func(v view) (ops, error) { return v.wholeSubnetOps(w) })
+}
+
+// wholeSubnetOps makes a subnet, and the DNS table that it needs should that have been lost.
+func (v view) wholeSubnetOps(w steps.SubnetWiring) (ops, error) {
+	lr := get[logicalRouter](v, w.VPC)
+	if lr == nil {
+		return nil, noVPC(w.VPC, w.Subnet)
+	}
+	out := ops{present(lr)}
+	if get[dns](v, namesRow(w.VPC)) == nil {
+		more, err := v.vpcOps(vpcOf(lr), nil)
+		if err != nil {
+			return nil, err
 		}
-		out := ops{present(lr)}
-		if get[dns](v, namesRow(w.VPC)) == nil {
-			more, err := v.vpcOps(vpcOf(lr), nil)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, more...)
-		}
-		more, err := v.subnetOps(w, vpcOf(lr))
-		return append(out, more...), err
-	})
+		out = append(out, more...)
+	}
+	more, err := v.subnetOps(w, vpcOf(lr))
+	return append(out, more...), err
 }
 
 // UnwireSubnet implements Driver.

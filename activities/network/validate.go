@@ -115,6 +115,7 @@ func normalPort(w steps.PortWiring) (steps.PortWiring, error) {
 	if len(w.SecurityGroups) == 0 {
 		w.SecurityGroups = nil
 	}
+	w.Chassis = normalChassis(&v, w.Chassis)
 	return w, v.Err("port " + w.Port)
 }
 

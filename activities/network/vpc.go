@@ -15,20 +15,23 @@ func (o *OVN) WireVPC(ctx context.Context, w steps.VPCWiring) error {
 	if err != nil {
 		return err
 	}
-	return o.apply(ctx, "wire VPC "+w.VPC, func(v view) (ops, error) {
-		out, err := v.vpcOps(w, nil)
+	return o.apply(ctx, "wire VPC "+w.VPC, func(v view) (ops, error) { return v.wholeVPCOps(w) })
+}
+
+// wholeVPCOps makes a VPC and what hangs on its router.
+func (v view) wholeVPCOps(w steps.VPCWiring) (ops, error) {
+	out, err := v.vpcOps(w, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, ls := range find[logicalSwitch](v, map[string]string{keyKind: KindSubnet, keyVPC: w.VPC}) {
+		more, err := v.subnetOps(subnetOf(ls), w)
 		if err != nil {
 			return nil, err
 		}
-		for _, ls := range find[logicalSwitch](v, map[string]string{keyKind: KindSubnet, keyVPC: w.VPC}) {
-			more, err := v.subnetOps(subnetOf(ls), w)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, more...)
-		}
-		return out, nil
-	})
+		out = append(out, more...)
+	}
+	return out, nil
 }
 
 // UnwireVPC implements Driver.

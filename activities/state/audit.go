@@ -27,7 +27,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 	if err != nil {
 		return out, err
 	}
-	c := &comparison{books: b, home: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	c := &comparison{books: b, home: map[string]bool{}, told: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
 	for _, n := range w.Nodes {
 		for _, d := range n.Domains {
 			if vm := b.vms[d.ID]; vm != nil && vm.Status.Agent == n.Agent {
@@ -92,7 +92,8 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		func() (err error) { b.pools, err = load[api.Pool](ctx, s, b); return },
 		func() (err error) { b.agents, err = load[api.Agent](ctx, s, b); return },
 		func() (err error) { b.projects, err = load[api.Project](ctx, s, b); return },
-		func() (err error) { _, err = load[api.User](ctx, s, b); return }, // for their names
+		func() (err error) { _, err = load[api.VMGroup](ctx, s, b); return }, // for their names
+		func() (err error) { _, err = load[api.User](ctx, s, b); return },    // likewise
 		func() (err error) { b.ops, err = load[api.Operation](ctx, s, b); return },
 	} {
 		if err := read(); err != nil {

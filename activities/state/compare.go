@@ -29,6 +29,7 @@ const (
 type comparison struct {
 	*books
 	home   map[string]bool // IDs of the VMs whose domain was seen on their own node
+	told   map[string]bool // files of shared pools that are in the report: each of the pool's agents sees them
 	report api.AuditReport
 }
 
@@ -75,11 +76,21 @@ func (c *comparison) files(n steps.NodeWorld) {
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
-		if c.moving[f.ID] || c.fileOwned(f) {
+		if c.moving[f.ID] {
+			continue
+		}
+		if c.fileOwned(f) {
+			c.astray(n, f)
 			continue
 		}
 		if f.Kind != "volume" && f.Kind != "seed" && c.active {
 			continue // it may be the half-made file of a running operation
+		}
+		if c.sharedPool(f.Pool) {
+			if c.told[f.Pool+f.Path] {
+				continue
+			}
+			c.told[f.Pool+f.Path] = true
 		}
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
@@ -109,6 +120,30 @@ func (c *comparison) fileOwned(f steps.FileFound) bool {
 	return false
 }
 
+func (c *comparison) sharedPool(id string) bool {
+	p := c.pools[id]
+	return p != nil && p.Spec.Shared
+}
+
+// astray notes a file that a record asks for, but on another node: what a move has left behind, say. It is never removed by a
+// repair: should the two nodes share the directory though the pool does not say so, it is the only one there is.
+func (c *comparison) astray(n steps.NodeWorld, f steps.FileFound) {
+	owner := ""
+	switch f.Kind {
+	case "volume":
+		owner = c.volumes[f.ID].Status.Agent
+	case "seed":
+		owner = c.vms[f.ID].Status.Agent
+	}
+	if owner == "" || owner == n.Agent || c.sharedPool(f.Pool) {
+		return
+	}
+	c.find(api.Finding{
+		Side: sidePool, Kind: f.Kind, ID: f.ID, Node: n.Agent, Path: f.Path, Problem: fmt.Sprintf("%s file %s is on %s, and belongs on another node", f.Kind, f.Path, n.AgentName),
+		Fix: "nothing: a person must see whether it is a copy",
+	})
+}
+
 func (c *comparison) ovsPorts(n steps.NodeWorld) {
 	for _, p := range n.OVSPorts {
 		c.report.Checked["ovs port"]++
@@ -131,7 +166,7 @@ func (c *comparison) network(rows []Row) {
 		}
 		for _, d := range r.Defects {
 			if !c.moving[r.ID] {
-				c.find(api.Finding{Side: sideOVN, Kind: r.Kind, ID: r.ID, Problem: r.What + ": " + d, Fix: "nothing: update the resource, which wires it again"})
+				c.find(api.Finding{Side: sideOVN, Kind: r.Kind, ID: r.ID, Problem: r.What + ": " + d, Fix: "correct its rows"})
 			}
 		}
 	}
@@ -213,7 +248,17 @@ func (c *comparison) due() map[string]dueClaim {
 			if r.Status.Agent != "" {
 				out[store.NodeClaim(r.Status.Agent, id)] = dueClaim{owner: id}
 			}
+			if r.Status.MovingTo != "" {
+				out[store.NodeClaim(r.Status.MovingTo, id)] = dueClaim{owner: id}
+			}
 			if r.Spec.UserData {
+				out[store.SecretKey(id)] = dueClaim{owner: id}
+			}
+			if r.Spec.Group != "" {
+				uses(api.KindVMGroup, r.Spec.Group)
+			}
+		case *api.Agent:
+			if r.Spec.Fence != nil {
 				out[store.SecretKey(id)] = dueClaim{owner: id}
 			}
 		case *api.Volume:
@@ -250,6 +295,14 @@ func (c *comparison) locks() {
 			c.find(api.Finding{
 				Side: sideStore, Kind: kindLock, ID: id, Path: string(r.ResourceKind()) + "/" + m.Project, Extra: true,
 				Problem: fmt.Sprintf("%s %s is held by operation %s, which has ended", r.ResourceKind().Singular(), m.Name, m.Operation), Fix: "open the lock",
+			})
+		}
+	}
+	for id, vm := range c.vms {
+		if vm.Status.MovingTo != "" && vm.Operation == "" {
+			c.find(api.Finding{
+				Side: sideStore, Kind: "move", ID: id, Node: vm.Status.MovingTo, Problem: "vm " + vm.Name + " is written down as moving, and no operation moves it",
+				Fix: "nothing: tell the developers how it came to this",
 			})
 		}
 	}

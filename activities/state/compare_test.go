@@ -135,6 +135,53 @@ func TestEveryKindOfLeakIsFound(t *testing.T) {
 			g.Operation = id
 			write(t, w, func(d *store.Draft) { d.Update(g) })
 		}, "store", "lock", true},
+		"move that nobody makes": {func(t *testing.T, w *fault.World) {
+			for _, n := range w.Nodes {
+				if n != home(t, w) {
+					v := vm(t, w)
+					v.Status.MovingTo = n.ID
+					write(t, w, func(d *store.Draft) {
+						d.Update(v)
+						d.Claim(store.NodeClaim(n.ID, v.ID), `{"vcpus":2,"memory":1073741824}`)
+					})
+				}
+			}
+		}, "store", "move", false},
+		"room at a target that is none": {func(t *testing.T, w *fault.World) {
+			for _, n := range w.Nodes {
+				if n != home(t, w) {
+					write(t, w, func(d *store.Draft) { d.Claim(store.NodeClaim(n.ID, vm(t, w).ID), `{"vcpus":2,"memory":1073741824}`) })
+				}
+			}
+		}, "store", "claim", true},
+		"group membership lost": {func(t *testing.T, w *fault.World) {
+			g := &api.VMGroup{Meta: api.Meta{ID: id, Name: "g", Project: opts.Project}}
+			v := vm(t, w)
+			v.Spec.Group = id
+			write(t, w, func(d *store.Draft) { d.Create(g); d.Update(v) })
+		}, "store", "claim", false},
+		"group name":     {claim(store.NameClaim(api.KindVMGroup, "default", "ghost")), "store", "claim", true},
+		"fence password": {claim(store.SecretKey(api.NewID())), "store", "claim", true},
+		"fence password lost": {func(t *testing.T, w *fault.World) {
+			a := get[api.Agent](t, w, "", node(w).Name)
+			a.Spec.Fence = &api.Fence{Driver: api.FenceIPMI, Address: "bmc", User: "u"}
+			write(t, w, func(d *store.Draft) { d.Update(a) })
+		}, "store", "claim", false},
+		"disk left on the node before": {func(t *testing.T, w *fault.World) {
+			for _, n := range w.Nodes {
+				if n != home(t, w) {
+					n.Stray(ctx, "volume", vm(t, w).Status.Volumes[0])
+				}
+			}
+		}, "pool", "volume", false},
+		"stray in a shared pool": {func(t *testing.T, w *fault.World) {
+			p := get[api.Pool](t, w, "", "vms")
+			p.Spec.Shared = true
+			write(t, w, func(d *store.Draft) { d.Update(p) })
+			for _, n := range w.Nodes {
+				n.Stray(ctx, "volume", id)
+			}
+		}, "pool", "volume", true},
 		"stuck operation": {func(t *testing.T, w *fault.World) {
 			write(t, w, func(d *store.Draft) {
 				d.Create(&api.Operation{Meta: api.Meta{ID: id}, Kind: api.OpNoop, State: api.OpStuck, Plan: &api.OperationPlan{}})

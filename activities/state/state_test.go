@@ -128,6 +128,9 @@ func TestParallelPlacementsFillTheNodesExactly(t *testing.T) {
 		}
 		again, err := call(c, steps.PlaceVM, tok, ref)
 		require.NoError(t, err)
+		require.NotNil(t, places[i].Decision)
+		require.Equal(t, places[i].Plan.Agent, places[i].Decision.Node)
+		places[i].Decision = nil // it is told by the attempt that makes it
 		require.Equal(t, places[i], again)
 		for range 2 {
 			_, err = call(c, steps.UnplaceVM, tok, ref)

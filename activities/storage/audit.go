@@ -63,7 +63,7 @@ func classify(dir, name string) (kind, id string) {
 }
 
 // Remove implements Pool.
-func (d *Dir) Remove(_ context.Context, p steps.PoolOnNode, f steps.FileFound) error {
+func (d *Dir) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error {
 	if f.Pool != p.Pool {
 		return problem.New(problem.Invalid, "file %s is said to be in another pool", f.Path)
 	}
@@ -89,7 +89,7 @@ func (d *Dir) Remove(_ context.Context, p steps.PoolOnNode, f steps.FileFound) e
 	}
 	switch {
 	case dir == backingDir && isSHA256(name):
-		return d.evict(root, p.Path, name)
+		return d.evict(ctx, root, p.Path, name)
 	case info.IsDir():
 		if !strings.HasSuffix(name, workExt) || dir != seedsDir {
 			return problem.New(problem.InUse, "%s is a directory that is not ours", f.Path).Try("look at it and remove it by hand")
@@ -113,7 +113,7 @@ func inside(pool, path string) (dir, name string, err error) {
 }
 
 // EvictImage implements Pool.
-func (d *Dir) EvictImage(_ context.Context, c steps.CachedImage) error {
+func (d *Dir) EvictImage(ctx context.Context, c steps.CachedImage) error {
 	if !isSHA256(c.SHA256) {
 		return problem.New(problem.Invalid, "the checksum of image %s is %q", c.Image, c.SHA256)
 	}
@@ -125,18 +125,26 @@ func (d *Dir) EvictImage(_ context.Context, c steps.CachedImage) error {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	if tmp := backingDir + "/" + c.SHA256 + tempExt; !busy(root, tmp) {
-		if err := removeFile(root, tmp); err != nil {
-			return err
+	for _, tmp := range halfFetched(root, c.SHA256) {
+		if !busy(root, tmp) {
+			if err := removeFile(root, tmp); err != nil {
+				return err
+			}
 		}
 	}
-	return d.evict(root, c.PoolPath, c.SHA256)
+	return d.evict(ctx, root, c.PoolPath, c.SHA256)
 }
 
 // evict removes an image's copy that no volume is a child of.
-func (d *Dir) evict(root *os.Root, pool, sha string) error {
-	d.children.Lock()
-	defer d.children.Unlock()
+func (d *Dir) evict(ctx context.Context, root *os.Root, pool, sha string) error {
+	leave, err := d.alone(ctx, root, pool)
+	if problem.Is(err, problem.NotFound) {
+		return nil // the pool was released meanwhile, and its copies with it
+	}
+	if err != nil {
+		return err
+	}
+	defer leave()
 	entries, err := fs.ReadDir(root.FS(), volumesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return problem.Wrap(err, problem.Unavailable, "the volumes of pool %s cannot be listed", pool)

@@ -2,13 +2,13 @@ package storage
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,15 +25,17 @@ import (
 //	seeds/VM.iso          cloud-init seeds
 //
 // Files that are being made are called NAME.tmp until they are whole. Nothing but these names is ever touched.
+//
+// The directory may be that of a network file system which several nodes see. They take turns by locks (flock) on files in
+// it, and never replace a file that another node may have open.
 type Dir struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	fetches map[string]*fetch // by path
+	fetches map[string]*fetch        // by path
+	turns   map[string]*sync.RWMutex // by pool directory
 
-	// children is held for reading while a volume becomes the child of an image's copy, and for writing while a copy that has
-	// no child goes.
-	children sync.RWMutex
+	patience time.Duration // with another node that sends nothing
 }
 
 var _ Pool = (*Dir)(nil)
@@ -43,14 +45,7 @@ func NewDir(log *slog.Logger) *Dir {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Dir{log: log, fetches: map[string]*fetch{}}
-}
-
-const markerName = ".nextstack-pool"
-
-type marker struct {
-	Pool string `json:"pool"`
-	Type string `json:"type"`
+	return &Dir{log: log, fetches: map[string]*fetch{}, turns: map[string]*sync.RWMutex{}, patience: peerPatience}
 }
 
 // Prepare implements Pool.
@@ -58,11 +53,16 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 	if err := checkPool(p); err != nil {
 		return api.PoolUsage{}, err
 	}
-	// The hypervisor may run as somebody else: it must be able to pass through, but nobody needs to list.
-	if err := os.MkdirAll(p.Path, 0o711); err != nil {
-		return api.PoolUsage{}, unusable(p.Path, err)
+	if !p.Join {
+		// The hypervisor may run as somebody else: it must be able to pass through, but nobody needs to list.
+		if err := os.MkdirAll(p.Path, 0o711); err != nil {
+			return api.PoolUsage{}, unusable(p.Path, err)
+		}
 	}
 	root, err := openRoot(p.Path)
+	if p.Join && problem.Is(err, problem.NotFound) {
+		return api.PoolUsage{}, notJoined(p, "there is no such directory")
+	}
 	if err != nil {
 		return api.PoolUsage{}, err
 	}
@@ -75,7 +75,7 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 			return api.PoolUsage{}, unusable(p.Path, err)
 		}
 	}
-	if err := tryOut(root); err != nil {
+	if err := tryOut(root, p); err != nil {
 		return api.PoolUsage{}, unusable(p.Path, err)
 	}
 	u := usage(p.Pool, p.Path)
@@ -107,37 +107,6 @@ func openRoot(path string) (*os.Root, error) {
 		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be opened", path)
 	}
 	return root, nil
-}
-
-// claim writes the marker, unless the directory belongs to somebody else.
-func claim(root *os.Root, p steps.PoolOnNode) error {
-	m, err := readMarker(root)
-	switch {
-	case err == nil && m.Pool == p.Pool:
-		return nil
-	case err == nil:
-		return problem.New(problem.Conflict, "%s is pool %s already", p.Path, m.Pool).Try("choose another directory")
-	case !errors.Is(err, fs.ErrNotExist):
-		return problem.Wrap(err, problem.Conflict, "the marker of %s cannot be read", p.Path)
-	}
-	for _, name := range []string{volumesDir, backingDir, seedsDir} {
-		if entries, err := fs.ReadDir(root.FS(), name); err == nil && len(entries) > 0 {
-			return problem.New(problem.Conflict, "%s cannot be a pool", p.Path).Because("%s in it is not empty, and was not made by NextStack", name).Try("choose another directory")
-		}
-	}
-	b, err := json.Marshal(marker{Pool: p.Pool, Type: p.Type})
-	if err == nil {
-		err = writeFile(root, markerName, b)
-	}
-	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", p.Path)
-}
-
-func readMarker(root *os.Root) (m marker, err error) {
-	b, err := root.ReadFile(markerName)
-	if err != nil {
-		return m, err
-	}
-	return m, json.Unmarshal(b, &m)
 }
 
 // writeFile writes a small file such that it is whole or not there, also after a power cut.
@@ -177,15 +146,6 @@ func ensureDir(root *os.Root, name string) error {
 	return err
 }
 
-// tryOut does to the directory what will be done to it later: a read-only or full file system shows now.
-func tryOut(root *os.Root) error {
-	const probe = volumesDir + "/.probe"
-	if err := writeFile(root, probe, make([]byte, 4096)); err != nil {
-		return err
-	}
-	return root.Remove(probe)
-}
-
 // open returns the prepared pool, after a look at its marker: a file system that is not mounted must not be mistaken for an
 // empty pool.
 func (d *Dir) open(pool, path string) (*os.Root, error) {
@@ -211,7 +171,7 @@ func (d *Dir) open(pool, path string) (*os.Root, error) {
 }
 
 // Release implements Pool.
-func (d *Dir) Release(_ context.Context, p steps.PoolOnNode) error {
+func (d *Dir) Release(ctx context.Context, p steps.PoolOnNode) error {
 	root, err := d.open(p.Pool, p.Path)
 	if problem.Is(err, problem.NotFound) || problem.Is(err, problem.Conflict) {
 		return nil // not ours, or not any more
@@ -220,6 +180,14 @@ func (d *Dir) Release(_ context.Context, p steps.PoolOnNode) error {
 		return err
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
+	leave, err := d.alone(ctx, root, p.Path)
+	if problem.Is(err, problem.NotFound) {
+		return nil // another agent was faster
+	}
+	if err != nil {
+		return err
+	}
+	defer leave()
 	volumes, err := fs.ReadDir(root.FS(), volumesDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return problem.Wrap(err, problem.Unavailable, "pool %s cannot be read", p.Path)
@@ -228,8 +196,11 @@ func (d *Dir) Release(_ context.Context, p steps.PoolOnNode) error {
 		return problem.New(problem.InUse, "pool %s is not empty", p.Path).Because("%s has %d files, the first is %s", volumesDir, len(volumes), volumes[0].Name()).
 			Try("delete the VMs in it, or run an audit with repair if nobody owns them")
 	}
+	if err := root.Remove(volumesDir); err != nil && !errors.Is(err, fs.ErrNotExist) { // never with what is in it
+		return problem.Wrap(err, problem.InUse, "%s of pool %s cannot be removed", volumesDir, p.Path)
+	}
 	// The marker goes last, so that an interrupted release can be done again.
-	for _, name := range []string{volumesDir, backingDir, seedsDir, markerName} {
+	for _, name := range []string{backingDir, seedsDir, markerName} {
 		if err := root.RemoveAll(name); err != nil {
 			return problem.Wrap(err, problem.Internal, "%s of pool %s cannot be removed", name, p.Path)
 		}
@@ -243,8 +214,25 @@ func (d *Dir) Usage(_ context.Context, p steps.PoolOnNode) api.PoolUsage {
 	if err != nil {
 		return api.PoolUsage{Pool: p.Pool, Error: err.Error()}
 	}
-	root.Close() //nolint:errcheck // a directory that was only read
-	return usage(p.Pool, p.Path)
+	defer root.Close() //nolint:errcheck // a directory that was only read
+	u := usage(p.Pool, p.Path)
+	u.Images = cached(root)
+	return u
+}
+
+// cached returns the checksums of the images that have a copy in the pool. That some cannot be listed costs a download.
+func cached(root *os.Root) []string {
+	entries, err := fs.ReadDir(root.FS(), backingDir) // sorted
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if isSHA256(e.Name()) && e.Type().IsRegular() && len(out) < api.MaxPoolImages {
+			out = append(out, e.Name())
+		}
+	}
+	return out
 }
 
 func usage(pool, path string) api.PoolUsage {

@@ -32,9 +32,12 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	if err != nil {
 		return full(err, plan.Disk.PoolPath, plan.Disk.ImageSize)
 	}
-	d.children.RLock()
+	leave, err := d.together(ctx, root, plan.Disk.PoolPath)
+	if err != nil {
+		return err
+	}
 	err = overlay(ctx, root, plan, backing)
-	d.children.RUnlock()
+	leave()
 	if err != nil {
 		return full(err, plan.Disk.PoolPath, api.MiB)
 	}

@@ -2,9 +2,7 @@ package storage
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"io"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +16,12 @@ import (
 // Fake is the pools of one node in memory. Its zero value is ready.
 type Fake struct {
 	Capacity int64 // bytes of each pool; 0: 100 GiB
+	// Net is a network file system that is mounted at NetDir: pools below that are those of Net, which other nodes may have,
+	// too. Nil: there is none.
+	Net    *Fake
+	NetDir string
+	// InUse reports whether the root disk of a VM is in use on this node; nil: none is.
+	InUse func(vm string) bool
 
 	mu    sync.Mutex
 	pools map[string]*fakePool // by path
@@ -25,6 +29,7 @@ type Fake struct {
 
 type fakePool struct {
 	id    string
+	agent string              // that made it
 	files map[string]fakeFile // by path
 }
 
@@ -32,15 +37,36 @@ type fakeFile struct {
 	kind, id string
 	child    string // SHA-256 that it is a child of
 	size     int64
+	data     []byte // of a volume
+}
+
+// on returns who has the directory: this node itself, or what is mounted there.
+func (f *Fake) on(path string) *Fake {
+	if f.Net != nil && strings.HasPrefix(path, f.NetDir+"/") {
+		return f.Net
+	}
+	return f
 }
 
 var _ Pool = (*Fake)(nil)
 
 // Put adds a file that nobody asked for.
 func (f *Fake) Put(p steps.PoolOnNode, name, kind, id string) {
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pools[p.Path].files[filepath.Join(p.Path, name)] = fakeFile{kind: kind, id: id}
+}
+
+// Clone returns pools of their own with the same things in them. What is mounted is the same file system as before.
+func (f *Fake) Clone() *Fake {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, pools: map[string]*fakePool{}}
+	for path, p := range f.pools {
+		out.pools[path] = &fakePool{id: p.id, agent: p.agent, files: maps.Clone(p.files)} // contents are never changed, only replaced
+	}
+	return out
 }
 
 // Prepare implements Pool.
@@ -48,15 +74,21 @@ func (f *Fake) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, er
 	if err := checkPool(p); err != nil {
 		return api.PoolUsage{}, err
 	}
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.pools == nil {
-		f.pools = map[string]*fakePool{}
-	}
-	if old := f.pools[p.Path]; old == nil {
-		f.pools[p.Path] = &fakePool{id: p.Pool, files: map[string]fakeFile{}}
-	} else if old.id != p.Pool {
+	switch old := f.pools[p.Path]; {
+	case p.Join && (old == nil || old.id != p.Pool):
+		return api.PoolUsage{}, notJoined(p, "it is not this pool here")
+	case old == nil:
+		if f.pools == nil {
+			f.pools = map[string]*fakePool{}
+		}
+		f.pools[p.Path] = &fakePool{id: p.Pool, agent: p.Agent, files: map[string]fakeFile{}}
+	case old.id != p.Pool:
 		return api.PoolUsage{}, problem.New(problem.Conflict, "%s is pool %s already", p.Path, old.id)
+	case !p.Shared && old.agent != "" && p.Agent != "" && old.agent != p.Agent:
+		return api.PoolUsage{}, problem.New(problem.Conflict, "two agents of the pool see the same files in %s", p.Path).Try("add the pool with --shared")
 	}
 	return f.usage(p), nil
 }
@@ -69,7 +101,12 @@ func (f *Fake) usage(p steps.PoolOnNode) api.PoolUsage {
 	u.Free = u.Capacity
 	for _, file := range f.pools[p.Path].files {
 		u.Free -= file.size
+		if file.kind == KindBacking {
+			u.Images = append(u.Images, file.id)
+		}
 	}
+	slices.Sort(u.Images)
+	u.Images = u.Images[:min(len(u.Images), api.MaxPoolImages)]
 	return u
 }
 
@@ -87,6 +124,7 @@ func (f *Fake) find(pool, path string) (*fakePool, error) {
 
 // Release implements Pool.
 func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
@@ -102,80 +140,9 @@ func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
 	return nil
 }
 
-// MakeDisk implements Pool.
-func (f *Fake) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, _ func(string)) error {
-	where, err := Locate(plan)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
-	var have bool
-	sha, copyPath := plan.Disk.ImageSHA256, filepath.Join(plan.Disk.PoolPath, backingDir, plan.Disk.ImageSHA256)
-	if err == nil {
-		_, have = pool.files[copyPath]
-	}
-	f.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if !have {
-		size, err := swallow(ctx, plan.Disk, src)
-		if err != nil {
-			return err
-		}
-		f.mu.Lock()
-		free := f.usage(steps.PoolOnNode{Path: plan.Disk.PoolPath}).Free
-		if size <= free {
-			pool.files[copyPath] = fakeFile{kind: KindBacking, id: sha, size: size}
-		}
-		f.mu.Unlock()
-		if size > free {
-			return problem.New(problem.NoCapacity, "pool %s is full", plan.Disk.PoolPath)
-		}
-	}
-	if _, err := src.Seed(ctx, plan.VM); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	pool.files[where.Disk] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: sha}
-	pool.files[where.Seed] = fakeFile{kind: KindSeed, id: plan.VM}
-	return nil
-}
-
-// swallow reads an image to its end and checks it.
-func swallow(ctx context.Context, p steps.DiskPlan, src Source) (int64, error) {
-	in, _, err := src.OpenImage(ctx, p.Image)
-	if err != nil {
-		return 0, err
-	}
-	defer in.Close() //nolint:errcheck // was only read
-	sum := sha256.New()
-	n, err := io.Copy(sum, in)
-	if err == nil && hex.EncodeToString(sum.Sum(nil)) != p.ImageSHA256 {
-		err = problem.New(problem.Unavailable, "image %s came damaged", p.Image)
-	}
-	return n, err
-}
-
-// RemoveDisk implements Pool.
-func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
-	where, err := Locate(plan)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath); err == nil {
-		delete(pool.files, where.Disk)
-		delete(pool.files, where.Seed)
-	}
-	return nil
-}
-
 // EvictImage implements Pool.
 func (f *Fake) EvictImage(_ context.Context, c steps.CachedImage) error {
+	f = f.on(c.PoolPath)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(c.Pool, c.PoolPath)
@@ -197,6 +164,7 @@ func (p *fakePool) evict(path, sha string) error {
 
 // List implements Pool.
 func (f *Fake) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, error) {
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
@@ -216,6 +184,7 @@ func (f *Fake) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, e
 
 // Remove implements Pool.
 func (f *Fake) Remove(_ context.Context, p steps.PoolOnNode, file steps.FileFound) error {
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
@@ -234,6 +203,7 @@ func (f *Fake) Remove(_ context.Context, p steps.PoolOnNode, file steps.FileFoun
 
 // Usage implements Pool.
 func (f *Fake) Usage(_ context.Context, p steps.PoolOnNode) api.PoolUsage {
+	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, err := f.find(p.Pool, p.Path); err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,9 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
+
+// letPassFor is how long a node waits for another that fetches the same image and makes no progress.
+const letPassFor = 20 * time.Second
 
 // fetch is one download, shared by all who need the image.
 type fetch struct {
@@ -38,10 +42,10 @@ func (d *Dir) image(ctx context.Context, root *os.Root, plan steps.VMPlan, src S
 	name := backingDir + "/" + p.ImageSHA256
 	path := inPool(p.PoolPath, name)
 	for {
-		if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() && (p.ImageSize <= 0 || info.Size() == p.ImageSize) {
-			return path, nil // it has its name only since its checksum was right
+		if copied(root, p) {
+			return path, nil
 		}
-		f := d.join(path, p.ImageSize, func(ctx context.Context, f *fetch) error { return download(ctx, p, src, f) })
+		f := d.join(path, p.ImageSize, func(ctx context.Context, f *fetch) error { return d.download(ctx, plan, src, f) })
 		err := d.wait(ctx, path, f, progress)
 		if problem.Is(err, problem.Cancelled) && ctx.Err() == nil {
 			continue // those who began it gave it up just when we came
@@ -108,8 +112,10 @@ func (d *Dir) wait(ctx context.Context, path string, f *fetch, progress func(str
 	}
 }
 
-// download makes the image's copy. Agents that share a directory, as on a network file system, take turns.
-func download(ctx context.Context, p steps.DiskPlan, src Source, f *fetch) error {
+// download makes the image's copy. Nodes that share the directory each write a file of their own, and take turns as far as
+// its file system has locks.
+func (d *Dir) download(ctx context.Context, plan steps.VMPlan, src Source, f *fetch) error {
+	p := plan.Disk
 	root, err := openRoot(p.PoolPath)
 	if err != nil {
 		return err
@@ -117,12 +123,18 @@ func download(ctx context.Context, p steps.DiskPlan, src Source, f *fetch) error
 	defer root.Close() //nolint:errcheck // a directory that was only read
 	name := backingDir + "/" + p.ImageSHA256
 	tmp := name + tempExt
+	if api.IsUUID(plan.Agent) {
+		tmp = name + "." + plan.Agent + tempExt
+	}
 	out, err := lockedTemp(ctx, root, tmp)
 	if err != nil {
 		return err
 	}
 	defer out.Close() //nolint:errcheck // synced below where it counts; ends the lock
-	if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() && (p.ImageSize <= 0 || info.Size() == p.ImageSize) {
+	if err := letPass(ctx, root, p, tmp); err != nil {
+		return errors.Join(err, removeFile(root, tmp))
+	}
+	if copied(root, p) {
 		return removeFile(root, tmp) // somebody else was faster
 	}
 	if err := receive(ctx, out, p, src, f); err != nil {
@@ -130,12 +142,84 @@ func download(ctx context.Context, p steps.DiskPlan, src Source, f *fetch) error
 	}
 	err = out.Sync()
 	if err == nil {
-		err = root.Rename(tmp, name)
-	}
-	if err == nil {
-		err = syncDir(root, backingDir)
+		err = d.publish(ctx, root, p, tmp)
 	}
 	return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be finished", p.Image)
+}
+
+// copied reports whether the pool has a whole copy of the image: it has its name only since its checksum was right.
+func copied(root *os.Root, p steps.DiskPlan) bool {
+	info, err := root.Lstat(backingDir + "/" + p.ImageSHA256)
+	return err == nil && info.Mode().IsRegular() && (p.ImageSize <= 0 || info.Size() == p.ImageSize)
+}
+
+// letPass waits while another node fetches the same image into the directory: of several that began, the one whose file's
+// name comes first goes on. One whose file does not grow is not waited for.
+func letPass(ctx context.Context, root *os.Root, p steps.DiskPlan, mine string) error {
+	t := time.NewTicker(100 * time.Millisecond)
+	defer t.Stop()
+	var size int64
+	moved := time.Now()
+	for {
+		ahead := ""
+		for _, name := range halfFetched(root, p.ImageSHA256) {
+			if name < mine && busy(root, name) {
+				ahead = name
+				break
+			}
+		}
+		if ahead == "" || copied(root, p) {
+			return nil
+		}
+		if info, err := root.Lstat(ahead); err == nil && info.Size() != size {
+			size, moved = info.Size(), time.Now()
+		}
+		if time.Since(moved) > letPassFor {
+			return nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return problem.New(problem.Cancelled, "waiting for another node to fetch image %s was cancelled", p.Image)
+		}
+	}
+}
+
+// halfFetched returns the files into which nodes fetch, or have fetched, an image.
+func halfFetched(root *os.Root, sha string) (names []string) {
+	entries, err := fs.ReadDir(root.FS(), backingDir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), sha+".") && strings.HasSuffix(e.Name(), tempExt) && e.Type().IsRegular() {
+			names = append(names, backingDir+"/"+e.Name())
+		}
+	}
+	return names
+}
+
+// publish gives a whole copy its name, unless there is one. It never replaces a good one: a guest on another node may have
+// that open, and would lose it.
+func (d *Dir) publish(ctx context.Context, root *os.Root, p steps.DiskPlan, tmp string) error {
+	leave, err := d.alone(ctx, root, p.PoolPath)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	name := backingDir + "/" + p.ImageSHA256
+	switch err := root.Link(tmp, name); { // unlike a rename it replaces nothing, whether or not the lock is one among nodes
+	case err == nil, copied(root, p):
+		err = removeFile(root, tmp)
+		if err != nil {
+			return err
+		}
+	default: // what is there is not whole, or the file system has no links
+		if err := root.Rename(tmp, name); err != nil {
+			return err
+		}
+	}
+	return syncDir(root, backingDir)
 }
 
 // lockedTemp opens the file empty, once nobody else writes it.
@@ -178,7 +262,7 @@ func same(root *os.Root, name string, f *os.File) bool {
 
 // busy reports whether somebody writes the file, here or in another process.
 func busy(root *os.Root, name string) bool {
-	f, err := root.Open(name)
+	f, err := root.OpenFile(name, os.O_RDWR, 0) // on NFS only who may write may lock
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}

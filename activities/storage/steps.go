@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"io"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
@@ -20,12 +21,21 @@ type ImageStore interface {
 }
 
 // RegisterNode registers the implementations of the storage steps of a node in reg.
-func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source) {
+func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source, peers Peers) {
 	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, activities.Telling(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
 	})
 	activities.Implement(reg, h, steps.RemoveDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.RemoveDisk(ctx, plan), problem.Internal, "cannot remove the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.OfferDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.DiskOffer, error) {
+		offer, err := offerDisk(ctx, pool, peers, plan)
+		return offer, problem.Wrap(err, problem.Internal, "cannot offer the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.PullDisk, func(ctx context.Context, _ steps.Token, in steps.DiskPull) (steps.Nothing, error) {
+		fetch := func(ctx context.Context) (io.ReadCloser, error) { return peers.Fetch(ctx, in.Offer) }
+		err := pool.ReceiveDisk(ctx, in.Plan, src, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
 	activities.Implement(reg, h, steps.PreparePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (api.PoolUsage, error) {
 		return pool.Prepare(ctx, p)
@@ -36,6 +46,21 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	activities.Implement(reg, h, steps.EvictImage, func(ctx context.Context, _ steps.Token, c steps.CachedImage) (steps.Nothing, error) {
 		return steps.Nothing{}, pool.EvictImage(ctx, c)
 	})
+}
+
+// offerDisk offers a disk after a look at whether it could be given now.
+func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (steps.DiskOffer, error) {
+	d, err := pool.OpenDisk(ctx, plan)
+	if err != nil {
+		return steps.DiskOffer{}, err
+	}
+	size := d.Size()
+	if err := d.Close(); err != nil {
+		return steps.DiskOffer{}, err
+	}
+	offer, err := peers.Offer(ctx, plan.Disk.Volume, func(ctx context.Context) (Disk, error) { return pool.OpenDisk(ctx, plan) })
+	offer.Size = size
+	return offer, err
 }
 
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.

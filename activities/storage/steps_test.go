@@ -46,3 +46,38 @@ func TestALateImportComesNotAfterItsUndo(t *testing.T) {
 	require.True(t, problem.Is(steps.FromActivity("import", "", err), problem.Stale), "%v", err)
 	require.Empty(t, files)
 }
+
+// TestDisksGoFromNodeToNode by the steps of both.
+func TestDisksGoFromNodeToNode(t *testing.T) {
+	ctx, host := t.Context(), &activities.Host{Log: slog.New(slog.DiscardHandler)}
+	var x storage.Exchange
+	a, b := newWorld(t, &storage.Fake{}), newWorld(t, &storage.Fake{})
+	b.pool, b.src = a.pool, a.src
+	regA, regB := byName{}, byName{}
+	storage.RegisterNode(regA, host, a.Pool, a.src, &x)
+	storage.RegisterNode(regB, &activities.Host{Log: host.Log}, b.Pool, b.src, &x)
+	for _, w := range []*world{a, b} {
+		_, err := w.Prepare(ctx, w.pool)
+		require.NoError(t, err)
+	}
+	p := a.plan()
+	offer := regA[steps.OfferDisk.Name].(func(context.Context, steps.Envelope[steps.VMPlan]) (steps.DiskOffer, error))
+	pull := regB[steps.PullDisk.Name].(func(context.Context, steps.Envelope[steps.DiskPull]) (steps.Nothing, error))
+	token := steps.Token{Operation: "op", Step: "disk", Epoch: 1, Seq: 1}
+
+	_, err := offer(ctx, steps.Envelope[steps.VMPlan]{Token: token, In: p})
+	require.True(t, problem.Is(steps.FromActivity("disk", "", err), problem.NotFound), "%v", err)
+	require.NoError(t, a.MakeDisk(ctx, p, a.src, nil))
+	o, err := offer(ctx, steps.Envelope[steps.VMPlan]{Token: token, In: p})
+	require.NoError(t, err)
+	was := a.Pool.(*storage.Fake).Content(p)
+	require.EqualValues(t, len(was), o.Size)
+	for range 2 {
+		_, err = pull(ctx, steps.Envelope[steps.DiskPull]{Token: token, In: steps.DiskPull{Plan: p, Offer: o}})
+		require.NoError(t, err)
+		require.Equal(t, was, b.Pool.(*storage.Fake).Content(p))
+	}
+	o.Ticket = "wrong"
+	_, err = pull(ctx, steps.Envelope[steps.DiskPull]{Token: token, In: steps.DiskPull{Plan: p, Offer: o}})
+	require.True(t, problem.Is(steps.FromActivity("disk", "", err), problem.Unavailable), "%v", err)
+}

@@ -19,7 +19,8 @@ import (
 // a pool that is not prepared on this node is not_found.
 type Pool interface {
 	// Prepare makes the directory a pool, by really using it, and says how much room it has. A directory that is another
-	// pool's, or holds what looks like one, is a conflict.
+	// pool's, or holds what looks like one, is a conflict; so is one that two agents see if the pool is not shared, or if it is
+	// shared and this agent does not see what the first has made.
 	Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error)
 	// Release removes what Prepare made and all image copies. It refuses (in_use) while a volume is there, and is content
 	// with a directory that is not this pool.
@@ -28,6 +29,12 @@ type Pool interface {
 	MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progress func(string)) error
 	// RemoveDisk removes them, and what was half-made. It is content if they are not there.
 	RemoveDisk(ctx context.Context, plan steps.VMPlan) error
+	// OpenDisk opens the root disk of a VM that does not run, to be given to another node. One that is used is in_use; one
+	// that is not a child of its image's copy in this pool is a conflict.
+	OpenDisk(ctx context.Context, plan steps.VMPlan) (Disk, error)
+	// ReceiveDisk makes root disk and seed of a VM as MakeDisk does, but with the content of the stream that fetch opens. What
+	// there was of the disk is replaced, at the end and only by what is whole. Tell may be nil.
+	ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress)) error
 	// EvictImage removes the copy of an image. It refuses (in_use) while a volume needs it.
 	EvictImage(ctx context.Context, c steps.CachedImage) error
 	// List tells what is in a pool; nothing if it is not prepared here.

@@ -32,6 +32,7 @@ type Options struct {
 	Project        string
 	IdempotencyKey string // "" for none
 	IfMatch        int64  // revision that the target must have; 0 for any
+	Parent         string // operation that asks for this one; "" for none
 
 	retryOf string // operation that is sent again
 	target  string // ID that the target must have: a name may have come to mean another one; "" for any
@@ -95,12 +96,8 @@ func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind s
 				return err
 			}
 		}
-		acc := &acceptance{Draft: store.NewDraft(h), ctx: ctx, kv: a.kv, h: h, opts: o, now: a.now().UTC(), mine: map[string]bool{}}
-		acc.op = &api.Operation{
-			Meta: api.Meta{ID: id, Project: o.Project, Created: acc.now},
-			Kind: kind, State: api.OpAccepted, Requester: h.Who().Name, Request: body, RequestHash: hash, Plan: &api.OperationPlan{},
-			RetryOf: o.retryOf,
-		}
+		acc := a.attempt(ctx, h, o, kind, id)
+		acc.op.Request, acc.op.RequestHash = body, hash
 		err := build(acc)
 		if err == nil {
 			acc.Create(acc.op)
@@ -122,6 +119,31 @@ func (a *Admission) accept(ctx context.Context, h auth.Handle, o Options, kind s
 		return nil, err
 	}
 	return op, nil
+}
+
+// attempt returns an acceptance that nothing has been decided of yet.
+func (a *Admission) attempt(ctx context.Context, h auth.Handle, o Options, kind, id string) *acceptance {
+	c := &acceptance{Draft: store.NewDraft(h), ctx: ctx, kv: a.kv, h: h, opts: o, now: a.now().UTC(), mine: map[string]bool{}}
+	c.op = &api.Operation{
+		Meta: api.Meta{ID: id, Project: o.Project, Created: c.now},
+		Kind: kind, State: api.OpAccepted, Requester: h.Who().Name, Plan: &api.OperationPlan{}, RetryOf: o.retryOf, Parent: o.Parent,
+	}
+	return c
+}
+
+// rehearse runs build as accept does, and tells what the commit would say, but writes nothing.
+func (a *Admission) rehearse(ctx context.Context, h auth.Handle, o Options, kind string, build func(*acceptance) error) error {
+	if err := a.project(ctx, h, o.Project); err != nil {
+		return err
+	}
+	return store.Retry(ctx, func() error {
+		c := a.attempt(ctx, h, o, kind, api.NewID())
+		if err := build(c); err != nil {
+			return err
+		}
+		c.Create(c.op)
+		return c.Check(ctx, a.kv)
+	})
 }
 
 func (a *Admission) project(ctx context.Context, h auth.Handle, name string) error {
@@ -176,6 +198,9 @@ func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
 	c.Update(r)
 	return nil
 }
+
+// keeps locks an existing record that stays in the phase it is in, whatever becomes of the operation.
+func (c *acceptance) keeps(r api.Phased) error { return c.holds(r, r.GetPhase(), r.GetPhase()) }
 
 // target makes r what the operation is about, and checks If-Match.
 func (c *acceptance) target(r api.Resource) error {

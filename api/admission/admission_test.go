@@ -89,6 +89,7 @@ func (d *desk) cloud() *desk {
 	d.done(a.CreateVPC(ctx, h, opts, api.VPCCreate{Name: "net", CIDR: "10.0.0.0/16"}))
 	d.done(a.CreateSubnet(ctx, h, opts, api.SubnetCreate{Name: "front", VPC: "net", CIDR: "10.0.1.0/24"}))
 	d.done(a.CreateSecurityGroup(ctx, h, opts, api.SecurityGroupCreate{Name: "web"}))
+	d.done(a.CreateGroup(ctx, h, opts, api.VMGroupCreate{Name: "pack", VMGroupSpec: api.VMGroupSpec{Policy: api.AntiAffinity}}))
 	return d
 }
 

@@ -82,6 +82,28 @@ var retries = map[string]retry{
 	},
 	api.OpVMDelete: retryRef((*Admission).DeleteVM), api.OpVMStart: retryRef((*Admission).StartVM),
 	api.OpVMStop: retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
+	api.OpVMUpdate: retryUpdate((*Admission).UpdateVM), api.OpVMRecover: retryRef((*Admission).RecoverVM),
+	api.OpVMMigrate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r migrateRequest) (*api.Operation, error) { return a.MigrateVM(ctx, h, o, r.Ref, r.VMMigrate) })
+	},
+	api.OpGroupCreate: retryBody((*Admission).CreateGroup), api.OpGroupDelete: retryRef((*Admission).DeleteGroup),
+	api.OpHostUpdate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r updateRequest[api.AgentUpdate]) (*api.Operation, error) {
+			if f := r.Update.Fence; f != nil && f.Password == hiddenPassword {
+				return nil, problem.New(problem.Unsupported, "this operation cannot be retried").Because("the password in it was a secret and is not kept").
+					Try("send the change again: gnext host set %s --fence ...", r.Ref)
+			}
+			return a.UpdateHost(ctx, h, o, r.Ref, r.Update)
+		})
+	},
+	api.OpHostDrain: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r drainRequest) (*api.Operation, error) { return a.DrainHost(ctx, h, o, r.Ref, r.HostDrain) })
+	},
+	api.OpHostBalance: retryBody((*Admission).BalanceHosts), api.OpHostDelete: retryRef((*Admission).DeleteHost),
+	// That somebody saw the node off then does not mean that it is now.
+	api.OpHostRecover: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r recoverRequest) (*api.Operation, error) { return a.RecoverHost(ctx, h, o, r.Ref, "") })
+	},
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
 	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
 	api.OpVPCCreate: retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),

@@ -94,6 +94,26 @@ func lives() map[string]life {
 			remove: func(d *desk) (*api.Operation, error) { return d.Admission.DeletePool(ctx, d.User, opts, "x") },
 			phase:  phaseOf[api.Pool]("", "x"),
 		},
+		"vm group": {
+			create: func(d *desk) (*api.Operation, error) {
+				return d.Admission.CreateGroup(ctx, d.User, opts, api.VMGroupCreate{Name: "x", VMGroupSpec: api.VMGroupSpec{Policy: api.Affinity}})
+			},
+			remove: func(d *desk) (*api.Operation, error) { return d.Admission.DeleteGroup(ctx, d.User, opts, "x") },
+			phase:  phaseOf[api.VMGroup](p, "x"),
+		},
+		"vm of a group": {
+			create: func(d *desk) (*api.Operation, error) {
+				r := vmRequest("x")
+				r.Group = "pack"
+				return d.Admission.CreateVM(ctx, d.User, opts, r)
+			},
+			update: func(d *desk) (*api.Operation, error) {
+				none := ""
+				return d.Admission.UpdateVM(ctx, d.User, opts, "x", api.VMUpdate{Group: &none})
+			},
+			remove: func(d *desk) (*api.Operation, error) { return d.Admission.DeleteVM(ctx, d.User, opts, "x") },
+			phase:  phaseOf[api.VM](p, "x"),
+		},
 		"vm": {
 			create: func(d *desk) (*api.Operation, error) { return d.Admission.CreateVM(ctx, d.User, opts, vmRequest("x")) },
 			update: func(d *desk) (*api.Operation, error) { return d.Admission.StopVM(ctx, d.User, opts, "x", api.VMStop{}) },

@@ -82,8 +82,14 @@ func (a *Admission) unlock(ctx context.Context, h auth.Handle, d *store.Draft, o
 	}
 	r.GetMeta().Operation = ""
 	r.SetPhase(phase, "")
-	if vm, ok := r.(*api.VM); ok {
-		vm.Status.Observed = a.now().UTC() // what an agent saw before this moment no longer counts
+	switch r := r.(type) {
+	case *api.VM:
+		r.Status.Observed = a.now().UTC() // what an agent saw before this moment no longer counts
+		if phase == api.PhaseUnknown && out.Error != nil {
+			r.Status.Reason = "it was not restarted on another node: " + out.Error.Error()
+		}
+	case *api.Agent:
+		r.Status.ConfirmedOff = "" // it was said to the operation that ends here
 	}
 	d.Update(r)
 	return nil
@@ -97,6 +103,9 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 			return nil, problem.Wrap(err, problem.Internal, "the plan of operation %s cannot be read", op.ID)
 		}
 		after.GetMeta().Revision = r.GetMeta().Revision
+		if vm, ok := after.(*api.VM); ok { // what it is was not the update's to say
+			vm.Status = r.(*api.VM).Status
+		}
 		return after, nil
 	}
 	img, ok := r.(*api.Image)

@@ -43,10 +43,21 @@ func (a *Admission) DeleteImage(ctx context.Context, h auth.Handle, o Options, r
 			return err
 		}
 		for _, p := range pools {
-			for _, agent := range p.Spec.Agents {
-				if shared {
-					continue
+			if shared {
+				break
+			}
+			ids := p.Spec.Agents
+			if p.Spec.Shared { // there is one copy, and whoever lives can remove it
+				agents, err := a.poolAgents(c, p)
+				if err != nil {
+					return err
 				}
+				ids = nil
+				for _, ag := range agents[:min(1, len(agents))] {
+					ids = append(ids, ag.ID)
+				}
+			}
+			for _, agent := range ids {
 				removal.Copies = append(removal.Copies, api.ImageCopy{Agent: agent, Copy: api.CachedImage{Image: img.ID, SHA256: img.Status.SHA256, Pool: p.ID, PoolPath: p.Spec.Path}})
 			}
 		}
@@ -73,8 +84,8 @@ func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, re
 		if err != nil {
 			return err
 		}
-		pool := &api.Pool{Meta: c.meta("", req.Name, req.Labels), Spec: api.PoolSpec{Type: req.Type, Path: req.Path}}
-		work := api.PoolWork{Pool: api.PoolOnNode{Pool: pool.ID, Type: req.Type, Path: req.Path}}
+		pool := &api.Pool{Meta: c.meta("", req.Name, req.Labels), Spec: api.PoolSpec{Type: req.Type, Path: req.Path, Shared: req.Shared}}
+		work := api.PoolWork{Pool: poolOnNode(pool)}
 		for _, ag := range agents {
 			pool.Spec.Agents = append(pool.Spec.Agents, ag.ID)
 			work.Agents = append(work.Agents, agentRef(ag))
@@ -114,6 +125,36 @@ func (a *Admission) agentsFor(c *acceptance, refs []string) ([]*api.Agent, error
 	return out, nil
 }
 
+// poolAgents returns the agents of a pool, those that are ready first: of a shared pool the first one stands for all.
+func (a *Admission) poolAgents(c *acceptance, p *api.Pool) ([]*api.Agent, error) {
+	var out []*api.Agent
+	for _, id := range p.Spec.Agents {
+		ag, err := store.Get[api.Agent](c.ctx, c.kv, c.h, "", id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, ag)
+	}
+	slices.SortStableFunc(out, func(x, y *api.Agent) int { return readiness(x) - readiness(y) })
+	return out, nil
+}
+
+// readiness is the lower the better.
+func readiness(ag *api.Agent) int {
+	switch {
+	case ag.Status.Phase == api.PhaseReady:
+		return 0
+	case ag.Status.Alive():
+		return 1
+	default:
+		return 2
+	}
+}
+
+func poolOnNode(p *api.Pool) api.PoolOnNode {
+	return api.PoolOnNode{Pool: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared}
+}
+
 func agentRef(ag *api.Agent) api.AgentRef {
 	return api.AgentRef{ID: ag.ID, Name: ag.Name, Ready: ag.Status.Phase == api.PhaseReady}
 }
@@ -125,14 +166,14 @@ func (a *Admission) DeletePool(ctx context.Context, h auth.Handle, o Options, re
 		if err != nil {
 			return err
 		}
-		work := api.PoolWork{Pool: api.PoolOnNode{Pool: pool.ID, Type: pool.Spec.Type, Path: pool.Spec.Path}}
-		for _, id := range pool.Spec.Agents {
-			ag, err := store.Get[api.Agent](ctx, a.kv, h, "", id)
-			if err != nil {
-				return err
-			}
+		agents, err := a.poolAgents(c, pool)
+		if err != nil {
+			return err
+		}
+		work := api.PoolWork{Pool: poolOnNode(pool)}
+		for _, ag := range agents {
 			work.Agents = append(work.Agents, agentRef(ag))
-			c.releases(store.PoolPathClaim(id, pool.Spec.Path))
+			c.releases(store.PoolPathClaim(ag.ID, pool.Spec.Path))
 		}
 		return firstOf(c.input(work), c.deletes(pool))
 	})

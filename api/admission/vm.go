@@ -23,30 +23,43 @@ func (a *Admission) CreateVM(ctx context.Context, h auth.Handle, o Options, req 
 	}
 	o.hidden = digest(req.UserData)
 	return a.accept(ctx, h, o, api.OpVMCreate, shown, func(c *acceptance) error {
-		return a.createVM(c, req)
+		_, err := a.createVM(c, req)
+		return err
 	})
+}
+
+// Preview tells whether CreateVM would accept the request now, without accepting it. It returns the VM as it would be made.
+func (a *Admission) Preview(ctx context.Context, h auth.Handle, o Options, req api.VMCreate) (vm *api.VM, err error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	err = a.rehearse(ctx, h, o, api.OpVMCreate, func(c *acceptance) (err error) {
+		vm, err = a.createVM(c, req)
+		return err
+	})
+	return vm, err
 }
 
 // hiddenUserData stands in an operation's request where the user-data was.
 const hiddenUserData = "(hidden)"
 
-func (a *Admission) createVM(c *acceptance, req api.VMCreate) error {
+func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 	p := c.opts.Project
 	vm := &api.VM{Meta: c.meta(p, req.Name, req.Labels)}
 	image, err := store.Find[api.Image](c.ctx, c.kv, c.h, p, req.Image)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pool, err := a.poolFor(c, req.Pool)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	disk := req.RootDisk
 	if disk == 0 {
 		disk = (image.Status.VirtualSize + api.MiB - 1) / api.MiB * api.MiB
 	}
 	if disk < image.Status.VirtualSize {
-		return problem.New(problem.Invalid, "the root disk of %d bytes is too small", disk).
+		return nil, problem.New(problem.Invalid, "the root disk of %d bytes is too small", disk).
 			Because("image %s is %d bytes", image.Name, image.Status.VirtualSize).Try("ask for at least that, or leave the size out")
 	}
 	volume := &api.Volume{
@@ -54,14 +67,20 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) error {
 		Spec: api.VolumeSpec{Size: disk, Pool: pool.ID, Image: image.ID, VM: vm.ID, Root: true},
 	}
 	if err := c.needs(api.RefTo(volume), image); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.needs(api.RefTo(volume), pool); err != nil {
-		return err
+		return nil, err
 	}
 	vm.Spec = api.VMSpec{
 		VCPUs: req.VCPUs, Memory: req.Memory, Image: image.ID, RootDisk: disk, Pool: pool.ID,
-		Hostname: req.Hostname, SSHKeys: req.SSHKeys, UserData: req.UserData != "",
+		Hostname: req.Hostname, SSHKeys: req.SSHKeys, UserData: req.UserData != "", HA: req.HA,
+	}
+	if vm.Spec.Placing, err = a.placing(c, vm, req.Placing); err != nil {
+		return nil, err
+	}
+	if err := restartable(vm, pool); err != nil {
+		return nil, err
 	}
 	if vm.Spec.Hostname == "" {
 		vm.Spec.Hostname = req.Name
@@ -69,18 +88,18 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) error {
 	vm.Status.Volumes = []string{volume.ID}
 	for i, n := range req.NICs {
 		if err := a.addNIC(c, vm, i, n, req.SecurityGroups); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := a.claimQuota(c, vm); err != nil {
-		return err
+		return nil, err
 	}
 	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {
-		return err
+		return nil, err
 	}
 	c.makes(vm, api.PhaseRunning)
 	c.makes(volume, api.PhaseReady)
-	return c.target(vm)
+	return vm, c.target(vm)
 }
 
 // partName names what a VM is made of: readable, and not in the way of names that people choose.
@@ -213,6 +232,9 @@ func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref 
 			return err
 		}
 		c.releases(store.QuotaClaim(vm.Project, vm.ID), store.SecretKey(vm.ID))
+		if vm.Spec.Group != "" {
+			c.releases(groupClaim(vm.Spec.Group, vm))
+		}
 		for _, id := range vm.Status.Volumes {
 			v, err := store.Get[api.Volume](ctx, a.kv, h, vm.Project, id)
 			if err != nil {

@@ -49,6 +49,7 @@ type ListOptions struct {
 	Kind    string // such as vm.create
 	Target  string // name or ID
 	Project string
+	Parent  string // ID of the operation that asked for them
 }
 
 func (o ListOptions) query() url.Values {
@@ -62,7 +63,7 @@ func (o ListOptions) query() url.Values {
 	if o.PageSize > 0 {
 		q.Set("page_size", strconv.Itoa(o.PageSize))
 	}
-	for k, v := range map[string]string{"page_token": o.PageToken, "state": string(o.State), "kind": o.Kind, "target": o.Target, "project": o.Project} {
+	for k, v := range map[string]string{"page_token": o.PageToken, "state": string(o.State), "kind": o.Kind, "target": o.Target, "project": o.Project, "parent": o.Parent} {
 		if v != "" {
 			q.Set(k, v)
 		}
@@ -142,21 +143,25 @@ func (c *Client) write(ctx context.Context, w Write, method, path string, body a
 
 // Creation is a request for a new resource.
 type Creation interface {
-	*api.VMCreate | *api.ImageCreate | *api.PoolCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
+	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
 	Validate() error
 }
 
 // Update is a request to change a resource.
 type Update interface {
-	*api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
+	*api.VMUpdate | *api.AgentUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
 	Validate() error
 }
 
 // kindOf returns the kind of resource that a request is about.
 func kindOf(body any) api.Kind {
 	switch body.(type) {
-	case *api.VMCreate:
+	case *api.VMCreate, *api.VMUpdate:
 		return api.KindVM
+	case *api.VMGroupCreate:
+		return api.KindVMGroup
+	case *api.AgentUpdate:
+		return api.KindAgent
 	case *api.ImageCreate:
 		return api.KindImage
 	case *api.PoolCreate:

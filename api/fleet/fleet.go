@@ -5,6 +5,8 @@ package fleet
 import (
 	"context"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -13,8 +15,21 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// SilentAfter is how long an agent may be silent before it counts as unavailable. Agents report every few seconds.
-const SilentAfter = 20 * time.Second
+// What is when nobody said otherwise. How often agents report grows with their number, and suspicion and leases with it.
+const (
+	// SilentAfter is how long an agent may be silent before it is suspected to be dead.
+	SilentAfter = 15 * time.Second
+	// Lease is how long a node may run HA VMs without hearing from the server.
+	Lease = 20 * time.Second
+	// Margin is how long after the end of a lease, by the server's clock, the node's HA VMs are taken for stopped. It covers
+	// that the node's clock may run slower than the server's (by 1 %, which is far more than clocks do: 0.2 s of a lease),
+	// that its guardian looks twice a second, and that the kernel takes its time to tear down a guest with much memory.
+	Margin = 10 * time.Second
+	// reportEvery is how often agents report unless they are told otherwise.
+	reportEvery = 5 * time.Second
+	// reportsPerSecond is how many reports the server wants at most; with more agents each of them reports less often.
+	reportsPerSecond = 200
+)
 
 // Credentials is what the fleet needs of the accounts.
 type Credentials interface {
@@ -40,12 +55,21 @@ type Options struct {
 	TemporalAddress string
 	Namespace       string
 
+	// SuspectAfter and Lease are at least that long; zero: SilentAfter and Lease.
+	SuspectAfter, Lease time.Duration
+	// Recover begins the recovery of an agent that is suspect, once for each silence: by the same agent and Status.Observed
+	// it must be the same operation. Nil: nobody does.
+	Recover func(ctx context.Context, agent *api.Agent) error
+	// Restart starts an HA VM that its node has stopped because it had no lease. Nil: nobody does.
+	Restart func(ctx context.Context, vm *api.VM) error
+
 	// What a new node starts with; an operator may change it later. Zero: 512 MiB and 4.
 	ReservedMemory int64   // bytes
 	CPURatio       float64 // vCPUs per core
 
-	Log *slog.Logger     // nil: slog.Default
-	Now func() time.Time // nil: time.Now
+	Log   *slog.Logger     // nil: slog.Default
+	Clock *Clock           // nil: the clock of this process
+	Now   func() time.Time // in place of Clock: the source of one
 }
 
 // Fleet speaks with the agents.
@@ -53,7 +77,13 @@ type Fleet struct {
 	Options
 	// self is what the fleet writes with: an agent's own authority ends at its agent record, and what its report means for
 	// VMs and pools is decided here.
-	self auth.Handle
+	self  auth.Handle
+	index index
+	watch watch
+
+	agents atomic.Int64 // how many there were when they were last counted
+	mu     sync.Mutex
+	pools  map[string]int64 // by agent: the revision of its pools when their status was last worked out
 }
 
 // New returns a Fleet.
@@ -67,11 +97,34 @@ func New(o Options) *Fleet {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Now == nil {
-		o.Now = time.Now
+	switch {
+	case o.Clock != nil:
+	case o.Now != nil:
+		o.Clock = NewClock(o.Now)
+	default:
+		o.Clock = ProcessClock()
 	}
-	return &Fleet{Options: o, self: auth.ControlPlane("fleet")}
+	if o.SuspectAfter == 0 {
+		o.SuspectAfter = SilentAfter
+	}
+	if o.Lease == 0 {
+		o.Lease = Lease
+	}
+	return &Fleet{Options: o, self: auth.ControlPlane("fleet"), watch: watch{begun: map[string]time.Time{}}, pools: map[string]int64{}}
 }
+
+// pace is how often agents should report, by their number.
+func (f *Fleet) pace() time.Duration {
+	agents := f.agents.Load()
+	return max(reportEvery, time.Duration(agents)*time.Second/reportsPerSecond)
+}
+
+// suspectAfter is how long an agent may be silent: three reports may get lost.
+func (f *Fleet) suspectAfter() time.Duration { return max(f.SuspectAfter, 3*f.pace()) }
+
+// lease is how long a report is good for: it must be longer than suspicion, or nodes would stop their VMs before anybody
+// wonders about them.
+func (f *Fleet) lease() time.Duration { return max(f.Lease, 4*f.pace()) }
 
 // Join makes an agent a member, if it knows the join token. An agent that joins again under its name gets the same ID and a
 // new credential; the old one is worthless from then on. While an agent of the name is alive nobody can join under it: two
@@ -88,17 +141,17 @@ func (f *Fleet) Join(ctx context.Context, req api.AgentJoin) (*api.AgentJoined, 
 		known, err := store.Find[api.Agent](ctx, f.KV, f.self, "", req.Name)
 		if err == nil {
 			id = known.ID
-			return f.silent(known)
+			return f.silent(ctx, known)
 		}
 		if !problem.Is(err, problem.NotFound) {
 			return err
 		}
-		now := f.Now().UTC()
+		now := f.Clock.Now()
 		a := &api.Agent{
 			Meta: api.Meta{ID: api.NewID(), Name: req.Name, Created: now},
-			Spec: api.AgentSpec{ReservedMemory: f.ReservedMemory, CPURatio: f.CPURatio},
+			Spec: api.AgentSpec{ReservedMemory: f.ReservedMemory, CPURatio: f.CPURatio, MemoryRatio: 1},
 			Status: api.AgentStatus{
-				Phase: api.PhaseUnavailable, Reason: "has joined and not reported yet", Observed: now,
+				Phase: api.PhaseUnavailable, Reason: reasonJoined, Since: now, Observed: now,
 			},
 		}
 		d := store.NewDraft(f.self)
@@ -123,47 +176,21 @@ func (f *Fleet) Join(ctx context.Context, req api.AgentJoin) (*api.AgentJoined, 
 	return &api.AgentJoined{ID: id, Credential: credential, TemporalAddress: f.TemporalAddress, Namespace: f.Namespace}, nil
 }
 
-// silent returns a problem while an agent is alive.
-func (f *Fleet) silent(a *api.Agent) error {
-	ago := f.Now().Sub(a.Status.Observed)
-	if a.Status.Phase != api.PhaseReady || ago >= SilentAfter {
-		return nil
-	}
-	return problem.New(problem.Unavailable, "there is an agent %s already", a.Name).Because("it reported %s ago", ago.Round(time.Second)).
-		Try("give this node another --name; or if it is the same one, wait: it may join again when nothing has been heard of it for %s", SilentAfter)
-}
+// reasonJoined is why an agent that has never reported takes no VMs.
+const reasonJoined = "has joined and not reported yet"
 
-// Sweep marks the agents that have been silent for SilentAfter as unavailable, and looks at the pools again that lose a node by
-// it. One agent that cannot be written does not keep the others from it; the first error is returned.
-func (f *Fleet) Sweep(ctx context.Context, now time.Time) error {
-	agents, err := store.List[api.Agent](ctx, f.KV, f.self, "")
+// silent returns a problem while an agent is alive.
+func (f *Fleet) silent(ctx context.Context, a *api.Agent) error {
+	beat, err := store.ReadBeat(ctx, f.KV, a.ID)
 	if err != nil {
 		return err
 	}
-	var first error
-	for _, a := range agents {
-		reason := "has not reported since " + a.Status.Observed.UTC().Format(time.RFC3339)
-		if a.Status.Reason == reason || now.Sub(a.Status.Observed) < SilentAfter {
-			continue
-		}
-		a.Status.Phase, a.Status.Reason = api.PhaseUnavailable, reason
-		d := store.NewDraft(f.self)
-		d.Update(a)
-		revision, err := d.Commit(ctx, f.KV)
-		if problem.Is(err, problem.Conflict) {
-			continue // it has just reported, or the next sweep will see
-		}
-		if err == nil {
-			f.Log.Warn("agent is silent", "agent", a.ID, "name", a.Name, "observed", a.Status.Observed)
-			if err = f.caughtUp(ctx, revision); err == nil {
-				err = f.observePools(ctx, a.ID)
-			}
-		}
-		if err != nil && first == nil {
-			first = err
-		}
+	ago, enough := f.Clock.Now().Sub(beat.Observed), f.suspectAfter()
+	if ago >= enough || !a.Status.Alive() {
+		return nil
 	}
-	return first
+	return problem.New(problem.Unavailable, "there is an agent %s already", a.Name).Because("it reported %s ago", ago.Round(time.Second)).
+		Try("give this node another --name; or if it is the same one, wait: it may join again when nothing has been heard of it for %s", enough)
 }
 
 // owns returns nil if h is the agent with this ID itself; nobody else may speak for it.

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -14,6 +15,28 @@ import (
 func (f *Fleet) poolsOf(agent string) ([]*api.Pool, error) {
 	page, err := store.ListCached(f.Cache, f.self, "", "", 0, func(p *api.Pool) bool { return slices.Contains(p.Spec.Agents, agent) })
 	return page.Items, err
+}
+
+// lookAtPools works out the status of a node's pools if there is a reason to: the node's record was written, which it is when
+// its pools have changed as it sees them, or a pool was.
+func (f *Fleet) lookAtPools(ctx context.Context, agent string, pools []*api.Pool, wrote bool) error {
+	var newest int64
+	for _, p := range pools {
+		newest = max(newest, p.Revision)
+	}
+	f.mu.Lock()
+	same := f.pools[agent] == newest
+	f.mu.Unlock()
+	if same && !wrote {
+		return nil
+	}
+	if err := f.observePools(ctx, agent); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.pools[agent] = newest
+	f.mu.Unlock()
+	return nil
 }
 
 // observePools works out the status of every pool that a node has, from the last reports of all its nodes.
@@ -53,7 +76,8 @@ func (f *Fleet) observePools(ctx context.Context, agent string) error {
 
 // poolStatus sums a pool up. A directory pool is a directory of each node, and a volume lies in one of them: so capacity and
 // free are the sums over the nodes that are there and have no trouble with it. (A single volume still has to fit one node;
-// that is for the placement to see.) The pool is ready while one node is; the reason names the others.
+// that is for the placement to see.) A shared pool is the same directory everywhere; it counts once, as the node sees it that
+// sees most. The pool is ready while one node is; the reason names the others.
 func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
 	s := api.PoolStatus{Phase: api.PhaseUnavailable}
 	var trouble []string
@@ -64,7 +88,7 @@ func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
 			trouble = append(trouble, "agent "+id+" is gone")
 			continue
 		}
-		if a.Status.Phase != api.PhaseReady {
+		if a.Status.Phase != api.PhaseReady && a.Status.Phase != api.PhaseMaintenance {
 			trouble = append(trouble, a.Name+" is "+string(a.Status.Phase))
 			continue
 		}
@@ -75,17 +99,27 @@ func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
 		case a.Status.Inventory.Pools[i].Error != "":
 			trouble = append(trouble, a.Name+": "+a.Status.Inventory.Pools[i].Error)
 		default:
+			u := a.Status.Inventory.Pools[i]
+			if p.Spec.Shared { // all see the same room
+				u.Capacity, u.Free = max(u.Capacity-s.Capacity, 0), max(u.Free-s.Free, 0)
+			}
 			s.Phase = api.PhaseReady
-			s.Capacity += a.Status.Inventory.Pools[i].Capacity
-			s.Free += a.Status.Inventory.Pools[i].Free
+			s.Capacity += u.Capacity
+			s.Free += u.Free
 		}
 	}
 	if unheard && s.Phase != api.PhaseReady {
 		return p.Status // a pool that has just been added must not look broken until it is first reported on
 	}
+	if more := len(trouble) - maxTrouble; more > 0 {
+		trouble = append(trouble[:maxTrouble], fmt.Sprintf("and %d more", more))
+	}
 	s.Reason = strings.Join(trouble, "; ")
 	return s
 }
+
+// maxTrouble is how many nodes the reason of a pool names.
+const maxTrouble = 8
 
 // worthWriting keeps the small ups and downs of free space from making a write and an event with every report: it has to
 // move by a hundredth of the capacity.

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -23,7 +22,7 @@ const (
 const refreshAfter = 5 * time.Minute
 
 // Report takes in what an agent tells of its node: it updates the agent's record, the pools that the node has and the VMs
-// on it that no operation holds. The answer says which pools to report on.
+// on it that no operation holds. The answer says what the agent is to do, and for how long it may run HA VMs.
 func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.AgentReport) (*api.AgentOrders, error) {
 	if err := owns(h, agent); err != nil {
 		return nil, err
@@ -31,33 +30,41 @@ func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.A
 	if err := validateReport(&r); err != nil {
 		return nil, err
 	}
-	now := f.Now().UTC()
-	if r.Sent.After(now) {
+	if now := f.Clock.Now(); r.Sent.After(now) {
 		r.Sent = now // a clock that is ahead must not make old observations look new
 	}
 	pools, err := f.poolsOf(agent)
 	if err != nil {
 		return nil, err
 	}
-	revision, err := f.observeAgent(ctx, agent, &r, now)
+	t, err := f.take(ctx, agent, &r)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.caughtUp(ctx, revision); err != nil {
+	o := orders(pools)
+	o.Lease, o.Stop = t.lease.Seconds(), t.stop
+	if every := f.pace(); every > reportEvery {
+		o.ReportEvery = every.Seconds()
+	}
+	if err := f.caughtUp(ctx, t.revision); err != nil {
 		f.Log.Warn("what an agent reported is not applied", "agent", agent, "error", err)
-		return orders(pools), nil
+		return o, nil
 	}
 	// What the report means for others must not keep the agent from its orders; the next report tries again.
-	if err := f.observePools(ctx, agent); err != nil {
+	if err := f.lookAtPools(ctx, agent, pools, t.wrote); err != nil {
 		f.Log.Warn("pools not updated from report", "agent", agent, "error", err)
 	}
-	if r.Error != "" {
-		return orders(pools), nil // the node could not be looked at: its VMs are as they were last seen
+	// A node that could not be looked at has its VMs as they were last seen; those of one that is down are being seen to.
+	if r.Error != "" || t.lease == 0 {
+		return o, nil
 	}
 	if err := f.observeVMs(ctx, agent, &r); err != nil {
 		f.Log.Warn("VMs not updated from report", "agent", agent, "error", err)
 	}
-	return orders(pools), nil
+	if o.Noted, err = f.restart(ctx, agent, &r); err != nil {
+		f.Log.Warn("VMs that had no lease cannot be started again", "agent", agent, "error", err)
+	}
+	return o, nil
 }
 
 // caughtUp waits until the cache shows revision: what follows from a report is worked out from there.
@@ -73,7 +80,7 @@ func orders(pools []*api.Pool) *api.AgentOrders {
 		if p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
 			continue // its directory may not be there yet, or not any more
 		}
-		o.Pools = append(o.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path})
+		o.Pools = append(o.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared})
 	}
 	return o
 }
@@ -82,51 +89,11 @@ func validateReport(r *api.AgentReport) error {
 	var v problem.Validation
 	v.Check(len(r.VMs) <= maxObservations, "vms", len(r.VMs), "at most %d", maxObservations)
 	v.Check(len(r.Inventory.Pools) <= maxPoolsOnNode, "inventory.pools", len(r.Inventory.Pools), "at most %d", maxPoolsOnNode)
+	v.Check(len(r.Stopped) <= maxObservations, "stopped", len(r.Stopped), "at most %d", maxObservations)
 	v.Check(len(r.Error) <= maxError, "error", len(r.Error), "at most %d bytes", maxError)
 	v.Check(!r.Sent.IsZero(), "sent", nil, "is missing")
 	v.Check(r.Inventory.Cores >= 0 && r.Inventory.Memory >= 0, "inventory", nil, "cores and memory must not be negative")
 	return v.Err("agent report")
-}
-
-// observeAgent writes what the agent says of itself. Observed is by our clock, since Sweep compares it with ours.
-func (f *Fleet) observeAgent(ctx context.Context, agent string, r *api.AgentReport, now time.Time) (revision int64, err error) {
-	err = store.Retry(ctx, func() error {
-		a, err := store.Get[api.Agent](ctx, f.KV, f.self, "", agent)
-		if err != nil {
-			return err
-		}
-		claimed, err := f.claimed(ctx, agent)
-		if err != nil {
-			return err
-		}
-		a.Status = api.AgentStatus{Phase: api.PhaseReady, Observed: now, Inventory: r.Inventory, Claimed: claimed}
-		if r.Error != "" {
-			a.Status.Phase, a.Status.Reason = api.PhaseUnavailable, r.Error
-		}
-		d := store.NewDraft(f.self)
-		d.Update(a)
-		revision, err = d.Commit(ctx, f.KV)
-		return err
-	})
-	return revision, err
-}
-
-// claimed returns the sum of what is promised of a node. It is derived from the claims each time and never counted along.
-func (f *Fleet) claimed(ctx context.Context, agent string) (api.Amount, error) {
-	var sum api.Amount
-	entries, _, err := f.KV.List(ctx, store.NodePrefix(agent))
-	if err != nil {
-		return sum, err
-	}
-	for _, e := range entries {
-		var a api.Amount
-		if err := json.Unmarshal(e.Value, &a); err != nil {
-			return sum, problem.Wrap(err, problem.Internal, "the claim at %s cannot be read", e.Key)
-		}
-		sum.VCPUs += a.VCPUs
-		sum.Memory += a.Memory
-	}
-	return sum, nil
 }
 
 // observeVMs applies what was seen of VMs that are on this node and that no operation holds. A report that was made before
@@ -136,12 +103,12 @@ func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport
 	for _, o := range r.VMs {
 		seen[o.ID] = o.Phase
 	}
-	here, err := store.ListCached(f.Cache, f.self, "*", "", 0, func(vm *api.VM) bool { return vm.Status.Agent == agent })
+	here, err := f.vmsOn(agent)
 	if err != nil {
 		return err
 	}
 	var first error
-	for _, cached := range here.Items {
+	for _, cached := range here {
 		vm := *cached // a copy: the cached one is everybody's
 		if !observe(&vm, agent, seen, r.Sent) {
 			continue
@@ -167,7 +134,7 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 	}
 	was, why := vm.Status.Phase, vm.Status.Reason
 	// An operation that is undone brings the phase back, but not the reason.
-	if !steady(was) && (was != api.PhaseError || why != reasonMissing && why != "") {
+	if !steady(was) && was != api.PhaseUnknown && (was != api.PhaseError || why != reasonMissing && why != "") {
 		return false
 	}
 	phase, there := seen[vm.ID]

@@ -51,29 +51,3 @@ func (f *Fleet) Seed(ctx context.Context, h auth.Handle, agent, vmID string) (*a
 	seed.UserData = s.UserData
 	return seed, nil
 }
-
-// findVM returns the VM with this ID, whatever project it is in. The cache tells where its record is, which never changes;
-// the record itself is read from the store, since the agent asks right after the VM was placed.
-func (f *Fleet) findVM(ctx context.Context, id string) (*api.VM, error) {
-	if !api.IsUUID(id) {
-		return nil, store.NoSuch(api.KindVM, "*", id)
-	}
-	cached, err := store.ListCached(f.Cache, f.self, "*", "", 1, func(vm *api.VM) bool { return vm.ID == id })
-	if err != nil {
-		return nil, err
-	}
-	if len(cached.Items) == 1 {
-		return store.Get[api.VM](ctx, f.KV, f.self, cached.Items[0].Project, id)
-	}
-	// It is newer than the cache, or it does not exist.
-	all, err := store.List[api.VM](ctx, f.KV, f.self, "*")
-	if err != nil {
-		return nil, err
-	}
-	for _, vm := range all {
-		if vm.ID == id {
-			return vm, nil
-		}
-	}
-	return nil, store.NoSuch(api.KindVM, "*", id)
-}

@@ -111,7 +111,7 @@ func listOperation(kind api.Kind) huma.Operation {
 	return huma.Operation{
 		OperationID: "list-" + string(kind), Method: http.MethodGet, Path: collectionPath(kind), Tags: []string{string(kind)},
 		Summary:     "List " + plural(kind),
-		Description: "A page at a time, ordered by ID. While things come and go between two pages, nothing that stays is left out or shown twice.",
+		Description: "A page at a time, ordered by ID; operations come newest first. While things come and go between two pages, nothing that stays is left out or shown twice.",
 	}
 }
 
@@ -125,10 +125,19 @@ func itemOperation(kind api.Kind) huma.Operation {
 func plural(kind api.Kind) string { return strings.ReplaceAll(string(kind), "-", " ") }
 func kebab(kind api.Kind) string  { return strings.ReplaceAll(kind.Singular(), " ", "-") }
 
-// list answers a list. question is what else makes the list different, and keep, if not nil, chooses by it.
+// list answers a list, in the order of IDs. question is what else makes the list different, and keep, if not nil, chooses by
+// it.
 func list[T any, P resource[T]](ctx context.Context, s *Server, project string, q ListQuery, question string, keep func(*T) bool) (*listed[T], error) {
+	return listFrom[T, P](ctx, s, project, q, question, keep, func(after string, limit int, want func(*T) bool) (store.Page[T], error) {
+		return store.ListCached[T, P](s.o.Cache, handleOf(ctx), project, after, limit, want)
+	})
+}
+
+// listFrom answers a list that read reads, in whatever order that is.
+func listFrom[T any, P resource[T]](ctx context.Context, s *Server, project string, q ListQuery, question string, keep func(*T) bool,
+	read func(after string, limit int, want func(*T) bool) (store.Page[T], error),
+) (*listed[T], error) {
 	kind := P(new(T)).ResourceKind()
-	h := handleOf(ctx)
 	if err := s.fresh(ctx); err != nil {
 		return nil, err
 	}
@@ -151,7 +160,7 @@ func list[T any, P resource[T]](ctx context.Context, s *Server, project string, 
 	case size == 0:
 		size = defaultPageSize
 	}
-	found, err := store.ListCached[T, P](s.o.Cache, h, project, after, min(size, maxPageSize), want)
+	found, err := read(after, min(size, maxPageSize), want)
 	if err != nil {
 		return nil, err
 	}
@@ -211,6 +220,13 @@ func get[T any, P resource[T]](ctx context.Context, s *Server, project, ref stri
 	r, err := store.Find[T, P](ctx, s.o.KV, handleOf(ctx), project, ref)
 	if err != nil {
 		return nil, err
+	}
+	if a, ok := any(r).(*api.Agent); ok { // its record is not written with every sign of life
+		beat, err := store.ReadBeat(ctx, s.o.KV, a.ID)
+		if err != nil {
+			return nil, err
+		}
+		beat.Show(a)
 	}
 	revision := P(r).GetMeta().Revision
 	s.told(revision)

@@ -20,6 +20,16 @@ type Admission interface {
 	StartVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	StopVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
 	RebootVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
+	UpdateVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMUpdate) (*api.Operation, error)
+	MigrateVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMMigrate) (*api.Operation, error)
+	CreateGroup(ctx context.Context, h auth.Handle, o admission.Options, req api.VMGroupCreate) (*api.Operation, error)
+	DeleteGroup(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
+	UpdateHost(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.AgentUpdate) (*api.Operation, error)
+	DrainHost(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.HostDrain) (*api.Operation, error)
+	BalanceHosts(ctx context.Context, h auth.Handle, o admission.Options, req api.HostBalance) (*api.Operation, error)
+	RecoverHost(ctx context.Context, h auth.Handle, o admission.Options, ref, confirmedBy string) (*api.Operation, error)
+	DeleteHost(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
 	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
 	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
@@ -52,6 +62,8 @@ type Engine interface {
 	Cancel(ctx context.Context, op string) error
 	// Resume hurries an operation that is stuck.
 	Resume(ctx context.Context, op string) error
+	// Progress returns what the running step of an operation last told of itself; nil: nothing.
+	Progress(ctx context.Context, op string) (*api.Progress, error)
 	// URL returns the address of an operation's page, or "".
 	URL(op string) string
 }
@@ -62,6 +74,7 @@ type Options struct {
 	Cache     *store.Cache // of all that is below store.Root, running
 	Admission Admission
 	Engine    Engine
+	Planner   Planner // nil: dry runs are not supported
 	Accounts  *accounts.Accounts
 	Fleet     *fleet.Fleet
 

@@ -50,8 +50,9 @@ type kit struct {
 
 // engine notes what it is told.
 type engine struct {
-	mu   sync.Mutex
-	told []string
+	mu       sync.Mutex
+	told     []string
+	progress func(context.Context, string) (*api.Progress, error) // nil: none
 }
 
 func (e *engine) note(what, op string) error {
@@ -63,7 +64,14 @@ func (e *engine) note(what, op string) error {
 
 func (e *engine) Cancel(_ context.Context, op string) error { return e.note("cancel", op) }
 func (e *engine) Resume(_ context.Context, op string) error { return e.note("resume", op) }
-func (e *engine) URL(op string) string                      { return "http://temporal.example/" + op }
+func (e *engine) Progress(ctx context.Context, op string) (*api.Progress, error) {
+	if e.progress == nil {
+		return nil, nil
+	}
+	return e.progress(ctx, op)
+}
+
+func (e *engine) URL(op string) string { return "http://temporal.example/" + op }
 
 func newKit(t testing.TB, change ...func(*Options)) *kit {
 	t.Helper()

@@ -1,8 +1,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
+	"sort"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -20,6 +25,7 @@ type operationsQuery struct {
 	Kind    string             `query:"kind" doc:"Such as vm.create"`
 	Target  string             `query:"target" doc:"Name or ID of what they change"`
 	Project string             `query:"project"`
+	Parent  string             `query:"parent" doc:"ID of the operation that asked for them"`
 }
 
 type operationQuery struct {
@@ -35,12 +41,12 @@ type operationWrite struct {
 func (s *Server) routeOperations() {
 	const kind = api.KindOperation
 	handle(s, listOperation(kind), func(ctx context.Context, in *operationsQuery) (*listed[api.Operation], error) {
-		question := string(in.State) + "\x00" + in.Kind + "\x00" + in.Target + "\x00" + in.Project
-		return list(ctx, s, "", in.ListQuery, question, func(op *api.Operation) bool {
+		question := string(in.State) + "\x00" + in.Kind + "\x00" + in.Target + "\x00" + in.Project + "\x00" + in.Parent
+		return listFrom(ctx, s, "", in.ListQuery, question, func(op *api.Operation) bool {
 			return (in.State == "" || op.State == in.State) && (in.Kind == "" || op.Kind == in.Kind) &&
 				(in.Target == "" || op.Target.ID == in.Target || op.Target.Name == in.Target) &&
-				(in.Project == "" || op.Project == in.Project)
-		})
+				(in.Project == "" || op.Project == in.Project) && (in.Parent == "" || op.Parent == in.Parent)
+		}, s.newest(ctx))
 	})
 	handle(s, itemOperation(kind), func(ctx context.Context, in *operationQuery) (*item[api.Operation], error) {
 		wait, err := parseWait(in.Wait)
@@ -54,7 +60,9 @@ func (s *Server) routeOperations() {
 		if op, err = s.await(ctx, op, wait); err != nil {
 			return nil, err
 		}
-		return &item[api.Operation]{ETag: etag(op.Revision), Body: s.show(op).(*api.Operation)}, nil
+		body := s.show(op).(*api.Operation)
+		body.Progress = s.progress(ctx, op)
+		return &item[api.Operation]{ETag: etag(op.Revision), Body: body}, nil
 	})
 	handle(s, operationVerb("cancel", "Undo an operation", "It goes back to the state before, from wherever it is."), s.steer(Engine.Cancel))
 	handle(s, operationVerb("resume", "Hurry a stuck operation", "It tries again at once what it could not do."), s.steer(Engine.Resume))
@@ -83,6 +91,33 @@ func (s *Server) routeOperations() {
 		})
 }
 
+// newest returns what reads operations with the newest first. A place in the list is told by when the operation there was
+// accepted, so what comes later moves nothing from one page to another.
+func (s *Server) newest(ctx context.Context) func(string, int, func(*api.Operation) bool) (store.Page[api.Operation], error) {
+	return func(after string, limit int, want func(*api.Operation) bool) (store.Page[api.Operation], error) {
+		all, err := store.ListCached(s.o.Cache, handleOf(ctx), "", "", 0, want)
+		if err != nil {
+			return all, err
+		}
+		slices.SortFunc(all.Items, func(x, y *api.Operation) int {
+			return cmp.Or(y.Created.Compare(x.Created), strings.Compare(y.ID, x.ID))
+		})
+		if after != "" {
+			all.Items = all.Items[sort.Search(len(all.Items), func(i int) bool { return acceptedAt(all.Items[i]) < after }):]
+		}
+		if len(all.Items) > limit {
+			all.Items = all.Items[:limit]
+			all.Next = acceptedAt(all.Items[limit-1])
+		}
+		return all, nil
+	}
+}
+
+// acceptedAt returns the place of an operation in the list, as a text of the same order.
+func acceptedAt(op *api.Operation) string {
+	return fmt.Sprintf("%020d/%s", op.Created.UnixNano(), op.ID)
+}
+
 func operationVerb(verb, summary, doc string) huma.Operation {
 	return writeOperation(verb+"-operation", http.MethodPost, itemPath(api.KindOperation)+"/"+verb, api.KindOperation, summary, doc)
 }
@@ -97,6 +132,25 @@ func (s *Server) operation(ctx context.Context, ref string) (*api.Operation, err
 	}
 	s.told(op.Revision)
 	return op, nil
+}
+
+// progressTime is how long an answer waits for the engine to say how far an operation is.
+const progressTime = time.Second
+
+// progress returns what the running step of an operation last told of itself. It is nice to know: when the engine cannot say,
+// the operation is shown without it.
+func (s *Server) progress(ctx context.Context, op *api.Operation) *api.Progress {
+	if s.o.Engine == nil || op.State.Ended() || op.State == api.OpAccepted {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, progressTime)
+	defer cancel()
+	p, err := s.o.Engine.Progress(ctx, op.ID)
+	if err != nil {
+		s.log.Debug("no progress to show", "operation", op.ID, "error", err)
+		return nil
+	}
+	return p
 }
 
 // steer returns the handler that tells the engine something about an operation that has not ended.

@@ -99,6 +99,7 @@ func (s *Server) routes() {
 	s.routeNetwork()
 	s.routeOperations()
 	s.routeAgents()
+	s.routeHosts()
 	s.routeUploads()
 	s.routeEvents()
 }

@@ -57,6 +57,11 @@ type changeInProject[B any] struct {
 	Body B
 }
 
+type changeInCluster[B any] struct {
+	ActInCluster
+	Body B
+}
+
 // ActInProject is what comes with a write on an item of a project.
 type ActInProject struct {
 	InProject
@@ -65,7 +70,8 @@ type ActInProject struct {
 	IfMatch
 }
 
-type actInCluster struct {
+// ActInCluster is what comes with a write on what belongs to no project.
+type ActInCluster struct {
 	Ref string `path:"ref" doc:"Name or ID"`
 	WriteHeaders
 	IfMatch
@@ -101,13 +107,22 @@ func updatable[B any, P shaped[B]](s *Server, kind api.Kind, do func(Admission, 
 
 // changing registers a write with a body on the items of a kind.
 func changing[B any, P shaped[B]](s *Server, op huma.Operation, kind api.Kind, do func(Admission, context.Context, auth.Handle, admission.Options, string, B) (*api.Operation, error)) {
-	handle(s, op, func(ctx context.Context, in *changeInProject[B]) (*accepted, error) {
-		if err := P(&in.Body).Validate(); err != nil {
+	change := func(ctx context.Context, project, ref string, w WriteHeaders, m IfMatch, body B) (*accepted, error) {
+		if err := P(&body).Validate(); err != nil {
 			return nil, err
 		}
-		return s.act(ctx, in.WriteHeaders, in.IfMatch, in.Project, kind, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
-			return do(s.o.Admission, ctx, h, o, in.Ref, in.Body)
+		return s.act(ctx, w, m, project, kind, ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
+			return do(s.o.Admission, ctx, h, o, ref, body)
 		})
+	}
+	if kind.ClusterWide() {
+		handle(s, op, func(ctx context.Context, in *changeInCluster[B]) (*accepted, error) {
+			return change(ctx, "", in.Ref, in.WriteHeaders, in.IfMatch, in.Body)
+		})
+		return
+	}
+	handle(s, op, func(ctx context.Context, in *changeInProject[B]) (*accepted, error) {
+		return change(ctx, in.Project, in.Ref, in.WriteHeaders, in.IfMatch, in.Body)
 	})
 }
 
@@ -119,7 +134,7 @@ func deletable(s *Server, kind api.Kind, doc string, do func(Admission, context.
 // acting registers a write without a body on the items of a kind.
 func acting(s *Server, op huma.Operation, kind api.Kind, do func(Admission, context.Context, auth.Handle, admission.Options, string) (*api.Operation, error)) {
 	if kind.ClusterWide() {
-		handle(s, op, func(ctx context.Context, in *actInCluster) (*accepted, error) {
+		handle(s, op, func(ctx context.Context, in *ActInCluster) (*accepted, error) {
 			return s.act(ctx, in.WriteHeaders, in.IfMatch, "", kind, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
 				return do(s.o.Admission, ctx, h, o, in.Ref)
 			})

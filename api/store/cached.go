@@ -25,7 +25,11 @@ func GetCached[T any, P resource[T]](c *Cache, h auth.Handle, project, id string
 	if !ok {
 		return nil, NoSuch(kind, project, id)
 	}
-	return Decoded[T, P](item)
+	r, err := Decoded[T, P](item)
+	if err != nil {
+		return nil, err
+	}
+	return withBeat(c, r), nil
 }
 
 // FindCached is GetCached by name or ID. The cache must hold the claims, too.
@@ -78,7 +82,7 @@ func ListCached[T any, P resource[T]](c *Cache, h auth.Handle, project, after st
 		if err != nil {
 			return Page[T]{}, err
 		}
-		page.Items = append(page.Items, r)
+		page.Items = append(page.Items, withBeat(c, r))
 	}
 	if more {
 		page.Next = strings.TrimPrefix(items[len(items)-1].Key, prefix)

@@ -56,11 +56,18 @@ func AddressClaim(subnet, address string) string { return AddressPrefix(subnet) 
 // AddressPrefix returns the prefix of the used addresses of a subnet.
 func AddressPrefix(subnet string) string { return ClaimsRoot + "address/" + subnet + "/" }
 
-// NodeClaim says what of a node is promised to a VM; its value is an api.Amount.
+// NodeClaim says what of a node is promised to a VM; its value is an api.Amount, and the ID of the VM's group if it has one.
 func NodeClaim(agent, vm string) string { return NodePrefix(agent) + vm }
 
+// NodesRoot is the prefix of all that is promised of all nodes.
+const NodesRoot = ClaimsRoot + "node/"
+
 // NodePrefix returns the prefix of all that is promised of a node.
-func NodePrefix(agent string) string { return ClaimsRoot + "node/" + agent + "/" }
+func NodePrefix(agent string) string { return NodesRoot + agent + "/" }
+
+// GroupPrefix stands for where the VMs of a group are, as one set of claims: there is nothing below it, as node claims tell
+// it, but it has a ledger.
+func GroupPrefix(group string) string { return ClaimsRoot + "group/" + group + "/" }
 
 // QuotaClaim says what of a project's quota a VM uses.
 func QuotaClaim(project, vm string) string { return QuotaPrefix(project) + vm }

@@ -223,25 +223,73 @@ func (d *Draft) Unused(r api.Resource) {
 	d.Meaning(prefix, problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name))
 }
 
+// None makes the transaction fail with meaning while there is anything below prefix.
+func (d *Draft) None(prefix string, meaning error) {
+	d.tx.Conditions = append(d.tx.Conditions, Condition{Key: prefix, Prefix: true})
+	d.Meaning(prefix, meaning)
+}
+
 // Meaning says what it means to a user when the condition on key does not hold.
 func (d *Draft) Meaning(key string, err error) { d.said[key] = err }
 
 // Commit carries the draft out. A condition that does not hold gives its Meaning, or else a *Conflict.
 func (d *Draft) Commit(ctx context.Context, kv KV) (revision int64, err error) {
+	if err := d.allowed(); err != nil {
+		return 0, err
+	}
+	revision, err = kv.Commit(ctx, d.tx)
+	return revision, d.meant(err)
+}
+
+// Check tells what Commit would say now, and writes nothing. The conditions are looked at one after the other, so the answer
+// is a good guess: others may be writing.
+func (d *Draft) Check(ctx context.Context, kv KV) error {
+	if err := d.allowed(); err != nil {
+		return err
+	}
+	for _, c := range d.tx.Conditions {
+		if err := check(ctx, kv, c); err != nil {
+			return d.meant(err)
+		}
+	}
+	return nil
+}
+
+// check returns a *Conflict if a condition does not hold.
+func check(ctx context.Context, kv KV, c Condition) error {
+	if c.Prefix {
+		found, _, err := kv.List(ctx, c.Key)
+		if err == nil && len(found) > 0 {
+			err = &Conflict{Condition: c}
+		}
+		return err
+	}
+	e, err := kv.Get(ctx, c.Key)
+	if err != nil && !problem.Is(err, problem.NotFound) {
+		return err
+	}
+	if !c.holds(e.Revision) { // a key that is not there is at revision 0
+		return &Conflict{Condition: c}
+	}
+	return nil
+}
+
+func (d *Draft) allowed() error {
 	if d.err == nil && d.claimed && !d.written {
 		d.err = d.h.Check(auth.Write, kindClaims, "")
 	}
-	if d.err != nil {
-		return 0, d.err
-	}
-	revision, err = kv.Commit(ctx, d.tx)
+	return d.err
+}
+
+// meant returns the Meaning of a lost condition, if it has one.
+func (d *Draft) meant(err error) error {
 	var c *Conflict
 	if errors.As(err, &c) {
 		if meaning := d.said[c.Condition.Key]; meaning != nil {
-			return 0, meaning
+			return meaning
 		}
 	}
-	return revision, err
+	return err
 }
 
 func (d *Draft) put(key string, r api.Resource, revision int64) {

@@ -295,3 +295,55 @@ func TestLedgerPreventsOvercommit(t *testing.T) {
 		require.Len(t, claims, room)
 	})
 }
+
+func TestCheckSaysWhatCommitWouldAndWritesNothing(t *testing.T) {
+	ctx, kv := context.Background(), store.NewMemory()
+	vm := newVM("web")
+	create(t, kv, vm)
+	got, err := store.Get[api.VM](ctx, kv, system, "default", vm.ID)
+	require.NoError(t, err)
+	stale := *got
+	require.NoError(t, draft(kv, func(d *store.Draft) { d.Update(got) }))
+	_, before, err := kv.List(ctx, store.Root)
+	require.NoError(t, err)
+	used := problem.New(problem.InUse, "something is there")
+	for name, change := range map[string]func(*store.Draft){
+		"new name":      func(d *store.Draft) { d.Create(newVM("other")) },
+		"taken name":    func(d *store.Draft) { d.Create(newVM("web")) },
+		"stale":         func(d *store.Draft) { d.Update(&stale) },
+		"something":     func(d *store.Draft) { d.Create(newVM("other")); d.None(store.Root, used) },
+		"nothing":       func(d *store.Draft) { d.Create(newVM("other")); d.None(store.Root+"none/", used) },
+		"blind":         func(d *store.Draft) { d.Update(newVM("blind")) },
+		"moved ledger":  func(d *store.Draft) { d.Create(newVM("other")); d.Touch(store.NodePrefix("a"), 7) },
+		"fresh ledger":  func(d *store.Draft) { d.Create(newVM("other")); d.Touch(store.NodePrefix("a"), 0) },
+		"claim of none": func(d *store.Draft) { d.Claim(store.NodeClaim("a", "b"), "") },
+	} {
+		d := store.NewDraft(system)
+		change(d)
+		said := d.Check(ctx, kv)
+		_, now, err := kv.List(ctx, store.Root)
+		require.NoError(t, err)
+		require.Equal(t, before, now, name)
+
+		// On a copy, so that one commit does not change what the next would say.
+		twin := store.NewMemory()
+		create(t, twin, newVMWith(vm))
+		first, err := store.Get[api.VM](ctx, twin, system, "default", vm.ID)
+		require.NoError(t, err)
+		require.NoError(t, draft(twin, func(d *store.Draft) { d.Update(first) }))
+		d = store.NewDraft(system)
+		change(d)
+		_, did := d.Commit(ctx, twin)
+		require.Equal(t, problem.KindOf(did), problem.KindOf(said), "%s: commit %v, check %v", name, did, said)
+	}
+	require.ErrorIs(t, func() error { d := store.NewDraft(system); d.None(store.Root, used); return d.Check(ctx, kv) }(), used)
+	d := store.NewDraft(nobody)
+	d.Create(newVM("other"))
+	require.True(t, problem.Is(d.Check(ctx, kv), problem.Forbidden))
+}
+
+func newVMWith(like *api.VM) *api.VM {
+	vm := newVM(like.Name)
+	vm.ID = like.ID
+	return vm
+}

@@ -80,6 +80,47 @@ func (c *Cache) serve(ctx context.Context, at *cursor, out chan<- []Change) erro
 	}
 }
 
+// Changed returns the changes after revision since, up to the revision that is returned with them. It is for those who look now
+// and then; who wants to be told subscribes. If the changes are no longer kept it is a precondition problem: list, and go on
+// from the revision of the list.
+func (c *Cache) Changed(since int64) (changes []Change, revision int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	revision = c.Revision()
+	if since <= 0 || since > revision {
+		return nil, 0, behind("revision %d is not one of this store", since)
+	}
+	for at := (cursor{since: since}); ; {
+		batch, err := c.ring.read(&at)
+		if err != nil || len(batch) == 0 {
+			return changes, revision, err
+		}
+		changes = append(changes, batch...)
+	}
+}
+
+// Since returns the changes after revision since, in order, and the revision to which they lead, for those who fold them into
+// something of their own when they are asked rather than all the time. It fails with a precondition problem if the cache does
+// not remember that far, and with an unavailable one while the cache may be behind the store.
+func (c *Cache) Since(since int64) (changes []Change, revision int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	revision = c.Revision()
+	switch {
+	case c.lag != nil:
+		return nil, revision, c.lag
+	case since <= 0 || since > revision: // another store than before, or nothing known yet
+		return nil, revision, behind("revision %d is not one that leads to revision %d", since, revision)
+	}
+	for at := (cursor{since: since}); ; {
+		batch, err := c.ring.read(&at)
+		if err != nil || len(batch) == 0 {
+			return changes, revision, err
+		}
+		changes = append(changes, batch...)
+	}
+}
+
 // ring holds the latest changes. Positions count all changes that ever were in it.
 type ring struct {
 	buf    []Change

@@ -26,11 +26,22 @@ type AgentConfig struct {
 	JoinTokenFile string // where it is, in place of JoinToken; it may appear later than the agent
 	DataDir       string
 	Name          string
-	Libvirt       string // connection URI
-	OVS           string // address of the database of Open vSwitch
-	Accel         string // kvm or tcg; empty: kvm where it works
-	LogLevel      string // debug, info, warn or error
+	Libvirt       string   // connection URI
+	OVS           string   // address of the database of Open vSwitch
+	Accel         string   // kvm or tcg; empty: kvm where it works
+	PeerLibvirt   string   // URI at which other nodes' libvirt reaches this one's; empty: no guest arrives here while it runs
+	PeerAddress   string   // of this node as others reach it; empty: the one that reaches the server
+	PeerListen    string   // host:port at which other agents fetch disks; empty: none are given away
+	Guard         []string // program and arguments that start the guardian; empty: the node's lease is not guarded
+	LogLevel      string   // debug, info, warn or error
 	Version       string
+}
+
+// GuardConfig is what the guardian of a node needs to know.
+type GuardConfig struct {
+	DataDir    string // of the agent that it stands by
+	LibvirtRun string // where libvirt keeps the status of running domains
+	Stop       bool   // do not guard, but have the one that guards stop
 }
 
 var agents = &noun[*api.Agent]{
@@ -69,12 +80,44 @@ var agents = &noun[*api.Agent]{
 
 func (a *app) agentCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "agent", Short: "Agent management"},
-		agents.listCmd(a), agents.getCmd(a), a.runCmd("run", "Run the agent of this node until it is told to stop", ""))
+		agents.listCmd(a), agents.getCmd(a), a.runCmd("run", "Run the agent of this node until it is told to stop", ""), a.guardCmd())
 }
+
+// guardCmd makes the command that the agent starts its guardian with. People only need it to stop one for good.
+func (a *app) guardCmd() *cobra.Command {
+	var c GuardConfig
+	cmd := &cobra.Command{
+		Use: "guard", Hidden: true, Args: cobra.NoArgs, Short: "Stop the HA VMs of this node when its lease is over",
+		Long: "The agent starts this by itself. It goes on without the agent: when nobody renews the node's lease it stops the node's\n" +
+			"HA VMs, so that they can be started elsewhere.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.Guard == nil {
+				return noAgent(a.Version)
+			}
+			if !filepath.IsAbs(c.DataDir) {
+				return problem.New(problem.Invalid, "--data-dir must be an absolute directory")
+			}
+			return a.Guard(cmd.Context(), c)
+		},
+	}
+	cmd.Flags().StringVar(&c.DataDir, "data-dir", defaultDataDir, "data directory of the agent")
+	cmd.Flags().StringVar(&c.LibvirtRun, "libvirt-run-dir", defaultLibvirtRun, "where libvirt keeps the status of running domains")
+	cmd.Flags().BoolVar(&c.Stop, "stop", false, "have the guardian of this node end; it refuses while there are HA VMs on the node")
+	return cmd
+}
+
+// Defaults of a node.
+const (
+	defaultDataDir    = "/var/lib/gnext"
+	defaultLibvirtRun = "/run/libvirt/qemu"
+)
 
 // runFlags are the flags of a running agent; a configuration file has the same keys.
 type runFlags struct {
 	server, tokenFile, dataDir, name, libvirt, ovs, accel, logLevel, pidFile, config string
+	peerLibvirt, peerAddress, peerListen                                             string
+	libvirtRun                                                                       string
+	guard                                                                            bool
 }
 
 // runCmd makes a command that runs the agent; config is the default configuration file, if there should be one.
@@ -108,11 +151,16 @@ func (a *app) runCmd(use, short, config string) *cobra.Command {
 	fl.SortFlags = false
 	fl.StringVar(&f.server, "server", "", "URL of the server's API (default: made from --host and --port)")
 	fl.StringVar(&f.tokenFile, "join-token-file", "", "file with the token that makes this node a member (or GNEXT_JOIN_TOKEN); needed once")
-	fl.StringVar(&f.dataDir, "data-dir", "/var/lib/gnext", "directory for the agent's identity and images")
+	fl.StringVar(&f.dataDir, "data-dir", defaultDataDir, "directory for the agent's identity and images")
 	fl.StringVar(&f.name, "name", "", "name of the node (default: its host name)")
 	fl.StringVar(&f.libvirt, "libvirt", "qemu:///system", "libvirt to use")
 	fl.StringVar(&f.ovs, "ovs", "unix:/run/openvswitch/db.sock", "database of Open vSwitch")
 	fl.StringVar(&f.accel, "accel", "", "kvm or tcg (default: kvm where it works)")
+	fl.StringVar(&f.peerLibvirt, "peer-libvirt", "", "URI at which the other nodes' libvirt reaches this one's, like qemu+tcp://10.0.0.11/system (default: guests cannot move here while they run)")
+	fl.StringVar(&f.peerAddress, "peer-address", "", "address at which other nodes reach this one (default: the one that reaches the server)")
+	fl.StringVar(&f.peerListen, "peer-listen", "", "host:port at which other agents fetch disks, like :8897 (default: no disks are given away)")
+	fl.BoolVar(&f.guard, "guard", true, "have a guardian stop the HA VMs of this node when its lease is over; without one they are not restarted elsewhere")
+	fl.StringVar(&f.libvirtRun, "libvirt-run-dir", defaultLibvirtRun, "where libvirt keeps the status of running domains, for the guardian")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.pidFile, "pid-file", "", "file that holds the process ID while the agent runs (default: agent.pid in the data directory)")
 	fl.StringVarP(&f.config, "config", "C", config, "configuration file, YAML or JSON, with the names of these flags as keys")
@@ -166,7 +214,15 @@ func (f *runFlags) pidPath() string {
 func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 	c := AgentConfig{
 		Server: f.server, DataDir: f.dataDir, Name: f.name, Libvirt: f.libvirt, OVS: f.ovs,
+		PeerLibvirt: f.peerLibvirt, PeerAddress: f.peerAddress, PeerListen: f.peerListen,
 		Accel: f.accel, LogLevel: f.logLevel, Version: a.Version, JoinTokenFile: f.tokenFile,
+	}
+	if f.guard {
+		program, err := os.Executable()
+		if err != nil {
+			return c, problem.Caused(err, problem.Internal, "this program cannot find itself, and so cannot start its guardian").Try("give --guard=false")
+		}
+		c.Guard = []string{program, "agent", "guard", "--data-dir", c.DataDir, "--libvirt-run-dir", f.libvirtRun}
 	}
 	if c.JoinTokenFile == "" {
 		c.JoinToken = a.Getenv("GNEXT_JOIN_TOKEN")
@@ -179,6 +235,7 @@ func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 	}
 	v.Check(c.Accel == "" || c.Accel == "kvm" || c.Accel == "tcg", "accel", c.Accel, "must be kvm or tcg")
 	v.Check(filepath.IsAbs(c.DataDir), "data-dir", c.DataDir, "must be an absolute directory")
+	v.Check(filepath.IsAbs(f.libvirtRun), "libvirt-run-dir", f.libvirtRun, "must be an absolute directory")
 	v.Check(c.Libvirt != "", "libvirt", nil, "must not be empty")
 	v.Check(c.OVS != "", "ovs", nil, "must not be empty")
 	if c.Server == "" {

@@ -34,16 +34,18 @@ type Env struct {
 	Version string
 	// Agent runs the node agent until its context is done; nil in a build that has none.
 	Agent func(context.Context, AgentConfig) error
+	// Guard is the guardian of a node, or ends one; nil in a build that has no agent.
+	Guard func(context.Context, GuardConfig) error
 }
 
 // Main runs gnext in the environment of the process and returns its exit code.
-func Main(version string, agent func(context.Context, AgentConfig) error) int {
+func Main(version string, agent func(context.Context, AgentConfig) error, guard func(context.Context, GuardConfig) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	return Run(ctx, Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
-		Version: version, Agent: agent,
+		Version: version, Agent: agent, Guard: guard,
 	})
 }
 
@@ -99,6 +101,8 @@ type app struct {
 
 	api   *client.Client
 	names map[api.Kind]map[string]string // ID to name, of what was listed in this run
+
+	perHost map[string]int // VMs by agent ID; nil: not counted yet
 }
 
 func (a *app) root() *cobra.Command {
@@ -113,7 +117,7 @@ func (a *app) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkGlobals() },
 	}
-	a.group(root, a.agentCmd(), a.vmCmd(), a.imgCmd(), a.volCmd(), a.poolCmd(), a.vpcCmd(), a.subnetCmd(), a.portCmd(), a.sgCmd(),
+	a.group(root, a.agentCmd(), a.hostCmd(), a.vmCmd(), a.groupCmd(), a.imgCmd(), a.volCmd(), a.poolCmd(), a.vpcCmd(), a.subnetCmd(), a.portCmd(), a.sgCmd(),
 		a.opCmd(), a.auditCmd(), a.projectCmd(), a.loginCmd(), a.logoutCmd(), a.eventsCmd(), a.serviceCmd(), a.versionCmd())
 	help := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {

@@ -70,7 +70,11 @@ func failure(op *api.Operation) *problem.Problem {
 			p.Why += ": " + inner.Why
 		}
 	}
-	p.What = fmt.Sprintf("%s of %s %s; what it had done is undone", op.Kind, target(op), op.State)
+	undone := "what it had done is undone"
+	if movesVMs(op) {
+		undone = "what has moved stays where it is"
+	}
+	p.What = fmt.Sprintf("%s of %s %s; %s", op.Kind, target(op), op.State, undone)
 	see := fmt.Sprintf("see `gnext op show %s`", op.ID)
 	if p.Fix == "" {
 		p.Fix = see

@@ -34,7 +34,12 @@ type live struct {
 	begun bool
 	stuck string
 	seen  []api.StepRecord
+	told  time.Time                     // when progress was last shown, if this is no terminal
+	moves map[string]api.OperationState // of VMs on their way, by VM
 }
+
+// tellEvery is how often progress makes a new line where lines cannot be drawn over.
+const tellEvery = 5 * time.Second
 
 func newLive(out io.Writer) *live {
 	width, _ := terminalWidth(out)
@@ -60,6 +65,7 @@ func (l *live) observe(op *api.Operation) {
 			l.seen[i] = s
 		}
 	}
+	l.tell(op.Progress)
 	reason := stuckReason(op)
 	if reason != "" && reason != l.stuck {
 		fmt.Fprintf(l.out, "  %s\n", reason)
@@ -67,11 +73,36 @@ func (l *live) observe(op *api.Operation) {
 	l.stuck = reason
 }
 
+// tell shows every VM that has got further, and from time to time how far the step is.
+func (l *live) tell(p *api.Progress) {
+	if p == nil {
+		return
+	}
+	if l.moves == nil {
+		l.moves = map[string]api.OperationState{}
+	}
+	for _, m := range p.Moves {
+		if m.State != "" && m.State != l.moves[m.VM.ID] {
+			l.moves[m.VM.ID] = m.State
+			fmt.Fprintf(l.out, "    %s\n", oneLine(moveLine(m)))
+		}
+	}
+	if s := progressLine(p); s != "" && time.Since(l.told) >= tellEvery {
+		l.told = time.Now()
+		fmt.Fprintf(l.out, "    %s\n", oneLine(s))
+	}
+}
+
 // draw replaces the drawing before.
 func (l *live) draw(op *api.Operation) {
 	lines := []string{fmt.Sprintf("%s of %s: %s%s", op.Kind, target(op), op.State, took(op))}
 	for _, s := range op.Steps {
 		lines = append(lines, "  "+stepMark(s.State)+" "+stepLine(s, time.Now()))
+		if s.State == api.StepRunning {
+			for _, p := range progressLines(op.Progress) {
+				lines = append(lines, "    "+p)
+			}
+		}
 	}
 	if r := stuckReason(op); r != "" {
 		lines = append(lines, "  "+r)

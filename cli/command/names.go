@@ -54,6 +54,8 @@ func listNames(ctx context.Context, c *client.Client, kind api.Kind, project str
 		return collectNames[*api.Port](ctx, c, project)
 	case api.KindSecurityGroup:
 		return collectNames[*api.SecurityGroup](ctx, c, project)
+	case api.KindVMGroup:
+		return collectNames[*api.VMGroup](ctx, c, project)
 	case api.KindAgent:
 		return collectNames[*api.Agent](ctx, c, project)
 	case api.KindProject:

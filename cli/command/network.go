@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
@@ -209,8 +210,8 @@ func updateCmd[T api.Resource, B client.Update](a *app, n *noun[T], short string
 		if err != nil {
 			return err
 		}
-		if !anyChanged(cmd, "label", "unlabel", "dns", "sg", "rule") {
-			return problem.New(problem.Invalid, "nothing to change").Try("see `%s --help` for what can be changed", cmd.CommandPath())
+		if !changes(cmd) {
+			return nothingToChange(cmd)
 		}
 		b, err := body(cmd)
 		if err != nil {
@@ -242,6 +243,23 @@ func updateCmd[T api.Resource, B client.Update](a *app, n *noun[T], short string
 	a.uuidFlag(cmd, n.kind(), &uuid)
 	revisionFlag(cmd, &revision)
 	return a.writes(cmd)
+}
+
+// changes reports whether a flag was given that says what to change, rather than of what or how.
+func changes(cmd *cobra.Command) bool {
+	found := false
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		switch f.Name {
+		case "uuid", "revision", "idempotency-key":
+		default:
+			found = found || f.Changed
+		}
+	})
+	return found
+}
+
+func nothingToChange(cmd *cobra.Command) error {
+	return problem.New(problem.Invalid, "nothing to change").Try("see `%s --help` for what can be changed", cmd.CommandPath())
 }
 
 func anyChanged(cmd *cobra.Command, flags ...string) bool {

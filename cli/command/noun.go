@@ -64,25 +64,25 @@ func (n *noun[T]) list(ctx context.Context, a *app, o client.ListOptions, limit 
 	if err != nil {
 		return err
 	}
+	if limit > 0 {
+		o.PageSize = min(limit+1, 500)
+	}
 	var items []T
 	for r, err := range client.All[T](ctx, c, a.project, o) {
 		if err != nil {
 			return err
 		}
+		if limit > 0 && len(items) == limit {
+			if !a.quiet {
+				fmt.Fprintf(a.Stderr, "the first %d are shown; --limit 0 shows all\n", limit)
+			}
+			break
+		}
 		items = append(items, r)
 	}
-	// The server's order, by ID, means nothing to people. Of operations the newest come first, of all else the names count.
-	slices.SortStableFunc(items, func(x, y T) int {
-		if n.kind() == api.KindOperation {
-			return y.GetMeta().Created.Compare(x.GetMeta().Created)
-		}
-		return cmp.Compare(x.GetMeta().Name, y.GetMeta().Name)
-	})
-	if total := len(items); limit > 0 && total > limit {
-		items = items[:limit]
-		if !a.quiet {
-			fmt.Fprintf(a.Stderr, "%d of %d are shown; --limit 0 shows all\n", limit, total)
-		}
+	// Operations come with the newest first. The order of all else, by ID, means nothing to people: names do.
+	if n.kind() != api.KindOperation {
+		slices.SortStableFunc(items, func(x, y T) int { return cmp.Compare(x.GetMeta().Name, y.GetMeta().Name) })
 	}
 	return printList(ctx, a, n.columns, items)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ func (a *app) opCmd() *cobra.Command {
 
 func (a *app) opListCmd() *cobra.Command {
 	var flags listFlags
-	var state, kind, about string
+	var state, kind, about, parent string
 	var limit int
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List operations", Args: cobra.NoArgs,
@@ -54,6 +55,7 @@ func (a *app) opListCmd() *cobra.Command {
 				return err
 			}
 			o.State, o.Kind, o.Target = api.OperationState(state), kind, about
+			o.Parent = parent
 			if cmd.Flags().Changed("project") || a.Getenv("GNEXT_PROJECT") != "" {
 				o.Project = a.project
 			}
@@ -64,6 +66,7 @@ func (a *app) opListCmd() *cobra.Command {
 	cmd.Flags().StringVar(&state, "state", "", "only those in this state: accepted, running, undoing, stuck, succeeded, failed or cancelled")
 	cmd.Flags().StringVar(&kind, "kind", "", "only those of this kind, like vm.create")
 	cmd.Flags().StringVar(&about, "target", "", "only those about the resource of this name or UUID")
+	cmd.Flags().StringVar(&parent, "parent", "", "only those that the operation of this UUID asked for")
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many, the newest; 0 is all")
 	must(cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(
 		[]string{"accepted", "running", "undoing", "stuck", "succeeded", "failed", "cancelled"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -113,6 +116,8 @@ func (a *app) printOperation(ctx context.Context, op *api.Operation) error {
 		col("CREATED", func(o *api.Operation) cell { return stamp(o.Created) }),
 		col("STARTED", func(o *api.Operation) cell { return stamp(o.Started) }),
 		col("ENDED", func(o *api.Operation) cell { return stamp(o.Ended) }),
+		col("PROGRESS", func(o *api.Operation) cell { return text(strings.Join(progressLines(o.Progress), "\n")) }),
+		col("PARENT", func(o *api.Operation) cell { return text(o.Parent) }),
 		col("RETRY OF", func(o *api.Operation) cell { return text(o.RetryOf) }),
 		col("URL", func(o *api.Operation) cell { return text(o.URL) }),
 	}
@@ -135,6 +140,11 @@ func (a *app) printOperation(ctx context.Context, op *api.Operation) error {
 				writeReasons(&b, "  ", s.Error)
 			}
 		}
+		for _, s := range op.Steps {
+			if err := writeDetail(&b, s.Name, s.Detail); err != nil {
+				return writeError(err)
+			}
+		}
 		if undone := undoneSteps(op); undone != "" {
 			fmt.Fprintf(&b, "\nUndone: %s\n", undone)
 		}
@@ -143,11 +153,44 @@ func (a *app) printOperation(ctx context.Context, op *api.Operation) error {
 		fmt.Fprintf(&b, "\nError: %s\n", op.Error.What)
 		writeReasons(&b, "  ", op.Error)
 	}
-	if len(op.Result) > 0 && string(op.Result) != "null" {
+	if len(op.Result) > 0 && string(op.Result) != "null" && !movesVMs(op) { // else the last step has told already
 		fmt.Fprintf(&b, "\nResult: %s\n", op.Result)
 	}
-	_, err := fmt.Fprint(a.Stdout, b.String())
-	return writeError(err)
+	if _, err := fmt.Fprint(a.Stdout, b.String()); err != nil {
+		return writeError(err)
+	}
+	return a.printChildren(ctx, op)
+}
+
+// movesVMs reports whether an operation asks for others that move VMs.
+func movesVMs(op *api.Operation) bool {
+	return op.Kind == api.OpHostDrain || op.Kind == api.OpHostBalance || op.Kind == api.OpHostRecover
+}
+
+// printChildren prints the operations that op has asked for.
+func (a *app) printChildren(ctx context.Context, op *api.Operation) error {
+	if !movesVMs(op) {
+		return nil
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var children []*api.Operation
+	for child, err := range client.All[*api.Operation](ctx, c, "", client.ListOptions{Parent: op.ID}) {
+		if err != nil {
+			return err
+		}
+		children = append(children, child)
+	}
+	if len(children) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(children, func(x, y *api.Operation) int { return x.Created.Compare(y.Created) })
+	if _, err := fmt.Fprintln(a.Stdout, "\nOperations:"); err != nil {
+		return writeError(err)
+	}
+	return printList(ctx, a, operations.columns, children)
 }
 
 func undoneSteps(op *api.Operation) string {

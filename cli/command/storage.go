@@ -59,6 +59,7 @@ var pools = &noun[*api.Pool]{
 	},
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
+		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
 }
@@ -73,6 +74,7 @@ func (a *app) poolCmd() *cobra.Command {
 	add.Example = "  gnext pool add default --type dir --path /vms"
 	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir")
 	add.Flags().StringVar(&r.Path, "path", "", "absolute directory, the same on every node")
+	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
 	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir}, cobra.ShellCompDirectiveNoFileComp)))
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), pools.delCmd(a))

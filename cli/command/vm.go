@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"io"
 	"os"
 	"strings"
@@ -36,6 +37,13 @@ var vms = &noun[*api.VM]{
 			return words(mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port }))
 		}),
 		col("VOLUMES", func(v *api.VM) cell { return words(v.Status.Volumes) }),
+		refCol("GROUP", api.KindVMGroup, func(v *api.VM) string { return v.Spec.Group }),
+		refCol("PINNED TO", api.KindAgent, func(v *api.VM) string { return v.Spec.NodeID }),
+		refCol("MOVING TO", api.KindAgent, func(v *api.VM) string { return v.Status.MovingTo }),
+		col("NODE LABELS", func(v *api.VM) cell { return labels(v.Spec.NodeLabels) }),
+		col("ARCH", func(v *api.VM) cell { return text(v.Spec.Arch) }),
+		col("CPU MODEL", func(v *api.VM) cell { return text(v.Spec.CPUModel) }),
+		col("HA", func(v *api.VM) cell { return yes(v.Spec.HA) }),
 		col("SSH KEYS", func(v *api.VM) cell { return number(len(v.Spec.SSHKeys)) }),
 		col("USER DATA", func(v *api.VM) cell { return yes(v.Spec.UserData) }),
 		col("OBSERVED", func(v *api.VM) cell {
@@ -66,7 +74,7 @@ func (a *app) vmCmd() *cobra.Command {
 		return c.RebootVM(cmd.Context(), a.project, ref, how, w)
 	}, true)
 	return a.group(&cobra.Command{Use: "vm", Short: "VM management"},
-		a.vmAddCmd(), vms.getCmd(a), vms.listCmd(a), vms.delCmd(a), start, stop, reboot)
+		a.vmAddCmd(), vms.getCmd(a), vms.listCmd(a), a.vmUpdateCmd(), vms.delCmd(a), start, stop, reboot, a.migrateCmd())
 }
 
 func (a *app) powerCmd(use, alias, short string,
@@ -104,11 +112,13 @@ type vmFlags struct {
 	userData string
 	sshKeys  []string
 	labels   []string
+	node     []string // labels
 }
 
 func (a *app) vmAddCmd() *cobra.Command {
 	var r api.VMCreate
 	var f vmFlags
+	var dry bool
 	cmd := &cobra.Command{
 		Use: "add NAME", Aliases: []string{"create"}, Short: "Make a VM and start it",
 		Example: "  gnext vm add hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web\n" +
@@ -121,6 +131,9 @@ func (a *app) vmAddCmd() *cobra.Command {
 			}
 			if err := f.fill(&r, a.Stdin); err != nil {
 				return err
+			}
+			if dry {
+				return a.planVM(cmd.Context(), &r)
 			}
 			return create(cmd, a, vms, &r)
 		},
@@ -139,6 +152,13 @@ func (a *app) vmAddCmd() *cobra.Command {
 	fl.StringVar(&f.userData, "user-data", "", "file with cloud-init user-data; - is stdin")
 	fl.StringArrayVar(&f.sshKeys, "ssh-key", nil, "public key, or a file with public keys (repeatable)")
 	labelsFlag(cmd, &f.labels)
+	a.refFlag(cmd, &r.NodeID, "node", api.KindAgent, "pin it to this node")
+	fl.StringArrayVar(&f.node, "node-label", nil, "label that its node must have, as KEY=VALUE (repeatable)")
+	a.refFlag(cmd, &r.Group, "group", api.KindVMGroup, "VM group it belongs to")
+	fl.StringVar(&r.Arch, "arch", "", "architecture of its node, like x86_64 (default: any)")
+	fl.StringVar(&r.CPUModel, "cpu-model", "", "named CPU model that its node must be able to give it (default: the node's choice)")
+	fl.BoolVar(&r.HA, "ha", false, "restart it on another node when its own is dead; its pool must be shared")
+	fl.BoolVar(&dry, "dry-run", false, "show where it would be placed and why, and do nothing")
 	must(cmd.RegisterFlagCompletionFunc("memory", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("disk", cobra.NoFileCompletions))
 	return a.writes(cmd)
@@ -148,6 +168,9 @@ func (a *app) vmAddCmd() *cobra.Command {
 func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 	var err error
 	if r.Labels, err = parseLabels(f.labels); err != nil {
+		return err
+	}
+	if r.NodeLabels, err = parseLabels(f.node); err != nil {
 		return err
 	}
 	if r.Image == "" || r.Memory == 0 {
@@ -224,6 +247,18 @@ func readSSHKeys(s string) ([]string, error) {
 		return nil, problem.New(problem.Invalid, "%s holds no key", s).Try("give a file with OpenSSH public keys, one on each line")
 	}
 	return keys, nil
+}
+
+func (a *app) planVM(ctx context.Context, r *api.VMCreate) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	d, err := c.PlanVM(ctx, a.project, r)
+	if err != nil {
+		return err
+	}
+	return a.printDry(ctx, d)
 }
 
 // create asks for a new resource, sees it through and prints it.

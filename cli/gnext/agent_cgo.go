@@ -6,6 +6,9 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/nextstack/nextstack/activities"
@@ -13,6 +16,7 @@ import (
 	"github.com/nextstack/nextstack/cli/command"
 	"github.com/nextstack/nextstack/cli/trim"
 	"github.com/nextstack/nextstack/workers/node"
+	"github.com/nextstack/nextstack/workers/node/guard"
 )
 
 // settleTime is how long the start of an agent takes, generously: joining, connecting, the first report.
@@ -34,7 +38,24 @@ func agent(ctx context.Context, c command.AgentConfig) error {
 	return node.Run(ctx, node.Config{
 		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
 		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
-		Hook: activities.FaultPoints(),
-		Log:  log,
+		PeerLibvirt: c.PeerLibvirt, PeerAddress: c.PeerAddress, PeerListen: c.PeerListen,
+		Guard: c.Guard, Hook: activities.FaultPoints(),
+		Log: log,
 	})
+}
+
+// guardian guards this node until it is replaced. It does not end when it is asked to in passing, as by the end of a session: who
+// has it end says so to itself.
+func guardian(ctx context.Context, c command.GuardConfig) error {
+	if c.Stop {
+		return guard.Stop(ctx, c.DataDir)
+	}
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	log := guard.NewLog(os.Stderr)
+	// Before it locks its memory: most of what it has was touched by the start of this large program, and is for others.
+	if err := trim.Code(); err != nil {
+		log.Debug("the memory of the start cannot be given back", "error", err)
+	}
+	debug.FreeOSMemory()
+	return guard.Run(context.WithoutCancel(ctx), guard.Config{DataDir: c.DataDir, RunDir: c.LibvirtRun, Build: guard.Build(), Log: log})
 }

@@ -8,5 +8,8 @@ import (
 	"github.com/nextstack/nextstack/cli/command"
 )
 
-// agent is nil: this build has none.
-var agent func(context.Context, command.AgentConfig) error
+// agent and guardian are nil: this build has none.
+var (
+	agent    func(context.Context, command.AgentConfig) error
+	guardian func(context.Context, command.GuardConfig) error
+)

@@ -12,7 +12,7 @@ import (
 var version = ""
 
 func main() {
-	os.Exit(command.Main(buildVersion(), agent))
+	os.Exit(command.Main(buildVersion(), agent, guardian))
 }
 
 func buildVersion() string {

@@ -10,6 +10,13 @@ export PATH=$PATH:/usr/sbin:/sbin
 export SANDBOX_DIR=${SANDBOX_DIR:-$DEV/sandbox} SANDBOX_CACHE=${SANDBOX_CACHE:-$DEV/cache}
 export SANDBOX_NAME=${SANDBOX_NAME:-dev} SANDBOX_NET=${SANDBOX_NET:-10.77.0} SANDBOX_DATA_NET=${SANDBOX_DATA_NET:-10.78.0}
 NODE=node1
+# How many nodes there are, as up.sh was told. One node has the databases of OVN, too; of several each may be lost, so these
+# have a node of their own, without libvirt.
+NODES=$(cat "$DEV/nodes" 2>/dev/null || echo 1)
+node_names() { seq -f 'node%g' "$NODES"; }
+central() { if [ "$NODES" = 1 ]; then echo "$NODE"; else echo ovn; fi; }
+# agent NODE: what its agent is called in .dev/*.pid and .dev/log
+agent() { if [ "$1" = "$NODE" ]; then echo agent; else echo "agent-$1"; fi; }
 API_HOST=$SANDBOX_NET.1 API_PORT=8899
 # A proxy for the internet must not be asked for the sandbox, neither by this script nor by what it starts.
 unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY

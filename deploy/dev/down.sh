@@ -16,13 +16,14 @@ if [ ! -d "$DEV" ]; then echo "down: nothing is up"; exit 0; fi
 exec 8> "$DEV/.up.lock"
 flock -n 8 || { echo "down: another up.sh or down.sh is at work" >&2; exit 1; }
 
-# the agent first: it would report machines that vanish as failures
-stop agent "$BIN/gnext"
+# the agents first: they would report machines that vanish as failures
+for n in $(node_names); do stop "$(agent "$n")" "$BIN/gnext" & done
+wait
 stop nextstack "$BIN/nextstack"
 sandbox down --purge
 
 left=
 for p in "$DEV"/*.pid; do [ ! -e "$p" ] || left="$left $p"; done
 [ -z "$left" ] || { echo "down: still there:$left" >&2; exit 1; }
-rm -rf "$DEV/control" "$DEV/agent-$NODE" "$DEV/pool" "$DEV/log" "$DEV/env" "$DEV/join-token" "$DEV/admin-password" "$DEV/.up.lock"
+rm -rf "$DEV/control" "$DEV"/agent-node* "$DEV/pool" "$DEV/shared" "$DEV/nodes" "$DEV/log" "$DEV/env" "$DEV/join-token" "$DEV/admin-password" "$DEV/.up.lock"
 echo "down in $(secs "$START") s, nothing left"

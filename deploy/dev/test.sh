@@ -50,11 +50,11 @@ mapfile -t ALL < <(go list "${@:-./...}")
 # Race detection would have the whole Temporal server built again, which takes longer than all tests.
 mapfile -t SERVER < <(go list -test -f '{{.ImportPath}} {{join .Deps " "}}' "${ALL[@]}" | grep ' go\.temporal\.io/server/' |
   sed 's/ .*//; s/\.test$//' | sort -u | grep -xF -f <(printf '%s\n' "${ALL[@]}") || true)
-CRASH=$(go list ./test/crash) OUTAGE=$(go list ./activities/compute/libvirt)
-RACE=() OUTAGES=() CRASHES=()
+CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) OUTAGE=$(go list ./activities/compute/libvirt)
+RACE=() OUTAGES=() CRASHES=() MANY=()
 for p in "${ALL[@]}"; do
-  case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || continue ;; esac
-  case $p in "$CRASH") CRASHES=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
+  case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || [ "$p" = "$NODES" ] || continue ;; esac
+  case $p in "$CRASH") CRASHES=("$p") ;; "$NODES") MANY=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
 done
 
 # --- real parts for the drivers' own tests ----------------------------------------------------------------------
@@ -68,7 +68,7 @@ parts() {
     [ "$i" -lt 8 ] || return 1
   done
   for n in a b; do
-    "$HERE/sandbox.sh" node-up $n $((10 + $(printf %d "'$n") - 96)); "$HERE/sandbox.sh" libvirtd $n; "$HERE/sandbox.sh" ovs $n
+    "$HERE/sandbox.sh" node-up $n $((10 + $(printf %d "'$n") - 96)); "$HERE/sandbox.sh" ovs $n; "$HERE/sandbox.sh" libvirtd $n
     [ $n = b ] || "$HERE/sandbox.sh" ovn-central $n
     "$HERE/sandbox.sh" ovn-chassis $n
   done
@@ -103,6 +103,7 @@ group() {
 # the flags of `make build`: the Temporal server is built once for both
 [ ${#SERVER[@]} = 0 ] || CGO_ENABLED=0 group "with the engine" -trimpath -timeout 15m "${SERVER[@]}"
 [ ${#CRASHES[@]} = 0 ] || group "crashes of the real stack" -timeout 25m "${CRASHES[@]}"
+[ ${#MANY[@]} = 0 ] || group "nodes" -timeout 25m "${MANY[@]}"
 
 # --- what it came to -------------------------------------------------------------------------------------------------
 shopt -s nullglob
@@ -119,7 +120,7 @@ if [ "$skipped" -gt 0 ]; then
     | .[] | "  " + (.Package | sub("^github.com/nextstack/nextstack/"; "")) + " " + .Test + ": " + (.Output | sub("^ *[^ ]+ "; "") | rtrimstr("\n"))' "${RESULTS[@]}"
 fi
 echo "tests: $((passed + failed + skipped)) run in $(secs "$START") s: $passed passed, $failed failed, $skipped skipped"
-for what in "fault points" "kill points"; do
+for what in "fault points" "kill points" "node faults"; do
   line=$(points "$what")
   if [ -n "$line" ]; then echo "$line"; elif [ $# = 0 ]; then echo "$what: NONE RAN"; RC=1; fi
 done

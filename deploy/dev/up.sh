@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # up.sh — the whole platform on this machine, from nothing to a virtual machine that answers HTTP ("make up").
 #
-# Control plane and one node run in a sandbox of network namespaces (sandbox.sh); nothing of the host's own libvirt or
-# Open vSwitch is used. Repeat it as you like: what is there is left alone, and a process whose binary was rebuilt is
-# restarted. State in .dev/ (logs in .dev/log, PIDs in .dev/*.pid); `. .dev/env` makes gnext talk to it. Needs root.
+#   up.sh [NODES]      how many nodes (default: as many as are up, else 1)
+#
+# Control plane and nodes run in a sandbox of network namespaces (sandbox.sh); nothing of the host's own libvirt or
+# Open vSwitch is used. One node has one pool, "default". Of several nodes each has a directory of its own for the pool "vms",
+# and all see that of the pool "shared"; each has a fence device, too. Repeat it as you like: what is there is left alone, and a
+# process whose binary was rebuilt is restarted. State in .dev/ (logs in .dev/log, PIDs in .dev/*.pid); `. .dev/env` makes gnext talk to it. Needs root.
 # Environment: SANDBOX_* as in sandbox.sh, NEXTSTACK_BIN_DIR (bin), UP_TIMEOUT (seconds for each wait; 120).
 set -euo pipefail
 umask 077 # tokens and passwords are in here
@@ -17,7 +20,7 @@ START=$EPOCHREALTIME
 fail() {
   echo >&2; echo "up: FAILED: $*" >&2
   local f
-  for f in nextstack agent; do
+  for f in nextstack $(for n in $(node_names); do agent "$n"; done); do
     if [ -s "$LOG/$f.log" ]; then
       echo "--- last lines of $LOG/$f.log" >&2
       grep -v '^admin password:' "$LOG/$f.log" | tail -n 15 >&2
@@ -55,9 +58,17 @@ gnext() { "$BIN/gnext" "$@"; }
 do_packages() { "$HERE/packages.sh"; }
 do_guest() { "$HERE/guest.sh" "$SANDBOX_CACHE/guest"; }
 do_sandbox() {
-  sandbox net-up; sandbox node-up "$NODE" 11; sandbox libvirtd "$NODE"
-  sandbox ovs "$NODE"; sandbox ovn-central "$NODE"; sandbox ovn-chassis "$NODE"
-  echo "$NODE: libvirtd, OVS, OVN"
+  local n i=10
+  sandbox net-up
+  # first, so that who joins finds it
+  case $(central) in ovn) sandbox node-up ovn 10 ;; *) sandbox node-up "$NODE" 11; sandbox ovs "$NODE" ;; esac
+  sandbox ovn-central "$(central)"
+  for n in $(node_names); do
+    i=$((i + 1))
+    sandbox node-up "$n" $i; sandbox ovs "$n"; sandbox libvirtd "$n"; sandbox ovn-chassis "$n"
+    [ "$NODES" = 1 ] || sandbox ipmi "$n"
+  done
+  echo "$(node_names | xargs): libvirtd, OVS, OVN"
 }
 
 # start NAME WHERE BINARY ARGS...: in the background, detached from this terminal
@@ -82,14 +93,21 @@ do_control() {
   [ -s "$DEV/join-token" ] || openssl rand -hex 24 > "$DEV/join-token"
   msg=$(start nextstack control "$BIN/nextstack" serve --data-dir "$DEV/control" --listen "$API_HOST:$API_PORT" \
     --temporal-listen "$API_HOST:7233" --ui-listen "$API_HOST:8233" \
-    --ovn-nb "unix:$SANDBOX_DIR/$NODE/run/ovn/ovnnb_db.sock" \
+    --ovn-nb "unix:$SANDBOX_DIR/$(central)/run/ovn/ovnnb_db.sock" \
     --join-token-file "$DEV/join-token" --image-dir "$SANDBOX_CACHE/guest" --cpu-ratio 16) # tiny guests, mostly idle
   poll "$TIMEOUT" "http://$API_HOST:$API_PORT/v1/health" healthy
   echo "$msg"
 }
-do_agent() {
-  start agent "$NODE" "$BIN/gnext" agent run --server "http://$API_HOST:$API_PORT" --join-token-file "$DEV/join-token" \
-    --data-dir "$DEV/agent-$NODE" --name "$NODE" --libvirt qemu:///system --ovs unix:/run/openvswitch/db.sock
+do_agents() {
+  local n i=10 data
+  for n in $(node_names); do
+    i=$((i + 1)) data=$SANDBOX_DATA_NET.$i
+    printf '%s: ' "$n"
+    start "$(agent "$n")" "$n" "$BIN/gnext" agent run --server "http://$API_HOST:$API_PORT" --join-token-file "$DEV/join-token" \
+      --data-dir "$DEV/agent-$n" --name "$n" --libvirt qemu:///system --ovs unix:/run/openvswitch/db.sock \
+      --peer-libvirt "qemu+tcp://$data/system" --peer-address "$data" --peer-listen "$data:8897"
+  done
+  [ "$NODES" = 1 ] || echo "$NODES agents"
 }
 
 do_login() {
@@ -112,14 +130,15 @@ do_login() {
   echo "admin, token in .dev/env"
 }
 
-node_ready() {
-  alive agent || return 1
-  local out; out=$(gnext agent list -o json) || return 1
-  jq -e --arg n "$NODE" '(if type == "array" then . else .items end) | any(.name == $n and
-    ((.status.phase // "ready") | ascii_downcase | test("^(ready|online|up|active|connected)$")))' <<< "$out" >/dev/null ||
+nodes_ready() {
+  local out n
+  for n in $(node_names); do alive "$(agent "$n")" || return 1; done
+  out=$(gnext agent list -o json) || return 1
+  node_names | jq -eR --argjson all "$out" -n '[inputs] - [$all | (if type == "array" then . else .items end)[]
+    | select(.status.phase == "ready") | .name] == []' >/dev/null ||
     { echo "agents: $(jq -c '[(if type == "array" then . else .items end)[] | {name, status}]' <<< "$out" | cut -c1-300)"; return 1; }
 }
-do_node() { poll "$TIMEOUT" "$NODE in the list of agents" node_ready; echo "$NODE is ready"; }
+do_nodes() { poll "$TIMEOUT" "$(node_names | xargs) in the list of agents" nodes_ready; echo "ready: $(node_names | xargs)"; }
 
 # ready KIND NAME: its phase is a good one; a failed one ends the wait at once
 ready() {
@@ -142,13 +161,31 @@ ensure() {
   esac
 }
 
+do_fence() {
+  local n i=10 address
+  for n in $(node_names); do
+    i=$((i + 1)) address=$API_HOST:$((6200 + i))
+    [ "$(gnext host get "$n" -o json | jq -r .spec.fence.address)" != "$address" ] || continue
+    gnext host set "$n" --fence "ipmi://fence@$address" --fence-password-file - <<< sandbox || return
+  done
+  echo "each node has an IPMI device, at $API_HOST:6211 and following ports"
+}
+
 do_storage() {
-  mkdir -p "$DEV/pool"
-  ensure pool default --type dir --path "$DEV/pool" || return
-  poll "$TIMEOUT" "pool default" ready pool default || return
+  local pools=default p
+  if [ "$NODES" = 1 ]; then
+    mkdir -p "$DEV/pool"
+    ensure pool default --type dir --path "$DEV/pool" || return
+  else
+    pools="vms shared"
+    mkdir -p "$DEV/shared"
+    ensure pool vms --type dir --path "$SANDBOX_DIR/disks" || return
+    ensure pool shared --type dir --shared --path "$DEV/shared" || return
+  fi
+  for p in $pools; do poll "$TIMEOUT" "pool $p" ready pool "$p" || return; done
   ensure img tiny --file "$SANDBOX_CACHE/guest/tiny.qcow2" --format qcow2 || return
   poll "$TIMEOUT" "image tiny" ready img tiny || return
-  echo "pool default, image tiny"
+  echo "pool ${pools/ /, pool }, image tiny"
 }
 do_network() {
   ensure vpc demo --cidr 10.1.0.0/16 || return
@@ -161,7 +198,9 @@ do_network() {
   echo "VPC demo, subnet demo-a, security group web, port probe"
 }
 do_vm() {
-  ensure vm hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web || return
+  local pool=default
+  [ "$NODES" = 1 ] || pool=shared # so that it can be moved
+  ensure vm hello --image tiny --vcpu 1 --memory 128M --disk 1G --pool $pool --subnet demo-a --sg web || return
   poll "$TIMEOUT" "virtual machine hello" ready vm hello || return
   echo "hello has $(vm_address)"
 }
@@ -187,7 +226,12 @@ do_http() {
 mkdir -p "$DEV" "$LOG"
 exec 8> "$DEV/.up.lock"
 flock -n 8 || { echo "up: another up.sh or down.sh is at work" >&2; exit 1; }
+WANTED=${1:-$NODES}
+case $WANTED in [1-9] | [1-9][0-9]) ;; *) echo "up: the number of nodes is 1 to 99, not '$WANTED'" >&2; exit 2 ;; esac
+if [ -s "$DEV/nodes" ] && [ "$WANTED" != "$NODES" ]; then echo "up: a cloud with NODES=$NODES is up: run make down first" >&2; exit 1; fi
 for b in nextstack gnext; do [ -x "$BIN/$b" ] || { echo "up: $BIN/$b is missing: run make build" >&2; exit 1; }; done
+NODES=$WANTED
+echo "$NODES" > "$DEV/nodes"
 
 echo "NextStack on this machine:"
 step "packages" do_packages
@@ -197,8 +241,9 @@ step "control plane" do_control
 step "login" do_login
 # shellcheck disable=SC1091
 . "$DEV/env"
-step "agent" do_agent
-step "node joined" do_node
+step "agent" do_agents
+step "node joined" do_nodes
+[ "$NODES" = 1 ] || step "fence devices" do_fence
 step "storage and image" do_storage
 step "network" do_network
 step "virtual machine" do_vm
@@ -214,6 +259,10 @@ Up in $(secs "$START") s.
   http://$API_HOST:8233                    the workflows behind every operation (Temporal UI)
   deploy/dev/probe.sh $NODE $id $mac $ip/24 curl -s http://$(vm_address)/
   deploy/dev/sandbox.sh status              what runs;  deploy/dev/sandbox.sh exec $NODE virsh list
-  tail -f .dev/log/nextstack.log .dev/log/agent.log
+  tail -f .dev/log/nextstack.log .dev/log/agent*.log
   make down                                 ends it all
+E
+[ "$NODES" = 1 ] || cat <<E
+  bin/gnext vm migrate hello                moves it to another node while it runs; bin/gnext host list
+  deploy/dev/sandbox.sh node-kill node2     cuts the power of a node
 E

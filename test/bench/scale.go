@@ -128,7 +128,7 @@ func (s *scaleRun) control() error {
 		return err
 	}
 	s.host = "http://" + address(0)
-	if s.c, err = client.New(client.Config{Host: s.host, Timeout: 120 * time.Second, Patience: time.Minute}); err != nil {
+	if s.c, err = client.New(client.Config{Host: "127.0.0.1", Port: ports[0], Timeout: 120 * time.Second, Patience: time.Minute}); err != nil {
 		return err
 	}
 	select {
@@ -160,7 +160,7 @@ func (s *scaleRun) do(op *api.Operation, err error) error {
 func (s *scaleRun) measure() error {
 	begun := time.Now()
 	for {
-		page, err := client.List[api.Agent](s.ctx, s.c, "", client.ListOptions{PageSize: 1000})
+		page, err := client.List[*api.Agent](s.ctx, s.c, "", client.ListOptions{PageSize: 1000})
 		if err != nil {
 			return err
 		}
@@ -226,7 +226,7 @@ func (s *scaleRun) burstOf(n int) error {
 	watch.Go(func() {
 		for listing.Err() == nil {
 			t := time.Now()
-			if _, err := client.List[api.VM](listing, s.c, api.DefaultProject, client.ListOptions{PageSize: 100}); err == nil {
+			if _, err := client.List[*api.VM](listing, s.c, api.DefaultProject, client.ListOptions{PageSize: 100}); err == nil {
 				lists = append(lists, time.Since(t))
 			}
 			time.Sleep(50 * time.Millisecond)

@@ -39,6 +39,7 @@ type World struct {
 	Tables map[string]saga.Definition
 
 	images *images
+	peers  storage.Exchange // through which nodes hand disks to one another
 	hook   activities.Hook
 	host   *activities.Host
 }
@@ -50,6 +51,7 @@ type Node struct {
 
 	disks  *disks
 	source storage.Source
+	peers  storage.Peers
 	host   *activities.Host
 }
 
@@ -80,7 +82,7 @@ func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
 			Meta: api.Meta{ID: api.NewID(), Name: name, Created: time.Now().UTC()},
 			Spec: api.AgentSpec{ReservedMemory: 512 * api.MiB, CPURatio: 4},
 			Status: api.AgentStatus{Phase: api.PhaseReady, Inventory: api.Inventory{
-				Hostname: name, Arch: "x86_64", Accel: "tcg", Cores: 8, Memory: 32 * api.GiB,
+				Hostname: name, Arch: "x86_64", Accel: "tcg", Cores: 8, Memory: 32 * api.GiB, OVNChassis: name,
 			}},
 		}
 		d.Create(a)
@@ -104,7 +106,7 @@ func emptyWorld(hook activities.Hook) *World {
 }
 
 func (w *World) addNode(id, name string, driver *compute.Fake, d *disks) {
-	w.Nodes = append(w.Nodes, &Node{ID: id, Name: name, Compute: driver, disks: d, source: w.images, host: &activities.Host{Log: quiet, Hook: w.hook}})
+	w.Nodes = append(w.Nodes, &Node{ID: id, Name: name, Compute: driver, disks: d, source: w.images, peers: &w.peers, host: &activities.Host{Log: quiet, Hook: w.hook}})
 }
 
 // Clone returns a world of its own with the same things in it.
@@ -200,7 +202,7 @@ func (w *World) registerControl(reg activities.Registry, host *activities.Host) 
 // Register registers the steps of a node, as its agent does.
 func (n *Node) Register(reg activities.Registry) {
 	compute.Register(reg, n.host, n.Compute, storage.Locate)
-	storage.RegisterNode(reg, n.host, n.disks, n.source)
+	storage.RegisterNode(reg, n.host, n.disks, n.source, n.peers)
 	activities.Implement(reg, n.host, steps.LookAtNode, func(ctx context.Context, _ steps.Token, _ steps.NodeQuestion) (steps.NodeWorld, error) {
 		return n.look(ctx)
 	})

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 )
 
@@ -38,14 +39,33 @@ var built = sync.OnceValues(func() (binaries, error) {
 	for _, p := range []struct{ out, pkg, cgo string }{
 		{b.node, "./cli/gnext", "1"}, {b.control, "./cli/nextstack", "0"}, {b.engine, "./test/crash/engine", "0"},
 	} {
-		// The flags are those of `make build`, so that its build cache serves here.
-		cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "faultpoints", "-o", p.out, p.pkg)
-		cmd.Dir, cmd.Env = root(), append(os.Environ(), "CGO_ENABLED="+p.cgo)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return b, &buildError{p.pkg, string(out), err}
+		if err := build(p.out, p.pkg, p.cgo, ""); err != nil {
+			return b, err
 		}
 	}
 	return b, nil
+})
+
+func build(out, pkg, cgo, ldflags string) error {
+	// The flags are those of `make build`, so that its build cache serves here.
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+ldflags), "-tags", "faultpoints", "-o", out, pkg)
+	cmd.Dir, cmd.Env = root(), append(os.Environ(), "CGO_ENABLED="+cgo)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return &buildError{pkg, string(text), err}
+	}
+	return nil
+}
+
+// OtherVersion is what OtherAgent says that it is.
+const OtherVersion = "another"
+
+// OtherAgent builds gnext once more, as OtherVersion, and returns where it is: what agents are upgraded to.
+var OtherAgent = sync.OnceValues(func() (string, error) {
+	b, err := built()
+	if err != nil {
+		return "", err
+	}
+	return b.node + "-" + OtherVersion, build(b.node+"-"+OtherVersion, "./cli/gnext", "1", "-X main.version="+OtherVersion)
 })
 
 // temporary is where the programs were built, if that is to be removed in the end.

@@ -18,6 +18,8 @@ type Process struct {
 	log  string // file
 	argv []string
 	env  []string
+	// program is the place in argv of the program itself, behind what puts it where it runs.
+	program int
 
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -87,12 +89,15 @@ func (p *Process) Kill() error {
 	return nil
 }
 
+// Terminate asks the program to end, and waits for nothing: see Stop.
+func (p *Process) Terminate() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
+
 // Stop asks the program to end, and insists after grace. That it had to insist is an error.
 func (p *Process) Stop(grace time.Duration) error {
 	if p == nil || !p.Running() {
 		return nil
 	}
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.Terminate(); err != nil {
 		return err
 	}
 	t := time.NewTimer(grace)

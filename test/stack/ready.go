@@ -20,7 +20,8 @@ const pollEvery = 20 * time.Millisecond
 
 // What every stack has from the start.
 const (
-	Pool   = "default" // a directory
+	Pool   = "default" // a directory of each node
+	Shared = "shared"  // a directory that all nodes see, if Options.Shared
 	Blank  = "blank"   // an image without a system: its guests run and do nothing
 	Tiny   = "tiny"    // an image of a Linux that answers HTTP
 	VPC    = "net"     // 10.1.0.0/16
@@ -56,18 +57,9 @@ func (s *Stack) awaitPort(ctx context.Context, p *Process, port int) error {
 	})
 }
 
-// AwaitReport waits until the node's agent, which was just started, has reported.
+// AwaitReport waits until the first node's agent, which was just started, has reported.
 func (s *Stack) AwaitReport(ctx context.Context, since time.Time) error {
-	return s.await(ctx, "a report of the agent", s.Agent, func() error {
-		a, err := client.Get[*api.Agent](ctx, s.Client, "", Node)
-		if err != nil {
-			return err
-		}
-		if a.Status.Phase != api.PhaseReady || a.Status.Observed.Before(since) {
-			return fmt.Errorf("the agent is %s, last seen %s: %s", a.Status.Phase, a.Status.Observed, a.Status.Reason)
-		}
-		return nil
-	})
+	return s.Hosts[0].AwaitReport(ctx, since)
 }
 
 // await polls until try succeeds; that the process ends meanwhile is an error at once.
@@ -87,17 +79,19 @@ func (s *Stack) await(ctx context.Context, what string, p *Process, try func() e
 	return nil
 }
 
-// KillLibvirtd is kill -9; virtual machines go on. It returns when the daemon is gone.
-func (s *Stack) KillLibvirtd(ctx context.Context) error {
-	_, err := s.sandboxDo(ctx, "kill-libvirtd", Node)
-	return err
+// StartControl starts the control plane and returns when the API answers.
+func (s *Stack) StartControl(ctx context.Context) error {
+	if err := s.Control.Start(); err != nil {
+		return err
+	}
+	return s.AwaitControl(ctx)
 }
 
-// StartLibvirtd starts it, and returns when it answers.
-func (s *Stack) StartLibvirtd(ctx context.Context) error {
-	_, err := s.sandboxDo(ctx, "libvirtd", Node)
-	return err
-}
+// KillLibvirtd is kill -9 of the first node's; virtual machines go on. It returns when the daemon is gone.
+func (s *Stack) KillLibvirtd(ctx context.Context) error { return s.Hosts[0].KillLibvirtd(ctx) }
+
+// StartLibvirtd starts the first node's, and returns when it answers.
+func (s *Stack) StartLibvirtd(ctx context.Context) error { return s.Hosts[0].StartLibvirtd(ctx) }
 
 func (s *Stack) newClient(token string) (*client.Client, error) {
 	return client.New(client.Config{
@@ -130,13 +124,21 @@ func (s *Stack) login(ctx context.Context) error {
 }
 
 // furnish makes what every stack has.
-func (s *Stack) furnish(ctx context.Context) error {
+func (s *Stack) furnish(ctx context.Context, o Options) error {
 	if out, err := exec.CommandContext(ctx, "truncate", "-s", "1M", s.path("images", "blank.raw")).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
+	pool := s.path("pool")
+	if len(s.Hosts) > 1 {
+		pool = s.path("s", "disks")
+	}
 	for _, make := range []func() error{
+		func() error { return create(ctx, s, &api.PoolCreate{Name: Pool, Type: api.PoolDir, Path: pool}) },
 		func() error {
-			return create(ctx, s, &api.PoolCreate{Name: Pool, Type: api.PoolDir, Path: s.path("pool")})
+			if !o.Shared {
+				return nil
+			}
+			return create(ctx, s, &api.PoolCreate{Name: Shared, Type: api.PoolDir, Path: s.path("shared"), Shared: true})
 		},
 		func() error {
 			return create(ctx, s, &api.ImageCreate{Name: Blank, Format: api.FormatRaw, Path: s.path("images", "blank.raw")})

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,25 +25,35 @@ import (
 type Options struct {
 	// External makes etcd and Temporal processes of their own, Stack.Etcd and Stack.Temporal.
 	External bool
+	// Nodes is how many nodes there are; 0: one. Of several, each keeps the pool Pool in a directory that only it sees, and
+	// OVN's databases are in a node of their own, so that each can be lost.
+	Nodes int
+	// Shared adds the pool Shared, a directory that all nodes see.
+	Shared bool
+	// IPMI gives every node a fence device, see Host.Fence. No agent's record says so yet.
+	IPMI bool
 }
 
-// Node is the name of the node that a stack has.
+// Node is the name of the first node.
 const Node = "node1"
 
-// Stack is a running cloud with one node. Its fields are there for tests to use; its methods fail the test they are given.
+// Stack is a running cloud. Its fields are there for tests to use; its methods fail the test they are given.
 type Stack struct {
 	Client *client.Client // logged in as admin
 	Token  string         // of Client
 	HTTP   *http.Client   // for requests that Client would not make
 	Faults Faults
 
+	Hosts    []*Host  // the nodes: node1, node2...
 	Control  *Process // nextstack
-	Agent    *Process // gnext agent run
+	Agent    *Process // of the first node
 	Etcd     *Process // if it is external
 	Temporal *Process // if it is external
 
 	dir     string // of everything
+	central string // the node with OVN's databases
 	net     string // first three bytes of the management network
+	data    string // first three bytes of the data network
 	sandbox []string
 	begun   time.Time
 }
@@ -54,7 +65,7 @@ const passwordLine = "admin password: "
 // and t fails if something is left then. Where a real stack cannot be, t is skipped.
 func Up(t testing.TB, o Options) *Stack {
 	t.Helper()
-	requireParts(t)
+	requireParts(t, o)
 	bins, err := built()
 	if err != nil {
 		t.Fatalf("the programs cannot be built: %v", err)
@@ -84,11 +95,15 @@ func Up(t testing.TB, o Options) *Stack {
 }
 
 // requireParts skips t where there is no root, or a program is missing.
-func requireParts(t testing.TB) {
+func requireParts(t testing.TB, o Options) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED, NOT TESTED: the real stack. It needs root, for namespaces")
 	}
-	for _, p := range []string{"libvirtd", "ovs-vswitchd", "ovn-northd", "qemu-img", "virsh", "ip"} {
+	programs := []string{"libvirtd", "ovs-vswitchd", "ovn-northd", "qemu-img", "virsh", "ip"}
+	if o.IPMI {
+		programs = append(programs, "ipmi_sim")
+	}
+	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			if _, err = os.Stat("/usr/sbin/" + p); err != nil {
 				t.Skipf("SKIPPED, NOT TESTED: the real stack. There is no %s: run make deps", p)
@@ -99,12 +114,19 @@ func requireParts(t testing.TB) {
 
 func (s *Stack) up(ctx context.Context, bins binaries, o Options) error {
 	s.Faults = Faults(s.path("faults"))
-	for _, d := range []string{"faults", "pool", "images", "log"} {
+	s.central = Node
+	for i := range max(1, o.Nodes) {
+		s.Hosts = append(s.Hosts, &Host{Name: fmt.Sprintf("node%d", i+1), stack: s, num: firstHost + i})
+	}
+	if o.Nodes > 1 {
+		s.central = "ovn"
+	}
+	for _, d := range []string{"faults", "pool", "shared", "images", "log"} {
 		if err := os.MkdirAll(s.path(d), 0o755); err != nil {
 			return err
 		}
 	}
-	if err := s.startSandbox(ctx); err != nil {
+	if err := s.startSandbox(ctx, o); err != nil {
 		return err
 	}
 	s.processes(bins, o)
@@ -112,13 +134,28 @@ func (s *Stack) up(ctx context.Context, bins binaries, o Options) error {
 		s.Etcd.Start, func() error { return s.awaitPort(ctx, s.Etcd, etcdPort) },
 		s.Temporal.Start, func() error { return s.awaitPort(ctx, s.Temporal, temporalPort) },
 		s.Control.Start, func() error { return s.AwaitControl(ctx) }, func() error { return s.login(ctx) },
-		s.Agent.Start, func() error { return s.AwaitReport(ctx, s.begun) },
+		func() error {
+			for _, h := range s.Hosts {
+				if err := h.Agent.Start(); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		func() error {
+			for _, h := range s.Hosts {
+				if err := h.AwaitReport(ctx, s.begun); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 	} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	return s.furnish(ctx)
+	return s.furnish(ctx, o)
 }
 
 // processes says how the programs of the stack are run.
@@ -127,13 +164,13 @@ func (s *Stack) processes(bins binaries, o Options) {
 	process := func(name string, where []string, argv ...string) *Process {
 		return &Process{
 			name: name, log: s.path("log", name+".log"), env: environment(append(s.sandbox, faults)...),
-			argv: append(append([]string{s.script("sandbox.sh")}, where...), argv...),
+			argv: append(append([]string{s.script("sandbox.sh")}, where...), argv...), program: 1 + len(where),
 		}
 	}
 	control := []string{
 		bins.control, "serve", "--data-dir", s.path("control"), "--listen", s.address(apiPort),
 		"--ui-listen", "", "--join-token-file", s.path("join-token"), "--image-dir", s.path("images") + "," + s.guest(),
-		"--ovn-nb", "unix:" + s.path("s", Node, "run/ovn/ovnnb_db.sock"),
+		"--ovn-nb", "unix:" + s.path("s", s.central, "run/ovn/ovnnb_db.sock"),
 		// As many small guests as a test wants, whatever this machine has.
 		"--cpu-ratio", "100",
 	}
@@ -146,9 +183,18 @@ func (s *Stack) processes(bins binaries, o Options) {
 		control = append(control, "--temporal-listen", temporal)
 	}
 	s.Control = process("nextstack", []string{"control"}, control...)
-	s.Agent = process("agent", []string{"exec", Node}, bins.node, "agent", "run", "--server", "http://"+s.address(apiPort),
-		"--join-token-file", s.path("join-token"), "--data-dir", s.path("agent"), "--name", Node,
-		"--libvirt", "qemu:///system", "--ovs", "unix:/run/openvswitch/db.sock")
+	for _, h := range s.Hosts {
+		name := "agent"
+		if len(s.Hosts) > 1 {
+			name += "-" + h.Name
+		}
+		data := fmt.Sprintf("%s.%d", s.data, h.num)
+		h.Agent = process(name, []string{"exec", h.Name}, bins.node, "agent", "run", "--server", "http://"+s.address(apiPort),
+			"--join-token-file", s.path("join-token"), "--data-dir", h.dataDir(), "--name", h.Name,
+			"--libvirt", "qemu:///system", "--ovs", "unix:/run/openvswitch/db.sock",
+			"--peer-libvirt", "qemu+tcp://"+data+"/system", "--peer-address", data, "--peer-listen", data+":8897")
+	}
+	s.Agent = s.Hosts[0].Agent
 }
 
 // Ports of the control plane's address.
@@ -158,15 +204,15 @@ const (
 	temporalPort = 7233
 )
 
-// startSandbox makes the node with its daemons. The networks are picked at random, until they are nobody's.
-func (s *Stack) startSandbox(ctx context.Context) error {
+// startSandbox makes the nodes with their daemons. The networks are picked at random, until they are nobody's.
+func (s *Stack) startSandbox(ctx context.Context, o Options) error {
 	var err error
 	for range 8 {
 		n := 1 + rand.IntN(250)
-		s.net = fmt.Sprintf("10.79.%d", n)
+		s.net, s.data = fmt.Sprintf("10.79.%d", n), fmt.Sprintf("10.80.%d", n)
 		s.sandbox = []string{
 			"SANDBOX_NAME=t" + strconv.Itoa(n) + "-" + strconv.FormatInt(int64(os.Getpid()), 36), "SANDBOX_DIR=" + s.path("s"),
-			"SANDBOX_NET=" + s.net, fmt.Sprintf("SANDBOX_DATA_NET=10.80.%d", n), "SANDBOX_CACHE=" + cache(),
+			"SANDBOX_NET=" + s.net, "SANDBOX_DATA_NET=" + s.data, "SANDBOX_CACHE=" + cache(),
 		}
 		if _, err = s.sandboxDo(ctx, "net-up"); err == nil || !strings.Contains(err.Error(), "in use on this machine") {
 			break
@@ -178,9 +224,21 @@ func (s *Stack) startSandbox(ctx context.Context) error {
 	if _, err := command(ctx, environment(), s.script("guest.sh"), s.guest()); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"node-up", Node, "11"}, {"libvirtd", Node}, {"ovs", Node}, {"ovn-central", Node}, {"ovn-chassis", Node}} {
-		if _, err := s.sandboxDo(ctx, args...); err != nil {
+	if s.central != Node {
+		for _, args := range [][]string{{"node-up", s.central, strconv.Itoa(firstHost - 1)}, {"ovn-central", s.central}} {
+			if _, err := s.sandboxDo(ctx, args...); err != nil {
+				return err
+			}
+		}
+	}
+	for _, h := range s.Hosts {
+		if err := h.boot(ctx); err != nil {
 			return err
+		}
+		if o.IPMI {
+			if err := h.StartIPMI(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -191,8 +249,10 @@ func (s *Stack) down(t testing.TB) {
 	if t.Failed() {
 		s.logs(t)
 	}
-	// The agent first: it would report machines that vanish as failures.
-	for _, p := range []*Process{s.Agent, s.Control, s.Temporal, s.Etcd} {
+	for _, h := range s.Hosts {
+		_ = h.ThawLibvirtd(context.Background()) // or the agent could not end in order; there may be none
+	}
+	stop := func(p *Process) {
 		begun := time.Now()
 		err := p.Stop(20 * time.Second)
 		if took := time.Since(begun); took > 5*time.Second {
@@ -202,6 +262,15 @@ func (s *Stack) down(t testing.TB) {
 			t.Error(err)
 			t.Logf("last lines of %s:\n%s", p.name, p.Tail(20))
 		}
+	}
+	// The agents first: they would report machines that vanish as failures.
+	var agents sync.WaitGroup
+	for _, h := range s.Hosts {
+		agents.Go(func() { stop(h.Agent) })
+	}
+	agents.Wait()
+	for _, p := range []*Process{s.Control, s.Temporal, s.Etcd} {
+		stop(p)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -221,7 +290,11 @@ func (s *Stack) down(t testing.TB) {
 }
 
 func (s *Stack) logs(t testing.TB) {
-	for _, p := range []*Process{s.Control, s.Agent, s.Temporal, s.Etcd} {
+	all := []*Process{s.Control, s.Temporal, s.Etcd}
+	for _, h := range s.Hosts {
+		all = append(all, h.Agent)
+	}
+	for _, p := range all {
 		if p != nil {
 			t.Logf("--- last lines of %s:\n%s", p.name, p.Tail(50))
 		}
@@ -233,9 +306,9 @@ func (s *Stack) sandboxDo(ctx context.Context, args ...string) (string, error) {
 	return command(ctx, environment(s.sandbox...), append([]string{s.script("sandbox.sh")}, args...)...)
 }
 
-// InNode runs a program in the node and returns what it wrote.
+// InNode runs a program in the first node and returns what it wrote.
 func (s *Stack) InNode(ctx context.Context, argv ...string) (string, error) {
-	return s.sandboxDo(ctx, append([]string{"exec", Node}, argv...)...)
+	return s.Hosts[0].Do(ctx, argv...)
 }
 
 func (s *Stack) path(parts ...string) string {
@@ -248,8 +321,8 @@ func (s *Stack) address(port int) string   { return s.net + ".1:" + strconv.Itoa
 // URL returns the address of the API.
 func (s *Stack) URL() string { return "http://" + s.address(apiPort) }
 
-// Path returns a file of the stack: in its pool ("pool/..."), in what its control plane keeps ("control/...") or in the
-// directory that images may be imported from ("images/...").
+// Path returns a file of the stack: in the pool of a single node ("pool/..."), in the shared pool ("shared/..."), in what the
+// control plane keeps ("control/...") or in the directory that images may be imported from ("images/...").
 func (s *Stack) Path(parts ...string) string { return s.path(parts...) }
 
 // cache returns where the guest image and libvirt's knowledge of QEMU are kept, for all sandboxes of the repository.

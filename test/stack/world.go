@@ -50,25 +50,29 @@ func (s *Stack) MustBeClean(t testing.TB) int {
 	return len(r.Findings)
 }
 
-// Running returns the IDs of the domains that libvirt itself says are running, and how many there are in all.
+// Running returns the IDs of the domains that libvirt itself says are running, on any node that has power, and how many domains
+// there are in all.
 func (s *Stack) Running(ctx context.Context) (running map[string]bool, all int, err error) {
 	running = map[string]bool{}
-	for _, q := range []struct {
-		flag string
-		add  func(string)
-	}{{"--all", func(string) { all++ }}, {"--state-running", func(id string) { running[id] = true }}} {
-		out, err := s.InNode(ctx, "virsh", "-q", "-c", "qemu:///system", "list", q.flag, "--uuid")
+	for _, h := range s.Hosts {
+		if !h.Powered() {
+			continue
+		}
+		domains, err := h.Domains(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
-		for _, id := range strings.Fields(out) {
-			q.add(id)
+		all += len(domains)
+		for id, runs := range domains {
+			if runs {
+				running[id] = true
+			}
 		}
 	}
 	return running, all, nil
 }
 
-// Probe runs a program in the node with the address of a port, as if a machine were plugged in there, and returns what it
+// Probe runs a program in the first node with the address of a port, as if a machine were plugged in there, and returns what it
 // wrote. Bits is the length of the subnet's prefix.
 func (s *Stack) Probe(ctx context.Context, p *api.Port, bits int, argv ...string) (string, error) {
 	args := []string{s.script("probe.sh"), Node, p.ID, p.Spec.MAC, fmt.Sprintf("%s/%d", p.Spec.Address, bits)}

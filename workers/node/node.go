@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -22,6 +23,7 @@ import (
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
 	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workers/node/guard"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -35,6 +37,10 @@ type Config struct {
 	LibvirtURI    string        // empty: qemu:///system
 	OVS           string        // database of Open vSwitch; empty: unix:/run/openvswitch/db.sock
 	Accel         string        // kvm or tcg; empty: kvm where it works
+	PeerLibvirt   string        // libvirt URI at which other nodes' libvirt reaches this one's; empty: no guest arrives here while it runs
+	PeerListen    string        // host:port at which other agents fetch disks; empty: none are given away
+	PeerAddress   string        // host that other agents reach that at; empty: what it listens on, or the address toward the server
+	Guard         []string      // program and arguments that start the guardian of DataDir; empty: the node's lease is not guarded
 	Version       string        // of this program
 	ReportEvery   time.Duration // 0: 5 s
 	Log           *slog.Logger
@@ -72,8 +78,11 @@ type agent struct {
 	host   *activities.Host // one for the agent's life: its fence must outlive a lost connection to Temporal
 	trim   func() error     // shortens consoles; may be nil
 	pools  storage.Pool
+	disks  storage.Peers // how they go to and from other nodes
+	peers  *peers        // the same, if it is over HTTP
 	sw     Switch
 	facts  *switchFacts
+	lease  *lease // nil: HA VMs run without one
 	dial   func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 }
 
@@ -93,7 +102,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	parts := Parts{Pools: storage.NewDir(cfg.Log), Switch: ovs(cfg.OVS)}
 	facts := &switchFacts{}
-	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, UserspaceDP: facts.userspace, Log: cfg.Log})
+	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()
 	parts.Driver, parts.Trim, parts.facts = driver, driver.TrimConsoles, facts
 	return run(ctx, cfg, parts)
@@ -105,6 +114,8 @@ type Parts struct {
 	Pools  storage.Pool
 	Switch Switch
 	Trim   func() error // shortens consoles; may be nil
+	// Peers is how disks go to and from other nodes; nil: over HTTP, as the configuration says.
+	Peers storage.Peers
 	// Dial connects to Temporal; nil: a connection of its own. Many agents in one process may share one.
 	Dial func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 
@@ -137,6 +148,20 @@ func run(ctx context.Context, cfg Config, parts Parts) error {
 		cfg: cfg, log: cfg.Log, api: c, driver: parts.Driver, pools: parts.Pools, sw: parts.Switch, trim: parts.Trim, facts: parts.facts,
 		dial: parts.Dial, host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook},
 	}
+	if a.disks = parts.Peers; a.disks == nil {
+		a.peers = newPeers(cfg.PeerListen, cfg.PeerAddress, cfg.Server, cfg.Log)
+		defer a.peers.close()
+		a.disks = a.peers
+	}
+	if a.peers != nil && cfg.PeerListen != "" {
+		if _, err := a.peers.open(); err != nil {
+			a.log.Warn("no disks can be given to other nodes yet; it is tried again with each", "error", err)
+		}
+	}
+	a.lease = newLease(nil, cfg.Log)
+	if len(cfg.Guard) > 0 {
+		a.lease.guardian = &guard.Keeper{DataDir: cfg.DataDir, Command: cfg.Guard, Build: guard.Build(), Log: cfg.Log}
+	}
 	return a.run(ctx)
 }
 
@@ -166,12 +191,22 @@ func (c *Config) complete() error {
 	v.Check(filepath.IsAbs(c.DataDir), "dataDir", c.DataDir, "must be an absolute path")
 	v.Check(c.Server != "", "server", c.Server, "is missing")
 	v.Check(c.ReportEvery >= 100*time.Millisecond, "reportEvery", c.ReportEvery.String(), "must be at least 100ms")
+	if c.PeerListen != "" {
+		_, _, err := net.SplitHostPort(c.PeerListen)
+		v.Check(err == nil, "peerListen", c.PeerListen, "must be host:port, or :port for all addresses")
+	}
+	v.Check(!strings.ContainsAny(c.PeerAddress, "/ []"), "peerAddress", c.PeerAddress, "must be a host name or an IP address")
+	c.checkPeer(&v)
 	v.Check(c.Accel == "" || c.Accel == "kvm" || c.Accel == "tcg", "accel", c.Accel, "must be kvm or tcg, or be left out")
 	return v.Err("agent configuration")
 }
 
 // run is a member of the cloud, and becomes one again if the server has forgotten it, until ctx is done.
 func (a *agent) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	guarding := make(chan struct{})
+	go func() { defer close(guarding); a.lease.run(ctx) }()
+	defer func() { cancel(); <-guarding }()
 	for {
 		id, err := a.identity(ctx)
 		if ctx.Err() != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/testsuite"
 
 	"github.com/nextstack/nextstack/activities"
@@ -36,6 +37,7 @@ type fakeServer struct {
 	members map[string]string // credential -> agent ID
 	joins   int
 	pools   []api.AgentPool
+	orders  api.AgentOrders // what else is answered to reports
 	reports chan api.AgentReport
 	down    bool
 }
@@ -79,7 +81,9 @@ func (s *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var rep api.AgentReport
 	_ = json.NewDecoder(r.Body).Decode(&rep)
-	_ = json.NewEncoder(w).Encode(api.AgentOrders{Pools: s.pools})
+	o := s.orders
+	o.Pools = s.pools
+	_ = json.NewEncoder(w).Encode(o)
 	s.reports <- rep
 }
 
@@ -153,7 +157,10 @@ func newAgent(t *testing.T, s *fakeServer, change func(*Config)) *fixture {
 	c, err := newClient(cfg.Server, cfg.Version)
 	require.NoError(t, err)
 	f := &fixture{driver: &compute.Fake{Inv: api.Inventory{Arch: "x86_64", Cores: 4, Memory: api.GiB}}, pool: &storage.Fake{}, sw: &fakeSwitch{}}
-	f.agent = &agent{cfg: cfg, log: cfg.Log, api: c, driver: f.driver, pools: f.pool, sw: f.sw, host: &activities.Host{Log: cfg.Log}}
+	f.agent = &agent{
+		cfg: cfg, log: cfg.Log, api: c, driver: f.driver, pools: f.pool, sw: f.sw, host: &activities.Host{Log: cfg.Log}, facts: &switchFacts{}, dial: client.DialContext,
+		disks: newPeers(cfg.PeerListen, cfg.PeerAddress, cfg.Server, cfg.Log),
+	}
 	return f
 }
 

@@ -57,7 +57,7 @@ func TestRealGuest(t *testing.T) {
 	require.NoError(t, err)
 	sum := sha256.Sum256(image)
 
-	a := &agent{cfg: Config{Name: "real"}, log: log, pools: storage.NewDir(log), sw: ovs(env["NEXTSTACK_TEST_OVS"])}
+	a := &agent{cfg: Config{Name: "real"}, log: log, pools: storage.NewDir(log), sw: ovs(env["NEXTSTACK_TEST_OVS"]), facts: &switchFacts{}}
 	require.NoError(t, a.facts.refresh(ctx, a.sw))
 	info, _ := a.facts.get()
 	require.NotEmpty(t, info.ChassisID)
@@ -70,7 +70,7 @@ func TestRealGuest(t *testing.T) {
 	worker.SetTestTimeout(3 * time.Minute)
 	host := &activities.Host{Log: log}
 	compute.Register(worker, host, driver, storage.Locate)
-	storage.RegisterNode(worker, host, a.pools, fileSource{env["NEXTSTACK_TEST_IMAGE"]})
+	storage.RegisterNode(worker, host, a.pools, fileSource{env["NEXTSTACK_TEST_IMAGE"]}, newPeers("", "", "", log))
 	activities.Implement(worker, host, steps.LookAtNode, a.look)
 	seq := 0
 

@@ -15,7 +15,9 @@ import (
 // Timing of reports.
 const (
 	reportTimeout = 10 * time.Second
-	lookTimeout   = 8 * time.Second
+	// lookTimeout is short enough for the server not to suspect a node whose libvirt hangs: with what else there is to do, and
+	// the pause between two reports, it has to stay below fleet.SilentAfter.
+	lookTimeout = 4 * time.Second
 	// settleDown lets a burst of events become one report.
 	settleDown = 20 * time.Millisecond
 	// switchEvery is how often the switch is asked about itself; it hardly ever changes.
@@ -71,18 +73,26 @@ type reporter struct {
 	last  *api.AgentReport            // that was complete
 	stuck map[string]chan struct{}    // pools whose directory did not answer in time; closed when it did
 	said  map[string]string           // what was logged last, by subject
+
+	transfer transferPoint
+	every    time.Duration // between reports
 }
 
 // report reports every now and then, and at once when something happens, until ctx is done or the server does not know us.
 func (a *agent) report(ctx context.Context, id *identity) error {
 	r := &reporter{agent: a, id: id, pools: map[string]steps.PoolOnNode{}, stuck: map[string]chan struct{}{}, said: map[string]string{}}
 	events := a.driver.Events(ctx)
-	tick := time.NewTicker(a.cfg.ReportEvery)
+	r.every = a.cfg.ReportEvery
+	tick := time.NewTicker(r.every)
 	defer tick.Stop()
 	for {
+		every := r.every
 		more, err := r.once(ctx)
 		if err != nil {
 			return err
+		}
+		if r.every != every {
+			tick.Reset(r.every)
 		}
 		if more {
 			continue
@@ -108,7 +118,8 @@ func (a *agent) report(ctx context.Context, id *identity) error {
 	}
 }
 
-// once makes and sends one report. It wants another one at once if the answer named pools that were not in it. Its error is
+// once makes and sends one report, and does what the answer says. It wants another one at once if the answer named pools that
+// were not in it, or VMs that had to be stopped. Its error is
 // errForgotten or nil: whoever is away comes back.
 func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	report := r.look(ctx)
@@ -117,6 +128,8 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	}
 	sctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
+	r.lease.tell(sctx, report)
+	sent := r.lease.now()
 	orders, err := r.api.Report(sctx, r.id.ID, *report)
 	if ctx.Err() != nil {
 		return false, nil
@@ -132,9 +145,11 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, nil
 	}
+	more = r.obey(ctx, sent, report, orders)
+	r.every = pace(r.cfg.ReportEvery, orders)
 	pools := map[string]steps.PoolOnNode{}
 	for _, p := range orders.Pools {
-		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path}
+		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path, Shared: p.Shared}
 		_, known := r.pools[p.ID]
 		more = more || !known
 	}
@@ -143,9 +158,10 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 }
 
 // look makes a report. While libvirt is away it is the last one that was complete, with the reason: the VMs have not gone,
-// they are only not seen. Nil if there never was one.
-func (r *reporter) look(ctx context.Context) *api.AgentReport {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+// they are only not seen. If there never was one, it tells the reason alone: the agent is alive, and its lease must go on. Nil
+// if ctx is done.
+func (r *reporter) look(alive context.Context) *api.AgentReport {
+	ctx, cancel := context.WithTimeout(alive, lookTimeout)
 	defer cancel()
 	report := api.AgentReport{Sent: time.Now().UTC()} // before looking: what changes meanwhile is newer than the report
 	r.say("switch", r.facts.refresh(ctx, r.sw))
@@ -157,13 +173,16 @@ func (r *reporter) look(ctx context.Context) *api.AgentReport {
 	switch {
 	case err == nil:
 		r.last = &report
-	case ctx.Err() != nil && problem.Is(err, problem.Cancelled), r.last == nil:
+	case alive.Err() != nil:
 		return nil
+	case r.last == nil:
+		report = api.AgentReport{Sent: report.Sent, Error: err.Error(), VMs: []api.VMObservation{}}
+		return &report
 	default:
 		report = *r.last
 		report.Error = err.Error()
 	}
-	r.complete(ctx, &report.Inventory)
+	r.complete(alive, &report.Inventory)
 	return &report
 }
 
@@ -194,7 +213,8 @@ func (r *reporter) complete(ctx context.Context, inv *api.Inventory) {
 			versions["ovs"] = info.Version
 		}
 	}
-	inv.Versions, inv.Pools = versions, r.usage(ctx)
+	inv.Versions, inv.Pools = versions, coarsely(r.usage(ctx))
+	inv.Peer.Transfer = r.transfer.get(ctx, r.agent.peers)
 }
 
 // usage measures the pools. A directory that does not answer, as a dead network file system does, holds up nothing else.

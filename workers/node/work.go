@@ -89,8 +89,11 @@ func (a *agent) workOnce(ctx context.Context, id *identity) error {
 
 // register registers everything that this node can do.
 func (a *agent) register(reg activities.Registry, id *identity) {
+	if a.lease != nil {
+		reg = leased{reg, a.lease}
+	}
 	compute.Register(reg, a.host, a.driver, storage.Locate)
-	storage.RegisterNode(reg, a.host, a.pools, source{a, id})
+	storage.RegisterNode(reg, a.host, a.pools, source{a, id}, a.disks)
 	activities.Implement(reg, a.host, steps.LookAtNode, a.look)
 	activities.Implement(reg, a.host, steps.RepairNode, a.repair)
 }

@@ -1,176 +1,163 @@
-// Package placement decides which node a VM goes to. It is pure: the same nodes and the same request give the same
-// decision, in any order of the nodes, so that a decision can be repeated, planned and explained.
+// Package placement decides which node a VM goes to, which VMs leave a node, and which moves even the nodes out. It is pure:
+// it reads no clock, asks nobody, and what chance it needs is a number in the request. The same nodes and the same request
+// give the same decision, whatever the order of the nodes, so that a decision can be repeated, planned and explained.
+//
+// A node is refused by the first filter that it does not pass (filters.go); those that are left are ranked by weighers
+// (weighers.go). Drain and Balance are the same decision, made over and over on a copy of the nodes in which the VMs before
+// have moved already (world.go).
 package placement
 
 import (
 	"cmp"
-	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 )
 
-// UnknownSpace stands in Node.Pools for a pool that the node has but has not reported on yet: any disk fits.
-const UnknownSpace int64 = -1
+// How much of a decision is told. It is kept in the record of every operation that places something, and nobody reads ten
+// thousand lines; the rest are counted.
+const (
+	rankedShown  = 8
+	refusedShown = 32
+)
 
-// Node is what placement knows of a node.
-type Node struct {
-	ID             string
-	Name           string
-	Ready          bool
-	Reason         string // why it is not ready
-	Arch           string
-	Cores          int
-	Memory         int64            // bytes, all of it
-	ReservedMemory int64            // bytes kept for the host itself
-	CPURatio       float64          // vCPUs that may be promised per core
-	Claimed        api.Amount       // promised to VMs
-	Pools          map[string]int64 // pool ID -> free bytes, or UnknownSpace
-	Labels         map[string]string
+// scoreStep is how far apart scores must be to count as different when the request has a seed. Every decision commits to the
+// ledger of one node, and those that commit to the same one at the same time must decide again. If a difference of a
+// thousandth counted, all decisions made at a time would go for the one best node. A step of 0.02 is about one part in
+// twenty of a node's memory: too little to matter to any VM, and enough that nodes of a well-kept cluster are equals, over
+// which seeds spread.
+const scoreStep = 0.02
+
+// candidate is a node that passed every filter.
+type candidate struct {
+	node  *Node
+	score float64
+	level float64 // score in steps; the score itself without a seed
+	lot   uint64  // drawn by the seed; 0 without
 }
 
-// Request is what a VM needs.
-type Request struct {
-	VM     string // its name, for messages
-	Amount api.Amount
-	Pool   string // ID of the pool of its disk; empty: any node has it
-	Disk   int64  // bytes that the disk needs in the pool at once
-	Arch   string // empty: any
+func (c candidate) compare(o candidate) int {
+	return cmp.Or(cmp.Compare(o.level, c.level), cmp.Compare(c.lot, o.lot), compareNodes(c.node, o.node))
 }
 
-// Decision is where a VM goes and why.
-type Decision struct {
-	Node    string      `json:"node"` // ID of the first of Ranked; empty if there is none
-	Ranked  []Candidate `json:"ranked,omitempty"`
-	Refused []Refusal   `json:"refused,omitempty"` // by name
+// refused is a node and the filter that it did not pass.
+type refused struct {
+	node   *Node
+	filter int
 }
 
-// Candidate is a node that has room. Loads are fractions of what may be promised, from 0 to 1, with the VM on the node.
-type Candidate struct {
-	Node   string  `json:"node"` // ID
-	Name   string  `json:"name"`
-	Memory float64 `json:"memory"`
-	VCPUs  float64 `json:"vcpus"`
+// compare puts nodes that were not asked for last: of a VM that must be on one node, that node's reason is what counts.
+func (r refused) compare(o refused) int {
+	return cmp.Or(cmp.Compare(asked(r.filter), asked(o.filter)), compareNodes(r.node, o.node))
 }
 
-// Refusal is a node that cannot take the VM.
-type Refusal struct {
-	Node   string `json:"node"` // ID
-	Name   string `json:"name"`
-	Reason string `json:"reason"`
-}
-
-// Place ranks the nodes that can take the VM, the least loaded first: by memory, which cannot be shared, then by vCPUs, then
-// by name. If there is none, the error is a no_capacity problem that tells of each node why, and the decision still holds
-// what was refused. A request that makes no sense is an invalid problem.
-func Place(nodes []Node, req Request) (Decision, error) {
-	if req.Amount.VCPUs < 1 || req.Amount.Memory < 1 || req.Disk < 0 {
-		return Decision{}, problem.New(problem.Invalid, "vm %q cannot be placed", req.VM).
-			Because("it asks for %d vCPUs, %d bytes of memory and %d bytes of disk", req.Amount.VCPUs, req.Amount.Memory, req.Disk).
-			Try("ask for at least one vCPU and some memory")
+func asked(filter int) int {
+	if filters[filter].name == notAskedFor {
+		return 1
 	}
-	var d Decision
+	return 0
+}
+
+func compareNodes(a, b *Node) int {
+	return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+}
+
+// Place ranks the nodes that can take the VM, the best first, and tells of the others why they cannot. If none can, the error
+// is a no_capacity problem that says so node by node, and the decision still holds what was refused. A request that makes no
+// sense is an invalid problem. IDs of nodes must differ.
+func Place(nodes []Node, req Request) (api.Decision, error) {
+	if err := req.check(); err != nil {
+		return api.Decision{}, err
+	}
+	q := newQuery(nodes, req)
+	best := newTop(rankedShown, candidate.compare)
+	no := newTop(refusedShown, refused.compare)
+	counts := make([]int, len(filters))
 	for i := range nodes {
 		n := &nodes[i]
-		if reason := refuse(n, req); reason != "" {
-			d.Refused = append(d.Refused, Refusal{Node: n.ID, Name: n.Name, Reason: reason})
+		if f := q.refusing(n); f >= 0 {
+			counts[f]++
+			no.offer(refused{node: n, filter: f})
 			continue
 		}
-		d.Ranked = append(d.Ranked, Candidate{
-			Node: n.ID, Name: n.Name,
-			Memory: float64(n.Claimed.Memory+req.Amount.Memory) / float64(n.Memory-n.ReservedMemory),
-			VCPUs:  float64(n.Claimed.VCPUs+req.Amount.VCPUs) / float64(n.vcpus()),
-		})
+		best.offer(q.rate(n))
 	}
-	slices.SortFunc(d.Ranked, func(a, b Candidate) int {
-		return cmp.Or(cmp.Compare(a.Memory, b.Memory), cmp.Compare(a.VCPUs, b.VCPUs), strings.Compare(a.Name, b.Name), strings.Compare(a.Node, b.Node))
-	})
-	slices.SortFunc(d.Refused, func(a, b Refusal) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Node, b.Node), strings.Compare(a.Reason, b.Reason))
-	})
-	if len(d.Ranked) == 0 {
-		return d, noCapacity(req, d.Refused)
+	d := q.decision(best, no)
+	if len(best.kept) == 0 {
+		return d, q.noCapacity(d, no, counts)
 	}
-	d.Node = d.Ranked[0].Node
 	return d, nil
 }
 
-// vcpus returns how many vCPUs may be promised on n.
-func (n *Node) vcpus() int {
-	limit := math.Floor(float64(n.Cores) * n.CPURatio)
-	if !(limit >= 1) { // a ratio that is no number included
-		return 0
+// rate gives a node that passed every filter its score.
+func (q *query) rate(n *Node) candidate {
+	c := candidate{node: n}
+	for i := range weighers {
+		c.score += weighers[i].weight * weighers[i].value(n, q)
 	}
-	return int(min(limit, math.MaxInt32))
+	c.level = c.score
+	if q.Seed != 0 {
+		c.level = math.Floor(c.score/scoreStep + 1e-9) // sums of fractions end up on either side of a whole number
+		c.lot = draw(q.Seed, n.ID)
+	}
+	return c
 }
 
-// refuse returns why n cannot take the VM, or "". Sums are written as differences, which cannot overflow for amounts that
-// are not negative.
-func refuse(n *Node, req Request) string {
-	switch {
-	case !n.Ready && n.Reason != "":
-		return "not ready: " + n.Reason
-	case !n.Ready:
-		return "not ready"
-	case req.Arch != "" && req.Arch != n.Arch:
-		return fmt.Sprintf("is %s, not %s", orUnknown(n.Arch), req.Arch)
-	case n.Cores < 0 || n.Memory < 0 || n.ReservedMemory < 0 || n.Claimed.VCPUs < 0 || n.Claimed.Memory < 0:
-		return "its inventory makes no sense: a quantity is negative"
-	}
-	if req.Pool != "" {
-		free, has := n.Pools[req.Pool]
-		switch {
-		case !has:
-			return "does not have the pool"
-		case free != UnknownSpace && free < req.Disk:
-			return fmt.Sprintf("the pool has %s free, %s needed", size(max(free, 0)), size(req.Disk))
+func (q *query) decision(best *top[candidate], no *top[refused]) api.Decision {
+	d := api.Decision{More: best.passed + no.passed}
+	for _, c := range best.kept {
+		terms := make(map[string]float64, len(weighers))
+		for _, w := range weighers {
+			if v := w.weight * w.value(c.node, q); v != 0 {
+				terms[w.name] = shown(v)
+			}
 		}
+		d.Ranked = append(d.Ranked, api.Candidate{Node: c.node.ID, Name: c.node.Name, Score: shown(c.score), Terms: terms})
 	}
-	if free := n.Memory - n.ReservedMemory - n.Claimed.Memory; free < req.Amount.Memory {
-		return fmt.Sprintf("%s of memory free, %s needed", size(max(free, 0)), size(req.Amount.Memory))
+	for _, r := range no.kept {
+		d.Refused = append(d.Refused, api.Refusal{Node: r.node.ID, Name: r.node.Name, Reason: filters[r.filter].why(r.node, q)})
 	}
-	if free := n.vcpus() - n.Claimed.VCPUs; free < req.Amount.VCPUs {
-		return fmt.Sprintf("%d vCPUs free, %d needed", max(free, 0), req.Amount.VCPUs)
+	if len(d.Ranked) > 0 {
+		d.Node, d.Name = d.Ranked[0].Node, d.Ranked[0].Name
 	}
-	return ""
+	return d
 }
 
-func orUnknown(s string) string {
-	if s == "" {
-		return "of unknown architecture"
+// shown rounds what is only looked at.
+func shown(score float64) float64 { return math.Round(score*1e4) / 1e4 }
+
+// draw gives a node a number that depends on its ID and the seed alone, so that it is the same in any order of the nodes, and
+// has nothing to do with the number under another seed. It is FNV-1a, stirred at the end because IDs differ in few bits.
+func draw(seed uint64, id string) uint64 {
+	h := seed ^ 0xcbf29ce484222325
+	for i := range len(id) {
+		h = (h ^ uint64(id[i])) * 0x100000001b3
 	}
-	return s
+	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
+	h = (h ^ h>>27) * 0x94d049bb133111eb
+	return h ^ h>>31
 }
 
-// size writes bytes for people. Nothing is rounded: "4 GiB free, 4 GiB needed" would explain nothing.
-func size(n int64) string {
-	switch {
-	case n >= api.GiB && n%api.GiB == 0:
-		return fmt.Sprintf("%d GiB", n/api.GiB)
-	case n >= api.MiB && n%api.MiB == 0:
-		return fmt.Sprintf("%d MiB", n/api.MiB)
-	default:
-		return fmt.Sprintf("%d bytes", n)
-	}
-}
-
-// explained is how many nodes are named one by one in a problem; of the others there is only the number.
-const explained = 32
-
-func noCapacity(req Request, refused []Refusal) error {
-	p := problem.New(problem.NoCapacity, "no node can take vm %q", req.VM)
-	if len(refused) == 0 {
+// noCapacity explains a decision without a node.
+func (q *query) noCapacity(d api.Decision, no *top[refused], counts []int) error {
+	p := problem.New(problem.NoCapacity, "no node can take vm %q", q.VM)
+	if len(d.Refused) == 0 {
 		return p.Because("there are no nodes").Try("add one: run gnext agent run on it")
 	}
-	reasons := make([]string, 0, explained+1)
-	for _, r := range refused[:min(len(refused), explained)] {
+	if q.NodeID != "" && q.pin == nil {
+		return p.Because("it must be on node %s, which does not exist", q.NodeID).Try("name another node, or none")
+	}
+	reasons := make([]string, 0, len(d.Refused)+1)
+	for _, r := range d.Refused {
 		reasons = append(reasons, r.Name+": "+r.Reason)
 	}
-	if more := len(refused) - explained; more > 0 {
-		reasons = append(reasons, fmt.Sprintf("and %d more nodes", more))
+	if no.passed > 0 {
+		for _, r := range no.kept {
+			counts[r.filter]--
+		}
+		reasons = append(reasons, rest(no.passed, counts))
 	}
 	return p.Because("%s", strings.Join(reasons, "; ")).Try("ask for less, delete what is not needed, or add a node")
 }

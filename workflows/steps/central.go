@@ -53,7 +53,7 @@ var (
 	UnwireSecurityGroup = Step[ResourceRef, Nothing]{Name: "network.unwire_sg", Where: Local, Timeout: 15 * time.Second}
 	WirePorts           = Step[[]PortWiring, Nothing]{Name: "network.wire_ports", Where: Local, Timeout: 15 * time.Second}
 	UnwirePorts         = Step[PortRefs, Nothing]{Name: "network.unwire_ports", Where: Local, Timeout: 15 * time.Second}
-	// RepairNetwork removes rows that an audit found to be nobody's.
+	// RepairNetwork removes rows that an audit found to be nobody's, and corrects those that it found to be altered.
 	RepairNetwork = Step[[]api.Finding, []api.Finding]{Name: "network.repair", Where: Control, Timeout: time.Minute}
 
 	// ImportImage checks the source and stores it. Undo: RemoveImage.

@@ -8,13 +8,7 @@ import (
 )
 
 // AgentChange is what is decided about a node.
-type AgentChange struct {
-	Agent  string            `json:"agent"`
-	Spec   api.AgentSpec     `json:"spec"`
-	Labels map[string]string `json:"labels,omitempty"`
-	// Secret is the sealed password of the fence device; nil: as it is now.
-	Secret []byte `json:"secret,omitempty"`
-}
+type AgentChange = api.AgentChange
 
 // AgentCordon says whether a node takes new VMs.
 type AgentCordon struct {

@@ -45,6 +45,10 @@ type Leaving struct {
 	CPU      string    `json:"cpu,omitempty"`      // XML of the guest's CPU as it is now
 	Blockers []string  `json:"blockers,omitempty"` // why it cannot leave while it runs: devices that cannot move...
 	HostUUID string    `json:"hostUUID"`
+	Accel    string    `json:"accel,omitempty"`   // kvm or tcg; a guest cannot change it while it runs
+	Arch     string    `json:"arch,omitempty"`    //
+	Machine  string    `json:"machine,omitempty"` // machine type, which the target's emulator must have
+	OwnCPU   bool      `json:"ownCPU,omitempty"`  // it has the very processor of its node, and not a named model
 }
 
 // IncomingRequest asks the target of a live move whether it can take the guest.

@@ -10,6 +10,9 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
+// RootDisk is what guests know their root disk by.
+const RootDisk = "vda"
+
 // Bridge is the OVS bridge that OVN keeps the flows of.
 const Bridge = "br-int"
 
@@ -22,7 +25,7 @@ func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles
 		Device: "disk",
 		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2", Cache: cache, Discard: "unmap"},
 		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Disk}},
-		Target: &libvirtxml.DomainDiskTarget{Dev: "vda", Bus: "virtio"},
+		Target: &libvirtxml.DomainDiskTarget{Dev: RootDisk, Bus: "virtio"},
 		Serial: diskSerial(plan.Disk.Volume),
 		Boot:   &libvirtxml.DomainDeviceBoot{Order: 1},
 	})

@@ -3,7 +3,6 @@
 package domain
 
 import (
-	"encoding/xml"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -15,9 +14,6 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
-
-// Namespace is the XML namespace of the metadata element that marks a domain as ours.
-const Namespace = "https://nextstack.io/domain/1"
 
 // Accelerators.
 const (
@@ -90,21 +86,12 @@ func identity(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, ho
 	}
 	d.Name, d.UUID = compute.DomainName(plan.VM), plan.VM
 	d.Title = printable(plan.Name)
-	d.Metadata = &libvirtxml.DomainMetadata{XML: fmt.Sprintf(`<nextstack:vm xmlns:nextstack=%q id=%s project=%s name=%s/>`,
-		Namespace, attr(plan.VM), attr(plan.Project), attr(plan.Name))}
+	d.Metadata = &libvirtxml.DomainMetadata{XML: fmt.Sprintf(`<%s:vm xmlns:%s=%q%s/>`, Prefix, Prefix, Namespace,
+		Mark{VM: plan.VM, Project: plan.Project, Name: plan.Name, HA: plan.HA}.attrs())}
 }
 
 // printable keeps a title on one line, which libvirt insists on.
 func printable(s string) string { return strings.Join(strings.Fields(s), " ") }
-
-// attr returns s as a quoted XML attribute value.
-func attr(s string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	_ = xml.EscapeText(&b, []byte(s)) // a strings.Builder takes everything
-	b.WriteByte('"')
-	return b.String()
-}
 
 // lifecycle: a guest that crashed is destroyed, so that its phase tells the truth; one that restarts goes on.
 func lifecycle(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, host Host) {
@@ -149,6 +136,9 @@ func features(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, ho
 }
 
 func cpu(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, host Host) {
+	if plan.CPUModel != "" {
+		host.CPUModel = plan.CPUModel
+	}
 	c := &libvirtxml.DomainCPU{}
 	switch host.CPUModel {
 	case "":

@@ -24,6 +24,9 @@ type Options struct {
 	URI        string // e.g. qemu:///system
 	ConsoleDir string // where serial consoles are logged; empty: nowhere
 	Accel      string // kvm or tcg; empty: kvm where it works
+	// Peer is how other nodes' hypervisors reach this one's. Without a URI of libvirt guests can leave, but not arrive while
+	// they run.
+	Peer api.Peer
 	// UserspaceDP says whether the node's switch is OVS without its kernel module. Nil: no.
 	UserspaceDP func() bool
 	Log         *slog.Logger // nil: the default
@@ -37,6 +40,7 @@ type Driver struct {
 	events  broadcast // of any change
 	reboots broadcast // of guests that have restarted
 	vms     locks
+	machine machine // the node, as its kernel tells of it
 
 	mu    sync.Mutex
 	facts *facts          // of the current connection; nil: not yet asked
@@ -98,9 +102,7 @@ func (d *Driver) Create(ctx context.Context, plan steps.VMPlan, files compute.Do
 	if err != nil {
 		return err
 	}
-	host := facts.host
-	host.UserspaceDP, host.DirectIO = d.opt.UserspaceDP(), directIO(files.Disk)
-	xml, err := domain.XML(plan, files, host)
+	xml, err := d.xmlOf(ctx, plan, files, facts.host)
 	if err != nil {
 		return err
 	}
@@ -128,6 +130,37 @@ func (d *Driver) Create(ctx context.Context, plan steps.VMPlan, files compute.Do
 	})
 }
 
+// Define implements compute.Creator.
+func (d *Driver) Define(ctx context.Context, plan steps.VMPlan, files compute.DomainFiles) error {
+	facts, err := d.known(ctx)
+	if err != nil {
+		return err
+	}
+	xml, err := d.xmlOf(ctx, plan, files, facts.host)
+	if err != nil {
+		return err
+	}
+	return d.onVM(ctx, plan.VM, "define the domain", func(c *libvirt.Connect) error {
+		dom, err := d.own(c, plan.VM)
+		if err == nil {
+			active, aerr := dom.IsActive()
+			dom.Free() //nolint:errcheck // frees memory only
+			if active || aerr != nil {
+				return aerr
+			}
+		} else if !missing(err) {
+			return err
+		}
+		if ctx.Err() != nil { // the caller is gone; what follows must not happen behind its back
+			return ctx.Err()
+		}
+		if dom, err = c.DomainDefineXMLFlags(xml, 0); err == nil {
+			dom.Free() //nolint:errcheck // frees memory only
+		}
+		return err
+	})
+}
+
 // directIO reports whether the file can be opened with O_DIRECT; not every file system can do it. A file that is not there
 // is for QEMU to complain about.
 func directIO(path string) bool {
@@ -139,16 +172,21 @@ func directIO(path string) bool {
 	return true
 }
 
-// resume makes a domain that is active run, and reports whether it was.
+// resume makes a domain that is active run, and reports whether it was. One that lost part of its memory is ended: it has to
+// be started.
 func resume(dom *libvirt.Domain) (active bool, err error) {
-	state, _, err := dom.GetState()
-	if err != nil {
+	s, err := sightOf(dom)
+	switch {
+	case err != nil:
 		return false, err
-	}
-	switch phaseOf(state) {
-	case api.PhaseRunning:
+	case s.broken():
+		return false, cut(dom)
+	case s.phase() == api.PhaseRunning:
 		return true, nil
-	case api.PhasePaused:
+	case s.phase() == api.PhasePaused && s.job == jobIncoming:
+		vm, _ := dom.GetUUIDString()
+		return true, compute.AlreadyHere(vm)
+	case s.phase() == api.PhasePaused:
 		return true, dom.Resume()
 	default:
 		return false, nil

@@ -50,9 +50,10 @@ func kindOf(e libvirt.Error) problem.Kind {
 		return problem.NotFound
 	case libvirt.ERR_OPERATION_TIMEOUT, libvirt.ERR_RESOURCE_BUSY, libvirt.ERR_AGENT_UNRESPONSIVE:
 		return problem.Unavailable
-	case libvirt.ERR_DOM_EXIST, libvirt.ERR_OPERATION_INVALID:
+	case libvirt.ERR_DOM_EXIST, libvirt.ERR_OPERATION_INVALID, libvirt.ERR_OPERATION_ABORTED:
 		return problem.Conflict
-	case libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_NO_SUPPORT, libvirt.ERR_ARGUMENT_UNSUPPORTED:
+	case libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_NO_SUPPORT, libvirt.ERR_ARGUMENT_UNSUPPORTED, libvirt.ERR_CPU_INCOMPATIBLE, libvirt.ERR_MIGRATE_UNSAFE,
+		libvirt.ERR_OPERATION_UNSUPPORTED:
 		return problem.Unsupported
 	case libvirt.ERR_XML_ERROR, libvirt.ERR_XML_DETAIL, libvirt.ERR_INVALID_ARG:
 		return problem.Invalid

@@ -30,11 +30,12 @@ func (d *Driver) Inventory(ctx context.Context) (api.Inventory, error) {
 		return api.Inventory{}, err
 	}
 	inv := f.inv
-	inv.UserspaceDP = d.opt.UserspaceDP()
+	inv.UserspaceDP, inv.Peer = d.opt.UserspaceDP(), d.opt.Peer
 	inv.Versions = map[string]string{}
 	for k, v := range f.inv.Versions {
 		inv.Versions[k] = v
 	}
+	d.machine.fill(ctx, &inv)
 	return inv, nil
 }
 
@@ -90,6 +91,8 @@ func (d *Driver) ask(c *libvirt.Connect) (*facts, error) {
 	refine(&host, &dom)
 	host.ConsoleDir = d.opt.ConsoleDir
 	inv, err := inventory(c, host)
+	inv.HostUUID, inv.NUMA = hostUUID(&caps), numaCells(&caps)
+	inv.CPUModels, inv.CPUFlags = cpuModels(&dom), cpuFlags(d.machine.files())
 	return &facts{host: host, acpi: host.ACPI(), inv: inv}, err
 }
 

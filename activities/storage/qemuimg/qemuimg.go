@@ -39,7 +39,7 @@ func CreateOverlay(ctx context.Context, path, backing string, size int64) error 
 	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
 }
 
-// Inspect looks at an image, which is of the given format or invalid.
+// Inspect looks at an image, which is of the given format or invalid; one that another process writes to is in_use.
 func Inspect(ctx context.Context, path, format string) (Info, error) {
 	out, err := run(ctx, baseCPU, nil, "info", "--output=json", "-f", format, "--", path)
 	if err != nil {
@@ -90,6 +90,8 @@ func run(ctx context.Context, cpu time.Duration, progress func(float64), args ..
 		return nil, problem.New(problem.Cancelled, "qemu-img %s was stopped", args[0])
 	case errors.Is(err, exec.ErrNotFound):
 		return nil, problem.New(problem.Unavailable, "qemu-img cannot be run").Because("%s", err).Try("install the packages qemu-utils and util-linux")
+	case strings.Contains(errs.String(), "lock\nIs another process using the image"):
+		return nil, problem.New(problem.InUse, "the image is in use").Because("another process holds QEMU's lock on it")
 	case strings.Contains(errs.String(), "No space left on device"):
 		return nil, problem.New(problem.NoCapacity, "there is no space left").Because("%s", lastLine(errs.Bytes()))
 	default:

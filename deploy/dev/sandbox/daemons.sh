@@ -13,7 +13,10 @@ cmd_libvirtd() {
   mkdir -p "$CACHE/libvirt" "$d/var/cache/libvirt/qemu/capabilities"
   cp -pn "$CACHE"/libvirt/*.xml "$d/var/cache/libvirt/qemu/capabilities/" 2>/dev/null || true
   rm -f "$d/run/libvirt/libvirt-sock"
-  (enter "$node" setsid -f libvirtd --listen --pid-file /run/libvirt/libvirtd.pid) \
+  # It ends if it cannot have the address that the libvirt of other nodes comes to, which Open vSwitch holds.
+  local listen=() h; h=$(holder "$node")
+  ! nsenter -t "$h" -n ip -4 -o addr show to "$DATA_NET.$(cat "$d/num")" 2>/dev/null | grep -q . || listen=(--listen)
+  (enter "$node" setsid -f libvirtd "${listen[@]}" --pid-file /run/libvirt/libvirtd.pid) \
     </dev/null >>"$d/log/libvirtd.out" 2>&1 9>&-
   # The socket accepts once all drivers are ready, and this call makes it ask qemu now, not at the first machine.
   wait_for 30 test -S "$d/run/libvirt/libvirt-sock" || true

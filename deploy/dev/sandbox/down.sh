@@ -77,7 +77,7 @@ drop_cgroups() {
 cmd_node_down() {
   local node=$1
   if ! holder "$node" >/dev/null && [ -z "$(cgroup_dirs "$node")" ]; then say "$node was down already"; return; fi
-  stop_members 0 "$node"
+  stop_members 5 "$node"
   drop_cgroups "$node" || die "cgroups of $node are still in use: $(cgroup_dirs "$node" | tr '\n' ' ')"
   ip -n "$FAB" link del "m-$node" 2>/dev/null || true
   ip -n "$FAB" link del "d-$node" 2>/dev/null || true
@@ -122,12 +122,14 @@ cmd_status() {
   local n up d
   up=down; [ ! -e "/run/netns/$FAB" ] || up=up
   echo "sandbox $NAME: network $up, control plane $NET.1 (namespace $FAB), data $DATA_NET.1, state $DIR"
-  printf '%-12s %-5s %-16s %-9s %-6s %-12s %-12s %s\n' NODE STATE ADDRESS LIBVIRTD OVS OVN-CENTRAL OVN-CHASSIS QEMU
+  printf '%-12s %-5s %-16s %-9s %-6s %-12s %-12s %-6s %s\n' NODE STATE ADDRESS LIBVIRTD OVS OVN-CENTRAL OVN-CHASSIS IPMI QEMU
   for n in $(nodes); do
     d=down; holder "$n" >/dev/null && d=up
-    printf '%-12s %-5s %-16s %-9s %-6s %-12s %-12s %s\n' "$n" $d "$NET.$(cat "$DIR/$n/num")" \
+    ! is_cut "$n" || d="cut"
+    printf '%-12s %-5s %-16s %-9s %-6s %-12s %-12s %-6s %s\n' "$n" $d "$NET.$(cat "$DIR/$n/num")" \
       "$(daemon_pid "$n" run/libvirt/libvirtd.pid || echo -)" "$(daemon_pid "$n" run/openvswitch/ovs-vswitchd.pid || echo -)" \
       "$(daemon_pid "$n" run/ovn/ovn-northd.pid || echo -)" "$(daemon_pid "$n" run/ovn/ovn-controller.pid || echo -)" \
+      "$(ipmi_pid "$n" || echo -)" \
       "$(for p in "$DIR/$n"/run/libvirt/qemu/*.pid; do [ -f "$p" ] && [ "${p##*/}" != driver.pid ] && daemon_pid "$n" "run/libvirt/qemu/$(basename "$p")"; done | wc -l)"
   done
 }

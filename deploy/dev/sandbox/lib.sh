@@ -41,7 +41,11 @@ load_env() {
 # Daemons must not inherit descriptor 9, or the lock would be held for as long as they live.
 lock() { exec 9> "$DIR/.lock"; flock -w 300 9 || die "another sandbox.sh holds $DIR/.lock"; }
 
-check_node() { [[ $1 =~ ^[a-z0-9][a-z0-9-]{0,11}$ ]] || die "bad node name '$1' (a-z, 0-9 and -, 12 at most)"; }
+check_node() {
+  [[ $1 =~ ^[a-z0-9][a-z0-9-]{0,11}$ ]] || die "bad node name '$1' (a-z, 0-9 and -, 12 at most)"
+  # what else is in $DIR
+  case $1 in central | disks | hosts) die "bad node name '$1': it is taken" ;; esac
+}
 
 # nodes: the names of all nodes with state
 nodes() { local f; for f in "$DIR"/*/num; do [ -f "$f" ] && basename "$(dirname "$f")"; done; return 0; }

@@ -2,7 +2,7 @@
 # node.sh — a node: net, mount, uts, ipc and cgroup namespaces held open by one sleeping process. Sourced by sandbox.sh.
 
 # Private directories of the node, as HOST-PATH=DIRECTORY-BELOW-THE-NODE'S; all else of the file system is shared,
-# so a path with VM data means the same inside and outside.
+# so a path with VM data means the same inside and outside. One more is $DIR/disks, for pools that nodes do not share.
 BINDS="/etc/libvirt=etc/libvirt /etc/openvswitch=etc/openvswitch /run/libvirt=run/libvirt /run/openvswitch=run/openvswitch
 /run/ovn=run/ovn /run/netns=run/netns /var/lib/libvirt=var/lib/libvirt /var/cache/libvirt=var/cache/libvirt
 /var/lib/openvswitch=var/lib/openvswitch /var/lib/ovn=var/lib/ovn /var/log/libvirt=log/libvirt
@@ -22,7 +22,7 @@ cmd_node_up() {
   done
   # what lives in /run ends with the power; so do the switch's ports, which name devices that are gone
   rm -rf "$d/run" "$d/etc/openvswitch" "$d/holder.pid" "$d/holder.log"
-  for b in $BINDS; do mkdir -p "$d/${b#*=}"; done
+  for b in $BINDS x=disks; do mkdir -p "$d/${b#*=}"; done
   mkdir -p "$d/log/libvirt/qemu"
   grep -qs " $node\$" "$DIR/hosts" || echo "$NET.$num $node" >> "$DIR/hosts"
   [ -f "$d/host_uuid" ] || cat /proc/sys/kernel/random/uuid > "$d/host_uuid"
@@ -33,14 +33,14 @@ cmd_node_up() {
   (
     while read -r b; do echo $BASHPID > "$b/cgroup.procs"; done < "$d/cgroup.join"
     exec unshare -m -n -u -i -C --propagation slave bash -euo pipefail "$HERE/sandbox/holder.sh" \
-      "$node" "$DIR" "$(cat "$d/cgroup.mode")" "$(holder_name "$node")" "$kvm" $BINDS # split on purpose
+      "$node" "$DIR" "$(cat "$d/cgroup.mode")" "$(holder_name "$node")" "$kvm" "$DIR/disks=disks" $BINDS # split on purpose
   ) </dev/null >"$d/holder.log" 2>&1 9>&- &
   wait_for 10 holder "$node" || die "$node did not start: $(cat "$d/holder.log")"
   h=$(holder "$node")
   # cgroup v2: the root of a tree whose controllers are in use can hold no process; the holder made this leaf
   [ ! -d "/sys/fs/cgroup/$FAB.$node/daemons" ] || echo "/sys/fs/cgroup/$FAB.$node/daemons" > "$d/cgroup.join"
   plug "$node" "$h" "$num"
-  libvirt_config "$node"
+  libvirt_config "$node" "$num"
   echo "$num" > "$d/num"
   say "$node up at $NET.$num (cgroup $(cat "$d/cgroup.mode"), kvm $kvm)"
 }
@@ -97,13 +97,18 @@ kvm_works() {
 }
 kvm_verdict() { grep -aqs 'tiny: up' "$1.log" || grep -aqs 'KVM internal error' "$1.err" || gone "$2"; }
 
-# libvirt_config NODE: nothing is taken from the host's /etc/libvirt, where real machines may be defined
+# libvirt_config NODE N: nothing is taken from the host's /etc/libvirt, where real machines may be defined
+# Migrations go over the data network, peer to peer:  migrate --live --p2p --persistent --undefinesource g
+# qemu+tcp://DATA-ADDRESS/system tcp://DATA-ADDRESS, with --unsafe for a file in a directory that nodes share: libvirt sees a
+# local file system. With --copy-storage-inc the target's file must be there before, of the same size and on the same image;
+# with --copy-storage-all it must be, too, unless its directory is a storage pool of the target's libvirt. No --unsafe then.
 libvirt_config() {
   local d=$DIR/$1 none=
   [ "$(cat "$d/cgroup.mode")" != off ] || none='cgroup_controllers = []'
   cat > "$d/etc/libvirt/libvirtd.conf" <<E
 listen_tls = 0
 listen_tcp = 1
+listen_addr = "$DATA_NET.$2"
 auth_tcp = "none"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
@@ -124,6 +129,7 @@ namespaces = []
 stdio_handler = "file"
 vnc_listen = "0.0.0.0"
 migration_address = "0.0.0.0"
+migration_host = "$DATA_NET.$2"
 swtpm_user = "root"
 swtpm_group = "root"
 $none

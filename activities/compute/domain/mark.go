@@ -1,0 +1,55 @@
+package domain
+
+import (
+	"encoding/xml"
+	"fmt"
+	"strings"
+
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// The metadata element that marks a domain as ours: its XML namespace, and the prefix that it goes by.
+const (
+	Namespace = "https://nextstack.io/domain/1"
+	Prefix    = "nextstack"
+)
+
+// Mark is what the metadata of a domain says of its VM.
+type Mark struct {
+	VM, Project, Name string
+	HA                bool // to be stopped when the node's lease ends
+}
+
+// Element returns the mark as an XML element without a namespace, as libvirt wants it from those who change it.
+func (m Mark) Element() string { return "<vm" + m.attrs() + "/>" }
+
+func (m Mark) attrs() string {
+	s := fmt.Sprintf(" id=%s project=%s name=%s", attr(m.VM), attr(m.Project), attr(m.Name))
+	if m.HA {
+		s += ` ha="yes"`
+	}
+	return s
+}
+
+// ReadMark reads the element that marks a domain.
+func ReadMark(element string) (Mark, error) {
+	var e struct {
+		ID      string `xml:"id,attr"`
+		Project string `xml:"project,attr"`
+		Name    string `xml:"name,attr"`
+		HA      string `xml:"ha,attr"`
+	}
+	if err := xml.Unmarshal([]byte(element), &e); err != nil {
+		return Mark{}, problem.Wrap(err, problem.Internal, "the metadata of a domain cannot be read")
+	}
+	return Mark{VM: e.ID, Project: e.Project, Name: e.Name, HA: e.HA == "yes"}, nil
+}
+
+// attr returns s as a quoted XML attribute value.
+func attr(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	_ = xml.EscapeText(&b, []byte(s)) // a strings.Builder takes everything
+	b.WriteByte('"')
+	return b.String()
+}

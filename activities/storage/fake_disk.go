@@ -1,0 +1,208 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// contentOf begins the content of a fake volume; something random follows, so that a copy can be told from a new one.
+func contentOf(p steps.DiskPlan) string {
+	return fmt.Sprintf("a disk of %d bytes from image %s: ", p.Size, p.ImageSHA256)
+}
+
+// Content returns what is in the root disk of a VM; empty if there is none.
+func (f *Fake) Content(plan steps.VMPlan) string {
+	f = f.on(plan.Disk.PoolPath)
+	where, err := Locate(plan)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p := f.pools[plan.Disk.PoolPath]; err == nil && p != nil {
+		return string(p.files[where.Disk].data)
+	}
+	return ""
+}
+
+// MakeDisk implements Pool.
+func (f *Fake) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, _ func(string)) error {
+	return f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(pool *fakePool, path string) error {
+		if len(pool.files[path].data) == 0 { // it is not there, or was only put there
+			pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, data: []byte(contentOf(plan.Disk) + api.NewID())}
+		}
+		return nil
+	})
+}
+
+// OpenDisk implements Pool.
+func (f *Fake) OpenDisk(_ context.Context, plan steps.VMPlan) (Disk, error) {
+	where, err := Locate(plan)
+	if err != nil {
+		return nil, err
+	}
+	if f.InUse != nil && f.InUse(plan.VM) {
+		return nil, problem.New(problem.InUse, "the disk of vm %s is in use", plan.Name)
+	}
+	f = f.on(plan.Disk.PoolPath)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
+	if err != nil {
+		return nil, err
+	}
+	file, there := pool.files[where.Disk]
+	switch {
+	case !there:
+		return nil, problem.New(problem.NotFound, "vm %s has no disk here", plan.Name)
+	case !strings.HasPrefix(string(file.data), contentOf(plan.Disk)):
+		return nil, problem.New(problem.Conflict, "volume %s is another one", plan.Disk.Volume)
+	}
+	return fakeDisk{bytes.NewReader(file.data)}, nil
+}
+
+// ReceiveDisk implements Pool.
+func (f *Fake) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress)) error {
+	if tell == nil {
+		tell = func(api.Progress) {}
+	}
+	var came []byte
+	// The image and the seed first, as the real one does.
+	if err := f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(*fakePool, string) error { return nil }); err != nil {
+		return err
+	}
+	in, err := fetch(ctx)
+	if err != nil {
+		return err
+	}
+	defer in.Close() //nolint:errcheck // was only read
+	stop := context.AfterFunc(ctx, func() { _ = in.Close() })
+	defer stop()
+	if err := readDisk(in, &fakeSink{&came, tell}); err != nil {
+		if ctx.Err() != nil {
+			return problem.New(problem.Cancelled, "fetching the disk was cancelled")
+		}
+		return err
+	}
+	if !strings.HasPrefix(string(came), contentOf(plan.Disk)) {
+		return problem.New(problem.Conflict, "the disk that came for vm %s cannot be taken", plan.Name)
+	}
+	return f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(pool *fakePool, path string) error {
+		pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, data: came}
+		return nil
+	})
+}
+
+// build fetches the image if it is not there, makes the seed, and lets volume make the root disk at a path.
+func (f *Fake) build(ctx context.Context, plan steps.VMPlan, src Source, volume func(pool *fakePool, path string) error) error {
+	where, err := Locate(plan)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
+	var have bool
+	sha, copyPath := plan.Disk.ImageSHA256, filepath.Join(plan.Disk.PoolPath, backingDir, plan.Disk.ImageSHA256)
+	if err == nil {
+		_, have = pool.files[copyPath]
+	}
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !have {
+		size, err := swallow(ctx, plan.Disk, src)
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		free := f.usage(steps.PoolOnNode{Path: plan.Disk.PoolPath}).Free
+		if size <= free {
+			pool.files[copyPath] = fakeFile{kind: KindBacking, id: sha, size: size}
+		}
+		f.mu.Unlock()
+		if size > free {
+			return problem.New(problem.NoCapacity, "pool %s is full", plan.Disk.PoolPath)
+		}
+	}
+	if _, err := src.Seed(ctx, plan.VM); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := volume(pool, where.Disk); err != nil {
+		return err
+	}
+	pool.files[where.Seed] = fakeFile{kind: KindSeed, id: plan.VM}
+	return nil
+}
+
+// swallow reads an image to its end and checks it.
+func swallow(ctx context.Context, p steps.DiskPlan, src Source) (int64, error) {
+	in, _, err := src.OpenImage(ctx, p.Image)
+	if err != nil {
+		return 0, err
+	}
+	defer in.Close() //nolint:errcheck // was only read
+	sum := sha256.New()
+	n, err := io.Copy(sum, in)
+	if err == nil && hex.EncodeToString(sum.Sum(nil)) != p.ImageSHA256 {
+		err = problem.New(problem.Unavailable, "image %s came damaged", p.Image)
+	}
+	return n, err
+}
+
+// RemoveDisk implements Pool.
+func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
+	where, err := Locate(plan)
+	if err != nil {
+		return err
+	}
+	f = f.on(plan.Disk.PoolPath)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath); err == nil {
+		delete(pool.files, where.Disk)
+		delete(pool.files, where.Seed)
+	}
+	return nil
+}
+
+// fakeDisk is a Disk without holes.
+type fakeDisk struct{ *bytes.Reader }
+
+func (d fakeDisk) Close() error     { return nil }
+func (d fakeDisk) Unchanged() error { return nil }
+func (d fakeDisk) Next(at int64) (from, to int64, err error) {
+	if at >= d.Size() {
+		return 0, 0, io.EOF
+	}
+	return at, d.Size(), nil
+}
+
+// fakeSink keeps what comes.
+type fakeSink struct {
+	came *[]byte
+	tell func(api.Progress)
+}
+
+func (s *fakeSink) begin(size, _ int64) error {
+	if size > 64*api.MiB {
+		return problem.New(problem.Unavailable, "the disk came damaged").Because("a fake disk has no %d bytes", size)
+	}
+	*s.came = make([]byte, size)
+	return nil
+}
+
+func (s *fakeSink) put(at int64, b []byte) error {
+	copy((*s.came)[at:], b)
+	s.tell(api.Progress{Text: "copying the disk", Done: at + int64(len(b)), Total: int64(len(*s.came))})
+	return nil
+}

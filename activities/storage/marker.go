@@ -1,0 +1,93 @@
+package storage
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+const markerName = ".nextstack-pool"
+
+// marker says which pool a directory is. One that an older version has written names no agent.
+type marker struct {
+	Pool   string `json:"pool"` // is made for each request anew, so nobody has this marker by chance
+	Type   string `json:"type"`
+	Agent  string `json:"agent,omitempty"` // that made the directory a pool
+	Shared bool   `json:"shared,omitempty"`
+}
+
+// claim writes the marker, unless the directory belongs to somebody else or another agent has to write it.
+func claim(root *os.Root, p steps.PoolOnNode) error {
+	m, err := readMarker(root)
+	switch {
+	case err == nil && m.Pool == p.Pool:
+		if !p.Shared && m.Agent != "" && p.Agent != "" && m.Agent != p.Agent {
+			return problem.New(problem.Conflict, "two agents of the pool see the same files in %s", p.Path).Because("agent %s has made it a pool already", m.Agent).
+				Try("add the pool with --shared, or give each agent a directory of its own")
+		}
+		return nil
+	case err == nil && p.Join:
+		return notJoined(p, "it is pool "+m.Pool+" here")
+	case err == nil:
+		return problem.New(problem.Conflict, "%s is pool %s already", p.Path, m.Pool).Try("choose another directory")
+	case !errors.Is(err, fs.ErrNotExist):
+		return problem.Wrap(err, problem.Conflict, "the marker of %s cannot be read", p.Path)
+	case p.Join:
+		return notJoined(p, "its marker "+markerName+" is missing here")
+	}
+	for _, name := range []string{volumesDir, backingDir, seedsDir} {
+		if entries, err := fs.ReadDir(root.FS(), name); err == nil && len(entries) > 0 {
+			return problem.New(problem.Conflict, "%s cannot be a pool", p.Path).Because("%s in it is not empty, and was not made by NextStack", name).Try("choose another directory")
+		}
+	}
+	b, err := json.Marshal(marker{Pool: p.Pool, Type: p.Type, Agent: p.Agent, Shared: p.Shared})
+	if err == nil {
+		err = writeFile(root, markerName, b)
+	}
+	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", p.Path)
+}
+
+// notJoined says that this node does not see what another agent has made of the directory.
+func notJoined(p steps.PoolOnNode, why string) error {
+	return problem.New(problem.Conflict, "%s is not what the other agents of the pool see: %s", p.Path, why).
+		Try("mount the same file system there, or leave --shared out")
+}
+
+func readMarker(root *os.Root) (m marker, err error) {
+	b, err := root.ReadFile(markerName)
+	if err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(b, &m)
+}
+
+// tryOut does to the directory what will be done to it later: a read-only or full file system shows now, and one on which
+// nodes cannot take turns.
+func tryOut(root *os.Root, p steps.PoolOnNode) error {
+	probe := backingDir + "/.probe" // not with the volumes: what a crash leaves here is no volume
+	if p.Agent != "" {
+		probe += "-" + p.Agent // others may be trying, too
+	}
+	if err := writeFile(root, probe, make([]byte, 4096)); err != nil {
+		return err
+	}
+	if err := root.Remove(probe); err != nil || !p.Shared {
+		return err
+	}
+	f, err := root.OpenFile(markerName, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing was written; ends the lock
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return problem.New(problem.Unsupported, "%s cannot be a shared pool", p.Path).Because("its file system has no file locks (flock): %s", err).
+			Try("mount it with locks, as NFS without nolock and local_lock")
+	}
+	return nil
+}

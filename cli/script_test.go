@@ -36,8 +36,8 @@ func oneAgent(ctx context.Context, c command.AgentConfig) error {
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"gnext":       func() { os.Exit(command.Main("1.0.0", nil)) },
-		"gnext-agent": func() { os.Exit(command.Main("1.0.0", oneAgent)) },
+		"gnext":       func() { os.Exit(command.Main("1.0.0", nil, nil)) },
+		"gnext-agent": func() { os.Exit(command.Main("1.0.0", oneAgent, nil)) },
 	})
 }
 

@@ -81,3 +81,62 @@ func TestSteps(t *testing.T) {
 	_, err = runStep(t, env, steps.CreateDomain, 10, steps.VMPlan{VM: api.NewID()})
 	require.ErrorContains(t, err, "no such pool")
 }
+
+func TestStepsOfMoves(t *testing.T) {
+	var suite testsuite.WorkflowTestSuite
+	var rack compute.Rack
+	source, target := &compute.Fake{Inv: api.Inventory{HostUUID: api.NewID()}}, &compute.Fake{Inv: api.Inventory{HostUUID: api.NewID()}}
+	rack.Plug("source", source)
+	rack.Plug("target", target)
+	host := func(f *compute.Fake) *testsuite.TestActivityEnvironment {
+		env := suite.NewTestActivityEnvironment()
+		compute.Register(env, &activities.Host{Log: slog.New(slog.DiscardHandler)}, f, func(p steps.VMPlan) (compute.DomainFiles, error) {
+			return compute.DomainFiles{Disk: "/pool/" + p.Disk.Volume}, nil
+		})
+		return env
+	}
+	from, to := host(source), host(target)
+	plan := steps.VMPlan{VM: api.NewID(), Name: "web", VCPUs: 1, Memory: api.GiB}
+	_, err := runStep(t, from, steps.CreateDomain, 1, plan)
+	require.NoError(t, err)
+	leaving, err := runStep(t, from, steps.DescribeDomain, 2, plan)
+	require.NoError(t, err)
+	in, err := runStep(t, to, steps.CheckIncoming, 3, steps.IncomingRequest{Plan: plan, Leaving: leaving})
+	require.NoError(t, err)
+	require.Equal(t, "target", in.URI)
+
+	// The agent stops in the middle: the step is to be tried again, and the move goes on.
+	held, goOn := make(chan struct{}), make(chan struct{})
+	source.OnMove(func(_ string, at compute.MovePoint) compute.MoveFate {
+		if at == compute.MoveCopied {
+			close(held)
+			<-goOn
+		}
+		return compute.MoveGoesOn
+	})
+	stop := make(chan struct{})
+	from.SetWorkerStopChannel(stop)
+	go func() { <-held; close(stop) }()
+	_, err = runStep(t, from, steps.MigrateDomain, 4, steps.MoveDomain{Plan: plan, Incoming: in})
+	require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
+	close(goOn)
+	require.Eventually(t, func() bool { p, err := target.State(t.Context(), plan.VM); return err == nil && p == api.PhaseRunning }, 10*time.Second, time.Millisecond)
+
+	next := host(source) // the agent that comes next
+	_, err = runStep(t, next, steps.MigrateDomain, 5, steps.MoveDomain{Plan: plan, Incoming: in})
+	require.NoError(t, err)
+	state, err := runStep(t, next, steps.SettleDomain, 6, plan)
+	require.NoError(t, err)
+	require.False(t, state.Exists)
+	state, err = runStep(t, to, steps.LookAtDomain, 7, plan)
+	require.NoError(t, err)
+	require.Equal(t, steps.DomainState{Exists: true, Phase: api.PhaseRunning}, state)
+	_, err = runStep(t, to, steps.MarkHA, 8, steps.HAMark{Plan: plan, HA: true})
+	require.NoError(t, err)
+	require.True(t, target.HA(plan.VM))
+	_, err = runStep(t, next, steps.DefineDomain, 9, plan)
+	require.NoError(t, err)
+	state, err = runStep(t, next, steps.LookAtDomain, 10, plan)
+	require.NoError(t, err)
+	require.Equal(t, steps.DomainState{Exists: true, Phase: api.PhaseStopped}, state)
+}

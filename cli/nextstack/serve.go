@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/fence"
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/state"
 	"github.com/nextstack/nextstack/activities/storage"
@@ -26,6 +27,7 @@ import (
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/accounts"
 	"github.com/nextstack/nextstack/api/admission"
+	"github.com/nextstack/nextstack/api/auth"
 	"github.com/nextstack/nextstack/api/fleet"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/server"
@@ -108,7 +110,8 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	}
 	nodes := fleet.New(fleet.Options{
 		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
-		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log,
+		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log, SuspectAfter: c.SuspectAfter, Lease: c.Lease,
+		Recover: recoverHost(adm), Restart: restartVM(adm),
 	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
 	stored, err := images.Open(c.DataDir, c.ImageDirs)
@@ -120,16 +123,18 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		ui = eng.UIURL()
 	}
 	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
+	records := state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Follow(cache)
 	worker := control.New(control.Config{
 		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Hook: host.Hook, Log: log,
 		Register: func(reg activities.Registry) {
-			state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Register(reg, host)
+			records.Register(reg, host)
 			network.Register(reg, host, ovn)
+			fence.Register(reg, host, kv, vault)
 			storage.RegisterControl(reg, host, stored)
 		},
 	})
 	srv := server.New(server.Options{
-		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes,
+		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes, Planner: records.Planner(),
 		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return filepath.Join(c.DataDir, "images", img.ID) }, Log: log,
 	})
 
@@ -138,11 +143,33 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	group.Go(func() error { return who.Run(ctx) })
 	group.Go(func() error { return worker.Run(ctx) })
 	group.Go(func() error { sweep(ctx, log, nodes, srv); return nil })
+	if c.DebugListen != "" {
+		group.Go(func() error { return serveProfiles(ctx, c.DebugListen) })
+	}
 	for _, l := range listeners {
 		log.Info("the API listens", "address", l.Addr().String())
 		group.Go(func() error { return srv.Serve(ctx, l, shutdownGrace) })
 	}
 	return group.Wait()
+}
+
+// recoverHost begins the recovery of a node that has fallen silent: one for each silence.
+func recoverHost(adm *admission.Admission) func(context.Context, *api.Agent) error {
+	h := auth.ControlPlane("fleet")
+	return func(ctx context.Context, a *api.Agent) error {
+		key := "silence/" + a.ID + "/" + a.Status.Observed.UTC().Format(time.RFC3339Nano)
+		_, err := adm.RecoverHost(ctx, h, admission.Options{IdempotencyKey: key}, a.ID, "")
+		return err
+	}
+}
+
+// restartVM starts a VM again that its node has stopped because it had no lease.
+func restartVM(adm *admission.Admission) func(context.Context, *api.VM) error {
+	h := auth.ControlPlane("fleet")
+	return func(ctx context.Context, vm *api.VM) error {
+		_, err := adm.StartVM(ctx, h, admission.Options{Project: vm.Project}, vm.ID)
+		return err
+	}
 }
 
 // abandonedAfter is how long an upload that no image was made of is kept.

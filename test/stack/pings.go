@@ -28,7 +28,7 @@ type Pings struct {
 // Pinged is what came of it.
 type Pinged struct {
 	Sent, Answered int
-	// Gap is the longest time between two answers, in which the address did not answer.
+	// Gap is the longest time in which there was no answer: between two of them, or from the last one until Stop.
 	Gap time.Duration
 }
 
@@ -82,6 +82,7 @@ func (p *Pings) answered() error {
 // Stop ends it, and says what came of it.
 func (p *Pings) Stop() (Pinged, error) {
 	// Every program on the way became the next one, so this is ping itself, which then tells how many it has sent.
+	stopped := float64(time.Now().UnixNano()) / float64(time.Second)
 	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		return Pinged{}, err
 	}
@@ -96,11 +97,12 @@ func (p *Pings) Stop() (Pinged, error) {
 		return Pinged{}, err
 	}
 	defer f.Close() //nolint:errcheck // was only read
-	return parsePings(bufio.NewScanner(f))
+	return parsePings(bufio.NewScanner(f), stopped)
 }
 
-// parsePings reads what ping -D writes: "[1700000000.123456] 64 bytes from ..." for each answer, and a summary.
-func parsePings(lines *bufio.Scanner) (Pinged, error) {
+// parsePings reads what ping -D writes: "[1700000000.123456] 64 bytes from ..." for each answer, and a summary. Times are in
+// seconds, by the clock of this machine.
+func parsePings(lines *bufio.Scanner, stopped float64) (Pinged, error) {
 	var out Pinged
 	last := 0.0
 	for lines.Scan() {
@@ -121,6 +123,9 @@ func parsePings(lines *bufio.Scanner) (Pinged, error) {
 			}
 			out.Sent = n
 		}
+	}
+	if out.Answered > 0 {
+		out.Gap = max(out.Gap, time.Duration((stopped-last)*float64(time.Second)))
 	}
 	if out.Sent == 0 {
 		return out, errors.Join(lines.Err(), errors.New("ping did not tell how many it has sent"))

@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
 	}
-	line := &line{}
+	line, disks := &line{}, &storage.Exchange{}
 	defer line.close()
 	group, ctx := errgroup.WithContext(ctx)
 	door := make(chan struct{}, starting)
@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 			}
 			leave := sync.OnceFunc(func() { <-door })
 			defer leave()
-			return one(ctx, cfg, i, line, leave)
+			return one(ctx, cfg, i, line, disks, leave)
 		})
 	}
 	return group.Wait()
@@ -87,7 +87,7 @@ func Run(ctx context.Context, cfg Config) error {
 func (c Config) Name(i int) string { return fmt.Sprintf("%s-%05d", c.Prefix, i) }
 
 // one runs one node. Ready is called when it takes steps.
-func one(ctx context.Context, cfg Config, i int, line *line, ready func()) error {
+func one(ctx context.Context, cfg Config, i int, line *line, disks storage.Peers, ready func()) error {
 	name := cfg.Name(i)
 	driver := &compute.Fake{Inv: api.Inventory{
 		Hostname: name, HostUUID: uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)).String(), Arch: "x86_64", Accel: "kvm", Machine: "pc", Emulator: "simulated", CPUModel: "EPYC", CPUModels: []string{"EPYC"},
@@ -97,7 +97,7 @@ func one(ctx context.Context, cfg Config, i int, line *line, ready func()) error
 		Server: cfg.Server, JoinToken: cfg.JoinToken, DataDir: filepath.Join(cfg.DataDir, name), Name: name, Version: "simulated",
 		ReportEvery: cfg.ReportEvery, Log: cfg.Log.With("node", name),
 	}, node.Parts{
-		Driver: driver, Pools: &storage.Fake{Capacity: 10 * api.TiB}, Switch: wire(name),
+		Driver: driver, Pools: &storage.Fake{Capacity: 10 * api.TiB}, Switch: wire(name), Peers: disks,
 		Dial: func(ctx context.Context, o temporal.Options) (temporal.Client, error) {
 			defer ready()
 			return line.dial(ctx, o)

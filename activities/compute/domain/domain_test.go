@@ -31,6 +31,8 @@ var files = compute.DomainFiles{Disk: "/vms/volumes/11111111-2222-4333-8444-5555
 func TestGolden(t *testing.T) {
 	many := plan()
 	many.VCPUs = 16
+	ha := plan()
+	ha.HA, ha.CPUModel = true, "Westmere"
 	bare := plan()
 	bare.NICs, bare.VCPUs = nil, 1
 	for name, c := range map[string]struct {
@@ -40,6 +42,7 @@ func TestGolden(t *testing.T) {
 	}{
 		"x86_64-tcg":  {plan(), files, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", CPUModel: "qemu64", UserspaceDP: true, DirectIO: true, ConsoleDir: "/var/lib/nextstack/consoles"}},
 		"x86_64-kvm":  {plan(), files, domain.Host{Arch: "x86_64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", CPUModel: domain.HostModel, EFI: true, DirectIO: true, ConsoleDir: "/var/lib/nextstack/consoles"}},
+		"x86_64-ha":   {ha, files, domain.Host{Arch: "x86_64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", CPUModel: domain.HostModel, DirectIO: true}},
 		"x86_64-bare": {bare, compute.DomainFiles{Disk: files.Disk}, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2"}},
 		"aarch64-tcg": {many, files, domain.Host{Arch: "aarch64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-aarch64", Machine: "virt-7.2", CPUModel: "cortex-a72", EFI: true, DirectIO: true, UserspaceDP: true}},
 		"aarch64-kvm": {plan(), files, domain.Host{Arch: "aarch64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-aarch64", Machine: "virt-7.2", CPUModel: domain.HostPassthrough, EFI: true, DirectIO: true}},

@@ -102,7 +102,7 @@ func (d *Driver) Create(ctx context.Context, plan steps.VMPlan, files compute.Do
 	if err != nil {
 		return err
 	}
-	xml, err := d.xmlOf(ctx, plan, files, facts.host)
+	xml, err := d.xmlOf(plan, files, facts)
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (d *Driver) Define(ctx context.Context, plan steps.VMPlan, files compute.Do
 	if err != nil {
 		return err
 	}
-	xml, err := d.xmlOf(ctx, plan, files, facts.host)
+	xml, err := d.xmlOf(plan, files, facts)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
@@ -42,29 +41,11 @@ func (d *Driver) Describe(ctx context.Context, vm string) (steps.Leaving, error)
 		return steps.Leaving{}, err
 	}
 	l := <-got
-	l.HostUUID, err = d.hostUUID(ctx)
-	return l, err
-}
-
-// hostUUID returns what libvirt takes for the identity of this machine. It moves no guest to a libvirt with the same.
-func (d *Driver) hostUUID(ctx context.Context) (string, error) {
-	got := make(chan string, 1)
-	err := d.link.call(ctx, "ask libvirt for its capabilities", func(c *libvirt.Connect) error {
-		s, err := c.GetCapabilities()
-		if err != nil {
-			return err
-		}
-		var caps libvirtxml.Caps
-		if err := caps.Unmarshal(s); err != nil {
-			return problem.Wrap(err, problem.Internal, "the capabilities that libvirt tells cannot be read")
-		}
-		got <- caps.Host.UUID
-		return nil
-	})
-	if err != nil {
-		return "", err
+	facts, err := d.known(ctx)
+	if err == nil {
+		l.HostUUID = facts.inv.HostUUID
 	}
-	return <-got, nil
+	return l, err
 }
 
 // CheckIncoming implements compute.Migrator.
@@ -74,11 +55,7 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 	if err != nil {
 		return none, err
 	}
-	uuid, err := d.hostUUID(ctx)
-	if err != nil {
-		return none, err
-	}
-	if err := compute.CanArrive(req.Leaving, uuid, facts.host.Accel, facts.host.Arch); err != nil {
+	if err := compute.CanArrive(req.Leaving, facts.inv.HostUUID, facts.host.Accel, facts.host.Arch); err != nil {
 		return none, err
 	}
 	if d.opt.Peer.Libvirt == "" {
@@ -99,7 +76,7 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 	if err := d.checkCPU(ctx, facts.host, req); err != nil {
 		return none, err
 	}
-	xml, err := d.xmlOf(ctx, req.Plan, files, facts.host)
+	xml, err := d.xmlOf(req.Plan, files, facts)
 	return steps.Incoming{URI: d.opt.Peer.Libvirt, Address: d.opt.Peer.Address, XML: xml}, err
 }
 
@@ -160,48 +137,11 @@ func virtType(host domain.Host) string {
 }
 
 // xmlOf returns the domain of plan as this node makes it.
-func (d *Driver) xmlOf(ctx context.Context, plan steps.VMPlan, files compute.DomainFiles, host domain.Host) (string, error) {
-	if err := d.checkModel(ctx, plan.CPUModel, host); err != nil {
-		return "", err
+func (d *Driver) xmlOf(plan steps.VMPlan, files compute.DomainFiles, f *facts) (string, error) {
+	if plan.CPUModel != "" && !slices.Contains(f.inv.CPUModels, plan.CPUModel) {
+		return "", compute.NoModel(plan.CPUModel, f.inv.CPUModels)
 	}
+	host := f.host
 	host.UserspaceDP, host.DirectIO = d.opt.UserspaceDP(), directIO(files.Disk)
 	return domain.XML(plan, files, host)
-}
-
-// checkModel refuses a CPU model that this node cannot give to guests. An empty one is the node's choice.
-func (d *Driver) checkModel(ctx context.Context, model string, host domain.Host) error {
-	if model == "" {
-		return nil
-	}
-	return d.link.call(ctx, "ask libvirt for its CPU models", func(c *libvirt.Connect) error {
-		s, err := c.GetDomainCapabilities(host.Emulator, host.Arch, host.Machine, virtType(host), 0)
-		if err != nil {
-			return err
-		}
-		var caps libvirtxml.DomainCaps
-		if err := caps.Unmarshal(s); err != nil {
-			return problem.Wrap(err, problem.Internal, "the domain capabilities that libvirt tells cannot be read")
-		}
-		usable := namedModels(&caps)
-		if !slices.Contains(usable, model) {
-			return compute.NoModel(model, usable)
-		}
-		return nil
-	})
-}
-
-// namedModels are the CPU models by name that guests can have.
-func namedModels(caps *libvirtxml.DomainCaps) (out []string) {
-	if caps.CPU == nil {
-		return nil
-	}
-	for _, mode := range caps.CPU.Modes {
-		for _, m := range mode.Models {
-			if mode.Name == "custom" && mode.Supported == "yes" && m.Usable != "no" {
-				out = append(out, m.Name)
-			}
-		}
-	}
-	slices.Sort(out)
-	return out
 }

@@ -107,10 +107,10 @@ func killedAnywhere(t *testing.T, nodes *computetest.Nodes, r computetest.Rig) {
 	names := [2]string{"a", "b"}
 	drivers := [2]compute.Driver{r.A, r.B}
 	at := 0
-	for i := range 16 {
+	for i := range 12 {
 		from, to := drivers[at], drivers[1-at]
 		m := prepare(t, from, to, g)
-		victim, after := names[i%2], time.Duration(i/2)*40*time.Millisecond
+		victim, after := names[i%2], time.Duration(i/2)*70*time.Millisecond
 		pid, err := strconv.Atoi(nodes.Do(t, "libvirtd-pid", victim))
 		require.NoError(t, err)
 		done, _ := computetest.Go(t.Context(), from, m)

@@ -35,6 +35,7 @@ type config struct {
 	LogLevel        string   `koanf:"log-level"`
 
 	SuspectAfter   time.Duration `koanf:"suspect-after"`
+	DebugListen    string        `koanf:"debug-listen"`
 	Lease          time.Duration `koanf:"ha-lease"`
 	CPURatio       float64       `koanf:"cpu-ratio"`
 	ReservedMemory int64         `koanf:"reserved-memory"`

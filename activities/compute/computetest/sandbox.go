@@ -16,6 +16,7 @@ import (
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/activities/compute/libvirt"
+	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -125,7 +126,7 @@ func (n *Nodes) boot(t *testing.T, d [2]*libvirt.Driver, shared, restless bool) 
 func (n *Nodes) disk(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(n.Dir, name+".qcow2")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", n.image, "-F", "qcow2", path, "128M")
+	require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, n.image, 128*api.MiB))
 	return path
 }
 

@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -58,7 +57,7 @@ const shutdownGrace = 10 * time.Second
 func serve(ctx context.Context, c config) error {
 	log := c.logger()
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(engine.MemoryLimit)
+		go followMemory(ctx, engine.MemoryLimit)
 	}
 	listeners, err := listen(c.Listen)
 	if err != nil {

@@ -8,29 +8,34 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/nextstack/nextstack/api/client"
 )
 
 type bench struct {
-	ctx     context.Context
-	c       *client.Client
-	root    string // of the repository
-	node    string
-	n       int
-	burst   int
-	flight  int
-	ops     int
-	address string // of Temporal
-	only    string
-	nodes   int    // simulated ones
-	sizes   string // how many VMs at a time on them
+	ctx      context.Context
+	c        *client.Client
+	root     string // of the repository
+	node     string
+	n        int
+	burst    int
+	flight   int
+	ops      int
+	address  string // of Temporal
+	only     string
+	nodes    int    // simulated ones
+	sizes    string // how many VMs at a time on them
+	profiles string // where the control plane of the scale part serves profiles
 }
 
 func main() {
-	b := &bench{ctx: context.Background()}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	b := &bench{ctx: ctx}
 	flag.StringVar(&b.root, "root", ".", "root of the repository")
 	flag.StringVar(&b.node, "node", "node1", "node of the sandbox")
 	flag.IntVar(&b.n, "n", 20, "VMs created one by one")
@@ -40,6 +45,7 @@ func main() {
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
 	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events or scale; scale needs no sandbox")
 	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes of the scale part")
+	flag.StringVar(&b.profiles, "profiles", "", "address at which the control plane of the scale part serves profiles")
 	flag.StringVar(&b.sizes, "vms", "100,1000", "VMs created at a time in the scale part")
 	flag.Parse()
 	b.only = *only

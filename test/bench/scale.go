@@ -123,7 +123,7 @@ func (s *scaleRun) control() error {
 	var err error
 	address := func(i int) string { return "127.0.0.1:" + strconv.Itoa(ports[i]) }
 	s.server, err = s.start(w, filepath.Join(s.root, "bin/nextstack"), "serve", "--data-dir", filepath.Join(s.dir, "data"), "--listen", address(0),
-		"--temporal-listen", address(1), "--ui-listen", "", "--ovn-nb", "unix:"+sock, "--join-token-file", filepath.Join(s.dir, "join"), "--log-level", "warn")
+		"--temporal-listen", address(1), "--ui-listen", "", "--ovn-nb", "unix:"+sock, "--join-token-file", filepath.Join(s.dir, "join"), "--debug-listen", s.profiles, "--log-level", "warn")
 	if err != nil {
 		return err
 	}

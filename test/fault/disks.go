@@ -14,7 +14,6 @@ import (
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
-	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -25,7 +24,7 @@ type disks struct {
 	seen map[string]steps.PoolOnNode // by ID
 }
 
-func newDisks() *disks { return &disks{Fake: &storage.Fake{}, seen: map[string]steps.PoolOnNode{}} }
+func newDisks(on *storage.Fake) *disks { return &disks{Fake: on, seen: map[string]steps.PoolOnNode{}} }
 
 // Prepare implements storage.Pool.
 func (d *disks) Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error) {
@@ -74,38 +73,13 @@ func (d *disks) repair(ctx context.Context, files []steps.FileFound, pools []ste
 	return nil
 }
 
-// clone returns storage with the same pools and files; w, whose node this is, knows which VM has which files.
-func (d *disks) clone(ctx context.Context, w *World, agent string) (*disks, error) {
-	out := newDisks()
-	for _, p := range d.pools(ctx) {
-		if _, err := out.Prepare(ctx, p); err != nil {
-			return nil, err
-		}
-		files, err := d.List(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range files {
-			out.Put(p, strings.TrimPrefix(f.Path, p.Path+"/"), f.Kind, f.ID)
-		}
-	}
-	vms, err := store.List[api.VM](ctx, w.KV, w.User, "*")
-	if err != nil {
-		return nil, err
-	}
-	for _, vm := range vms {
-		if vm.Status.Agent != agent {
-			continue
-		}
-		pool, image := d.seen[vm.Spec.Pool], w.images.stored[vm.Spec.Image]
-		plan := steps.VMPlan{VM: vm.ID, Disk: steps.DiskPlan{
-			Volume: vm.Status.Volumes[0], Pool: pool.Pool, PoolPath: pool.Path, Image: vm.Spec.Image, ImageSHA256: image.SHA256,
-		}}
-		if err := out.MakeDisk(ctx, plan, w.images, nil); err != nil { // again, so that its copy of the image is known to be needed
-			return nil, err
-		}
-	}
-	return out, nil
+// clone returns storage with the same pools and files in it.
+func (d *disks) clone() *disks {
+	out := newDisks(d.Clone())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.Copy(out.seen, d.seen)
+	return out
 }
 
 // Stray leaves a file of this kind in every pool of the node, which nobody asked for.

@@ -31,7 +31,11 @@ func (c Call) String() string {
 	if c.Undo {
 		s = "undo " + s
 	}
-	return s + " (" + c.Activity + ")"
+	s += " (" + c.Activity
+	if c.onNode() {
+		s += " on " + c.Queue
+	}
+	return s + ")"
 }
 
 // bookkeeping reports whether the saga makes the call by itself.
@@ -71,14 +75,17 @@ func (f Fault) String() string { return fmt.Sprintf("%s at call %d, %s", f.Mode.
 
 // injector makes the faults of one run happen, and notes every call of it.
 type injector struct {
-	mu     sync.Mutex
-	faults []*armed
-	trace  []Call
-	twice  map[steps.Token]bool
-	late   []func()
-	lost   bool   // the workflow must not make another call
-	cancel func() // cancels the operation
-	wrong  error  // a fault did not hit the call that it was meant for
+	mu       sync.Mutex
+	faults   []*armed
+	trace    []Call
+	twice    map[steps.Token]bool
+	late     []func()
+	lost     bool   // the workflow must not make another call
+	cancel   func() // cancels the operation
+	hopeless bool   // the harness cannot go on, and wrong says why
+	wrong    error  // a fault did not hit the call that it was meant for, or the harness could not go on
+	// cancelAt, if not nil, says before which call the operation is cancelled.
+	cancelAt func(Call) bool
 }
 
 // armed is a fault and how often it has happened.
@@ -113,6 +120,9 @@ func (j *injector) begin(c Call) (m Mode) {
 			m = f.Mode
 		}
 	}
+	if j.cancelAt != nil && j.cancelAt(c) {
+		j.cancelAt, m.CancelBefore = nil, true
+	}
 	return m
 }
 
@@ -126,6 +136,13 @@ func (j *injector) missed() error {
 	return j.wrong
 }
 
+// fail ends the run: the harness cannot go on.
+func (j *injector) fail(err error) {
+	j.mu.Lock()
+	j.wrong, j.hopeless = err, true
+	j.mu.Unlock()
+}
+
 func (j *injector) lose() {
 	j.mu.Lock()
 	j.lost = true
@@ -136,7 +153,7 @@ func (j *injector) lose() {
 func (j *injector) over() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.lost || len(j.trace) > maxCalls
+	return j.lost || j.hopeless || len(j.trace) > maxCalls
 }
 
 type modeKey struct{}
@@ -198,16 +215,18 @@ func (h *hook) Repeat(t steps.Token) int {
 // worker stands between Temporal and the workers: it makes them vanish, and workflows too.
 type worker struct {
 	interceptor.WorkerInterceptorBase
+	w *World
 	j *injector
 }
 
 // InterceptActivity implements interceptor.WorkerInterceptor.
 func (w *worker) InterceptActivity(_ context.Context, next interceptor.ActivityInboundInterceptor) interceptor.ActivityInboundInterceptor {
-	return &stepCalls{ActivityInboundInterceptorBase: interceptor.ActivityInboundInterceptorBase{Next: next}, j: w.j}
+	return &stepCalls{ActivityInboundInterceptorBase: interceptor.ActivityInboundInterceptorBase{Next: next}, w: w.w, j: w.j}
 }
 
 type stepCalls struct {
 	interceptor.ActivityInboundInterceptorBase
+	w *World
 	j *injector
 }
 
@@ -221,8 +240,9 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 	}
 	m := s.j.begin(c)
 	ctx = context.WithValue(ctx, modeKey{}, m)
+	node := s.w.node(c.Queue)
 	switch {
-	case m.Gone:
+	case m.Gone, node != nil && node.dead:
 		if m.CancelBefore {
 			s.j.cancel()
 		}
@@ -231,7 +251,14 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 		s.j.late = append(s.j.late, func() { _, _ = s.Next.ExecuteActivity(context.WithoutCancel(ctx), in) })
 		return nil, temporal.NewHeartbeatTimeoutError()
 	}
+	if c.Activity == steps.AwaitOperations.Name && m.Before == "" && !m.CancelBefore && !m.LoseBefore {
+		watched := reflect.Indirect(reflect.ValueOf(in.Args[0])).FieldByName("In").Interface().(steps.Watched)
+		if err := s.w.runNext(ctx, watched.Operations); err != nil {
+			s.j.fail(err)
+		}
+	}
 	out, err := s.Next.ExecuteActivity(ctx, in)
+	s.w.watch(context.WithoutCancel(ctx))
 	if m.Dies {
 		return nil, temporal.NewHeartbeatTimeoutError()
 	}
@@ -240,22 +267,24 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 
 // InterceptWorkflow implements interceptor.WorkerInterceptor.
 func (w *worker) InterceptWorkflow(_ workflow.Context, next interceptor.WorkflowInboundInterceptor) interceptor.WorkflowInboundInterceptor {
-	return &workflowIn{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, j: w.j}
+	return &workflowIn{WorkflowInboundInterceptorBase: interceptor.WorkflowInboundInterceptorBase{Next: next}, w: w.w, j: w.j}
 }
 
 type workflowIn struct {
 	interceptor.WorkflowInboundInterceptorBase
+	w *World
 	j *injector
 }
 
 // Init implements interceptor.WorkflowInboundInterceptor.
 func (w *workflowIn) Init(out interceptor.WorkflowOutboundInterceptor) error {
-	return w.Next.Init(&workflowOut{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: out}, j: w.j})
+	return w.Next.Init(&workflowOut{WorkflowOutboundInterceptorBase: interceptor.WorkflowOutboundInterceptorBase{Next: out}, w: w.w, j: w.j})
 }
 
 // workflowOut ends a workflow at its next call when it is lost: nothing of it but its calls is seen by anybody.
 type workflowOut struct {
 	interceptor.WorkflowOutboundInterceptorBase
+	w *World
 	j *injector
 }
 
@@ -275,4 +304,13 @@ func (w *workflowOut) ExecuteActivity(ctx workflow.Context, name string, args ..
 func (w *workflowOut) ExecuteLocalActivity(ctx workflow.Context, name string, args ...any) workflow.Future {
 	w.check()
 	return w.Next.ExecuteLocalActivity(ctx, name, args...)
+}
+
+// RequestCancelExternalWorkflow implements interceptor.WorkflowOutboundInterceptor. The other operation hears it when it runs.
+func (w *workflowOut) RequestCancelExternalWorkflow(ctx workflow.Context, id, _ string) workflow.Future {
+	w.check()
+	w.w.cancelOrder(id)
+	f, set := workflow.NewFuture(ctx)
+	set.SetValue(nil)
+	return f
 }

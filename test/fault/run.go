@@ -40,6 +40,9 @@ func (w *World) run(ctx context.Context, id string, j *injector) (*api.Operation
 	for _, late := range j.late {
 		late()
 	}
+	if err := w.runOrders(ctx, id); err != nil {
+		return nil, err
+	}
 	return store.Get[api.Operation](ctx, w.KV, w.User, "", id)
 }
 
@@ -70,8 +73,10 @@ func (w *World) execute(in *steps.Op, j *injector) error {
 	suite.SetLogger(quiet)
 	env := suite.NewTestWorkflowEnvironment()
 	env.SetTestTimeout(time.Minute)
+	env.SetStartTime(w.now.get())
+	defer w.now.follow(w.now.follow(env.Now))
 	env.SetWorkerOptions(sdkworker.Options{
-		Interceptors:             []interceptor.WorkerInterceptor{&worker{j: j}},
+		Interceptors:             []interceptor.WorkerInterceptor{&worker{w: w, j: j}},
 		DeadlockDetectionTimeout: time.Minute, // a busy machine is no fault of the workflow
 	})
 	j.cancel = env.CancelWorkflow

@@ -6,18 +6,23 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"go.temporal.io/sdk/activity"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/fence"
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/state"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/fleet"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workers/control"
 	"github.com/nextstack/nextstack/workflows"
@@ -37,36 +42,84 @@ type World struct {
 	Extra func(w *World, reg activities.Registry, host *activities.Host)
 	// Tables are the operations that can run, by kind.
 	Tables map[string]saga.Definition
+	// Fate decides what happens at a moment of the world's first move that stays under way; nil: moves go on.
+	Fate func(at compute.MovePoint) compute.MoveFate
 
 	images *images
+	net    *storage.Fake    // the file system that all nodes have at netDir
+	rack   *compute.Rack    // through which guests go from node to node
 	peers  storage.Exchange // through which nodes hand disks to one another
 	hook   activities.Hook
 	host   *activities.Host
+	now    *now
+	clock  *fleet.Clock // that leases are judged by
+	orders orders
+
+	mu    sync.Mutex
+	twins []string // VMs that ran on two nodes at once
 }
 
-// Node is one compute node.
-type Node struct {
-	ID, Name string
-	Compute  *compute.Fake
+// netDir is where the nodes have what they share.
+const netDir = "/net"
 
-	disks  *disks
-	source storage.Source
-	peers  storage.Peers
-	host   *activities.Host
+// now is the time in a world. It never goes back, and while a workflow runs, which skips the time that it waits, it is the
+// workflow's.
+type now struct {
+	mu     sync.Mutex
+	last   time.Time
+	source func() time.Time // nil: time stands still
+}
+
+func (n *now) get() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.source != nil {
+		if t := n.source(); t.After(n.last) {
+			n.last = t
+		}
+	}
+	return n.last
+}
+
+// follow makes the time another clock's, and returns whose it was.
+func (n *now) follow(source func() time.Time) (before func() time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	before, n.source = n.source, source
+	return before
 }
 
 // sealer hides secrets well enough for a world that ends with its test.
 type sealer struct{}
 
+const seal = "sealed:"
+
 // Seal implements admission.Sealer.
-func (sealer) Seal(plain, aad string) ([]byte, error) { return []byte("sealed:" + aad), nil }
+func (sealer) Seal(_, aad string) ([]byte, error) { return []byte(seal + aad), nil }
+
+// Open implements fence.Opener.
+func (sealer) Open(sealed []byte, aad string) (string, error) {
+	if string(sealed) != seal+aad {
+		return "", problem.New(problem.Internal, "this was sealed for somebody else")
+	}
+	return "secret", nil
+}
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// NewWorld returns a cloud with two nodes that are ready, and nothing in it. Hook, which may be nil, is called around every
+// sizes are the nodes of a world. They are so different that placement, which spreads over nodes that are about equal by a
+// number drawn from the VM's random ID, has only one choice: all runs of a scenario take the same nodes. The first one has a
+// fence device.
+var sizes = []struct {
+	name   string
+	cores  int
+	memory int64
+}{{"a1", 4, 16 * api.GiB}, {"a2", 2, 8 * api.GiB}, {"a3", 1, 4 * api.GiB}}
+
+// NewWorld returns a cloud with three nodes that are ready, and nothing in it. Hook, which may be nil, is called around every
 // attempt of every step.
 func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
-	w := emptyWorld(hook)
+	w := emptyWorld(hook, time.Now(), &storage.Fake{})
 	if err := w.Admission.Bootstrap(ctx); err != nil {
 		return nil, err
 	}
@@ -77,27 +130,34 @@ func NewWorld(ctx context.Context, hook activities.Hook) (*World, error) {
 	}
 	project.Spec = api.ProjectSpec{VMs: 100, VCPUs: 1000, Memory: api.TiB, Disk: 10 * api.TiB}
 	d.Update(project)
-	for _, name := range []string{"a1", "a2"} {
+	for i, size := range sizes {
+		n := w.addNode(api.NewID(), size.name, newDisks(&storage.Fake{}))
 		a := &api.Agent{
-			Meta: api.Meta{ID: api.NewID(), Name: name, Created: time.Now().UTC()},
-			Spec: api.AgentSpec{ReservedMemory: 512 * api.MiB, CPURatio: 4},
+			Meta: api.Meta{ID: n.ID, Name: n.Name, Created: time.Now().UTC()},
+			Spec: api.AgentSpec{ReservedMemory: 512 * api.MiB, CPURatio: 4, MemoryRatio: 1},
 			Status: api.AgentStatus{Phase: api.PhaseReady, Inventory: api.Inventory{
-				Hostname: name, Arch: "x86_64", Accel: "tcg", Cores: 8, Memory: 32 * api.GiB, OVNChassis: name,
+				Hostname: n.Name, Arch: "x86_64", Accel: "tcg", Cores: size.cores, Memory: size.memory, OVNChassis: n.Name,
+				HostUUID: api.NewID(), Peer: api.Peer{Libvirt: n.uri(), Transfer: n.Name + ":1"},
 			}},
 		}
+		if i == 0 {
+			a.Spec.Fence = &api.Fence{Driver: api.FenceIPMI, Address: n.Name, User: "admin"}
+			d.Put(store.SecretKey(n.ID), seal+n.ID)
+		}
+		n.Compute.Inv = a.Status.Inventory
 		d.Create(a)
-		w.addNode(a.ID, name, &compute.Fake{}, newDisks())
 	}
 	_, err = d.Commit(ctx, w.KV)
 	return w, err
 }
 
-func emptyWorld(hook activities.Hook) *World {
+func emptyWorld(hook activities.Hook, begin time.Time, net *storage.Fake) *World {
 	w := &World{
-		KV: store.NewMemory(), Network: network.NewFake(), images: newImages(),
+		KV: store.NewMemory(), Network: network.NewFake(), images: newImages(), net: net, rack: &compute.Rack{}, now: &now{last: begin},
 		hook: hook, host: &activities.Host{Log: quiet, Hook: hook}, User: auth.Authenticated(auth.Principal{Name: "tester", Role: auth.Admin}),
 		Tables: map[string]saga.Definition{},
 	}
+	w.clock = fleet.NewClock(w.now.get)
 	w.Admission = admission.New(w.KV, sealer{})
 	for _, d := range workflows.All() {
 		w.Tables[d.Name()] = d
@@ -105,14 +165,10 @@ func emptyWorld(hook activities.Hook) *World {
 	return w
 }
 
-func (w *World) addNode(id, name string, driver *compute.Fake, d *disks) {
-	w.Nodes = append(w.Nodes, &Node{ID: id, Name: name, Compute: driver, disks: d, source: w.images, peers: &w.peers, host: &activities.Host{Log: quiet, Hook: w.hook}})
-}
-
 // Clone returns a world of its own with the same things in it.
 func (w *World) Clone(ctx context.Context, hook activities.Hook) (*World, error) {
-	c := emptyWorld(hook)
-	c.Tables, c.Extra, c.images = w.Tables, w.Extra, w.images.clone()
+	c := emptyWorld(hook, w.now.get(), w.net.Clone())
+	c.Tables, c.Extra, c.Fate, c.images = w.Tables, w.Extra, w.Fate, w.images.clone()
 	entries, _, err := w.KV.List(ctx, store.Root)
 	if err != nil {
 		return nil, err
@@ -130,15 +186,9 @@ func (w *World) Clone(ctx context.Context, hook activities.Hook) (*World, error)
 		return nil, err
 	}
 	for _, n := range w.Nodes {
-		driver := &compute.Fake{}
-		if err := cloneDomains(ctx, n.Compute, driver); err != nil {
+		if err := n.cloneTo(ctx, c); err != nil {
 			return nil, err
 		}
-		d, err := n.disks.clone(ctx, c, n.ID)
-		if err != nil {
-			return nil, err
-		}
-		c.addNode(n.ID, n.Name, driver, d)
 	}
 	return c, nil
 }
@@ -167,64 +217,24 @@ func cloneNetwork(ctx context.Context, from, to *network.Fake) error {
 	return nil
 }
 
-func cloneDomains(ctx context.Context, from, to *compute.Fake) error {
-	domains, err := from.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range domains {
-		if !d.Ours {
-			to.AddStranger(d.ID, d.Name)
-			continue
-		}
-		if err := to.Create(ctx, steps.VMPlan{VM: d.ID}, compute.DomainFiles{Disk: "disk"}); err != nil {
-			return err
-		}
-		if d.Phase == api.PhaseStopped {
-			to.PowerOff(d.ID)
-		}
-	}
-	return nil
-}
-
 // RegisterControl registers the central steps, as the control plane does.
 func (w *World) RegisterControl(reg activities.Registry) { w.registerControl(reg, w.host) }
 
 func (w *World) registerControl(reg activities.Registry, host *activities.Host) {
-	state.New(w.KV, w.Admission, control.NetworkRows(w.Network), w.images).Register(reg, host)
+	state.New(w.KV, w.Admission, control.NetworkRows(w.Network), w.images).WithClock(w.clock).Register(reg, host)
 	network.Register(reg, host, w.Network)
 	storage.RegisterControl(reg, host, w.images)
+	fence.RegisterWith(reg, host, w.KV, sealer{}, func(d fence.Device) (fence.Driver, error) {
+		for _, n := range w.Nodes {
+			if n.Name == d.Address {
+				return &n.Fence, nil
+			}
+		}
+		return nil, problem.New(problem.Unavailable, "there is no fence device at %s", d.Address)
+	})
 	if w.Extra != nil {
 		w.Extra(w, reg, host)
 	}
-}
-
-// Register registers the steps of a node, as its agent does.
-func (n *Node) Register(reg activities.Registry) {
-	compute.Register(reg, n.host, n.Compute, storage.Locate)
-	storage.RegisterNode(reg, n.host, n.disks, n.source, n.peers)
-	activities.Implement(reg, n.host, steps.LookAtNode, func(ctx context.Context, _ steps.Token, _ steps.NodeQuestion) (steps.NodeWorld, error) {
-		return n.look(ctx)
-	})
-	activities.Implement(reg, n.host, steps.RepairNode, n.repair)
-}
-
-func (n *Node) look(ctx context.Context) (steps.NodeWorld, error) {
-	domains, err := n.Compute.List(ctx)
-	if err != nil {
-		return steps.NodeWorld{}, err
-	}
-	files, err := n.disks.list(ctx)
-	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files}, err
-}
-
-func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (steps.Nothing, error) {
-	for _, id := range in.Domains {
-		if err := n.Compute.Remove(ctx, id); err != nil {
-			return steps.Nothing{}, err
-		}
-	}
-	return steps.Nothing{}, n.disks.repair(ctx, in.Files, in.Pools)
 }
 
 // byName collects implementations, so that they can be called or handed on.
@@ -255,7 +265,18 @@ func (w *World) Register(reg activities.Registry) {
 	}
 }
 
-// Audit compares the store with the nodes and the network, and returns what it found.
+// node returns the node that an agent, which is named or whose queue or ID is given, runs on; nil: there is none.
+func (w *World) node(ref string) *Node {
+	ref = strings.TrimPrefix(ref, steps.NodeQueue(""))
+	for _, n := range w.Nodes {
+		if n.ID == ref || n.Name == ref {
+			return n
+		}
+	}
+	return nil
+}
+
+// Audit compares the store with the nodes and the network, and returns what it found. Nodes that are dead are not asked.
 func (w *World) Audit(ctx context.Context) ([]api.Finding, error) {
 	audit := &api.Operation{
 		Meta: api.Meta{ID: api.NewID(), Created: time.Now().Add(time.Hour)}, // late enough that nothing counts as just ended
@@ -275,6 +296,10 @@ func (w *World) Audit(ctx context.Context) ([]api.Finding, error) {
 	}()
 	var worlds steps.Worlds
 	for _, n := range w.Nodes {
+		if n.dead {
+			worlds.Skipped = append(worlds.Skipped, n.Name)
+			continue
+		}
 		seen, err := n.look(ctx)
 		if err != nil {
 			return nil, err

@@ -64,7 +64,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
 	}
-	line, disks := &line{}, &storage.Exchange{}
+	line, disks, rack := &line{}, &storage.Exchange{}, &compute.Rack{}
 	defer line.close()
 	group, ctx := errgroup.WithContext(ctx)
 	door := make(chan struct{}, starting)
@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 			}
 			leave := sync.OnceFunc(func() { <-door })
 			defer leave()
-			return one(ctx, cfg, i, line, disks, leave)
+			return one(ctx, cfg, i, line, disks, rack, leave)
 		})
 	}
 	return group.Wait()
@@ -87,12 +87,13 @@ func Run(ctx context.Context, cfg Config) error {
 func (c Config) Name(i int) string { return fmt.Sprintf("%s-%05d", c.Prefix, i) }
 
 // one runs one node. Ready is called when it takes steps.
-func one(ctx context.Context, cfg Config, i int, line *line, disks storage.Peers, ready func()) error {
+func one(ctx context.Context, cfg Config, i int, line *line, disks storage.Peers, rack *compute.Rack, ready func()) error {
 	name := cfg.Name(i)
 	driver := &compute.Fake{Inv: api.Inventory{
 		Hostname: name, HostUUID: uuid.NewSHA1(uuid.NameSpaceOID, []byte(name)).String(), Arch: "x86_64", Accel: "kvm", Machine: "pc", Emulator: "simulated", CPUModel: "EPYC", CPUModels: []string{"EPYC"},
 		Cores: cfg.Cores, Memory: cfg.Memory, Versions: map[string]string{"hypervisor": "simulated"},
 	}}
+	rack.Plug(name, driver)
 	return node.RunParts(ctx, node.Config{
 		Server: cfg.Server, JoinToken: cfg.JoinToken, DataDir: filepath.Join(cfg.DataDir, name), Name: name, Version: "simulated",
 		ReportEvery: cfg.ReportEvery, Log: cfg.Log.With("node", name),

@@ -220,4 +220,3 @@ func (w *world) join(ctx context.Context) {
 		w.agent, w.handle, w.other, w.otherHandle = w.other, w.otherHandle, j.ID, h
 	}
 }
-

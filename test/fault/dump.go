@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nextstack/nextstack/activities/storage"
@@ -27,7 +28,7 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 	for _, e := range entries {
 		switch key := strings.TrimPrefix(e.Key, store.Root); {
 		case strings.HasPrefix(key, "ledger/"), strings.HasPrefix(key, string(api.KindOperation)+"/"):
-		case strings.HasPrefix(key, "claims/"), strings.HasPrefix(key, "secrets/"):
+		case strings.HasPrefix(key, "claims/"), strings.HasPrefix(key, "secrets/"), strings.HasPrefix(key, "beats/"):
 			out = append(out, fmt.Sprintf("%s = %s", key, e.Value))
 		default:
 			line, err := record(e.Value)
@@ -54,7 +55,7 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 			return nil, err
 		}
 		for _, d := range seen.Domains {
-			out = append(out, fmt.Sprintf("%s: domain %s is %s", n.Name, d.ID, d.Phase))
+			out = append(out, fmt.Sprintf("%s: domain %s is %s, ha %v", n.Name, d.ID, d.Phase, n.Compute.HA(d.ID)))
 		}
 		for _, f := range seen.Files {
 			if f.Kind != storage.KindBacking {
@@ -83,6 +84,10 @@ func record(value []byte) (string, error) {
 	delete(r, "revision")
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
+		delete(status, "since")
+		if proof, ok := status["proof"].(map[string]any); ok {
+			delete(proof, "at")
+		}
 	}
 	out, err := json.Marshal(r)
 	return string(out), err
@@ -138,5 +143,27 @@ func Diff(a, b Dump) []string {
 	if len(out) == 0 && len(a) != len(b) {
 		out = append(out, fmt.Sprintf("there are %d things instead of %d", len(b), len(a)))
 	}
+	return out
+}
+
+// Anywhere returns d without what tells on which of the nodes a VM is.
+func (d Dump) Anywhere(nodes []*Node) Dump {
+	var old []string
+	for _, n := range nodes {
+		old = append(old, n.ID, "<node>", "<agents:"+n.Name+">", "<node>", strconv.Quote(n.Name), `"<node>"`)
+	}
+	any := strings.NewReplacer(old...)
+	out := make(Dump, 0, len(d))
+	for _, line := range d {
+		on, what, _ := strings.Cut(line, ": ")
+		switch {
+		case slices.ContainsFunc(nodes, func(n *Node) bool { return n.Name == on }) && !strings.HasPrefix(what, "pool "):
+			line = "<node>: " + what
+		case !strings.HasPrefix(line, string(api.KindAgent)+"/") && !strings.HasPrefix(line, string(api.KindPool)+"/"):
+			line = any.Replace(line)
+		}
+		out = append(out, line)
+	}
+	slices.Sort(out)
 	return out
 }

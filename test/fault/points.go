@@ -9,6 +9,7 @@ import (
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // Scenario is one operation to be disturbed, and the world that it runs in.
@@ -26,6 +27,18 @@ type Scenario struct {
 	First bool
 	// Looks marks an operation that only looks: it may succeed although a step of it did not.
 	Looks bool
+	// Turns marks a move: what fails in its step "move" may be found to have happened, and the operation goes on to its end.
+	Turns bool
+	// Orders marks an operation that has VMs moved by others: where they are then, they stay, whatever becomes of it.
+	Orders bool
+	// Ends are the states that the operation may end in if it is not disturbed; none: it must succeed.
+	Ends []api.OperationState
+	// From is the step at whose first call disturbing begins; empty: with the first.
+	From string
+	// Every of the second faults of a point one is tried; 0: all are.
+	Every int
+	// Check says what is wrong with the world that the undisturbed operation leaves; nil: nothing is.
+	Check func(ctx context.Context, w *World) (string, error)
 }
 
 // Point is one way to disturb an operation. More than one fault: the first makes the operation go back.
@@ -43,13 +56,14 @@ func (p Point) String() string {
 // Report is what came of many points.
 type Report struct {
 	Points, Leaks, Stuck int
+	Left                 int      // points that were left out, because a scenario tries some of many
 	Wrong                int      // operations that ended otherwise than they should have
 	Details              []string // one per leak, stuck operation or wrong end
 }
 
 // Add adds other to r.
 func (r *Report) Add(other Report) {
-	r.Points, r.Leaks, r.Stuck, r.Wrong = r.Points+other.Points, r.Leaks+other.Leaks, r.Stuck+other.Stuck, r.Wrong+other.Wrong
+	r.Points, r.Leaks, r.Stuck, r.Wrong, r.Left = r.Points+other.Points, r.Leaks+other.Leaks, r.Stuck+other.Stuck, r.Wrong+other.Wrong, r.Left+other.Left
 	r.Details = append(r.Details, other.Details...)
 }
 
@@ -133,7 +147,7 @@ func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
 			return []api.OperationState{done}
 		}
 		return []api.OperationState{done, failed}
-	case free && s.Looks:
+	case free && (s.Looks || s.Turns && c.Step == "move"), s.Orders && !committed:
 		return []api.OperationState{done, failed}
 	case free && m.Times == many:
 		return []api.OperationState{failed}
@@ -148,8 +162,10 @@ func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
 type bench struct {
 	*Scenario
 	base          *World // prepared
-	before, after Dump   // of the world, around an undisturbed run
-	clean         []Call
+	before, after Dump   // of the world, around an undisturbed run; no after: it did not succeed
+	second        int    // second faults that were thought of
+	clean         []Call // of the undisturbed run
+	end           api.OperationState
 	table         saga.Definition
 	report        Report
 }
@@ -161,8 +177,18 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 	if err := b.prepare(ctx, base); err != nil {
 		return b.report, fmt.Errorf("%s: %w", s.Name, err)
 	}
+	begun := s.From == ""
 	for at, c := range b.clean {
+		if begun = begun || c.Step == s.From; !begun {
+			continue
+		}
 		committed := b.committed(at)
+		if b.undoes(b.clean[:at+1]) { // of itself: as after a first fault
+			if err := b.points(ctx, nil, at, c, []api.OperationState{b.end}); err != nil {
+				return b.report, err
+			}
+			continue
+		}
 		for _, m := range forward(c) {
 			if err := b.point(ctx, Point{{at, c, m}}, s.ends(c, m, committed)); err != nil {
 				return b.report, err
@@ -214,12 +240,29 @@ func (b *bench) prepare(ctx context.Context, base *World) (err error) {
 	if err != nil {
 		return err
 	}
-	if op.State != api.OpSucceeded {
+	if ends := append([]api.OperationState{api.OpSucceeded}, b.Ends...); !slices.Contains(ends, op.State) || len(b.Ends) > 0 && op.State != b.Ends[0] {
 		return fmt.Errorf("undisturbed, it is %s: %w", op.State, op.Error)
 	}
-	b.clean, b.table = j.trace, w.Tables[op.Kind]
-	b.after, err = w.Dump(ctx)
+	b.clean, b.table, b.end = j.trace, w.Tables[op.Kind], op.State
+	wrong, err := b.wrong(ctx, w)
+	if err == nil && b.Check != nil {
+		var what string
+		if what, err = b.Check(ctx, w); what != "" {
+			wrong = append(wrong, what)
+		}
+	}
+	if err == nil && len(wrong) > 0 {
+		err = fmt.Errorf("undisturbed, it is %s and leaves:\n\t%s", op.State, strings.Join(wrong, "\n\t"))
+	}
+	if err == nil && op.State == api.OpSucceeded {
+		b.after, err = w.Dump(ctx)
+	}
 	return err
+}
+
+// undoes reports whether the operation has begun to go back in these calls.
+func (b *bench) undoes(calls []Call) bool {
+	return slices.ContainsFunc(calls, func(c Call) bool { return c.Undo })
 }
 
 // committed reports whether the operation can only go forward once call at of the undisturbed run has begun.
@@ -243,14 +286,30 @@ func (b *bench) then(ctx context.Context, first Fault) error {
 	if err != nil {
 		return err
 	}
-	if op.State == api.OpSucceeded && !b.committed(first.At) {
+	if op.State == api.OpSucceeded && !b.committed(first.At) && !b.undoes(j.trace) {
 		return nil // it does not mind
 	}
+	ends := []api.OperationState{op.State}
+	if b.Turns && first.Call.Step == "move" { // where the guest is then depends on how far the second fault let it come
+		ends = []api.OperationState{api.OpSucceeded, api.OpFailed}
+	}
 	for i := first.At + 1; i < len(j.trace); i++ {
-		for _, m := range back(j.trace[i]) {
-			if err := b.point(ctx, Point{first, {i, j.trace[i], m}}, []api.OperationState{op.State}); err != nil {
-				return err
-			}
+		if err := b.points(ctx, Point{first}, i, j.trace[i], ends); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// points disturbs, after first, one more call of an operation that goes back, or that cannot but go on.
+func (b *bench) points(ctx context.Context, first Point, at int, c Call, ends []api.OperationState) error {
+	for _, m := range back(c) {
+		if b.second++; b.Every > 1 && b.second%b.Every != 0 {
+			b.report.Left++
+			continue
+		}
+		if err := b.point(ctx, append(slices.Clone(first), Fault{at, c, m}), ends); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -297,26 +356,52 @@ func (b *bench) point(ctx context.Context, p Point, ends []api.OperationState) e
 	if err != nil {
 		return err
 	}
-	var diff []string
-	if op.State == api.OpSucceeded {
-		diff = Diff(b.visible(b.after).Shape(), b.visible(now).Shape())
-	} else {
-		diff = Diff(b.visible(b.before), b.visible(now))
-	}
-	findings, err := w.Audit(ctx)
+	diff := b.compare(w, op, p, now)
+	wrong, err := b.wrong(ctx, w)
 	if err != nil {
 		return err
 	}
-	for _, f := range findings {
-		if b.Excuse == nil || !b.Excuse(f) {
-			diff = append(diff, "audit: "+f.Problem)
-		}
-	}
+	diff = append(diff, wrong...)
 	if len(diff) > 0 {
 		b.report.Leaks++
 		b.fault(p, "it is "+string(op.State)+" and leaves:\n\t"+strings.Join(diff, "\n\t"))
 	}
 	return nil
+}
+
+// compare returns what is otherwise than in the world before or after the undisturbed operation, as it ended.
+func (b *bench) compare(w *World, op *api.Operation, p Point, now Dump) []string {
+	done := op.State == api.OpSucceeded
+	want, got := b.visible(b.before), b.visible(now)
+	switch {
+	case done && b.after == nil:
+		return nil // it turned around, which the undisturbed one did not
+	case done:
+		want, got = b.visible(b.after).Shape(), got.Shape()
+	}
+	if b.Orders {
+		if done && slices.ContainsFunc(p, func(f Fault) bool { return f.Call.Activity == steps.OrderMove.Name || f.Mode.CancelBefore || f.Mode.CancelAfter }) {
+			return nil // VMs whose moves could not be ordered are as they were
+		}
+		want, got = want.Anywhere(w.Nodes), got.Anywhere(w.Nodes)
+	}
+	return Diff(want, got)
+}
+
+// wrong returns what must not be, however the operation has ended.
+func (b *bench) wrong(ctx context.Context, w *World) ([]string, error) {
+	out, err := w.Wrong(ctx)
+	if err != nil {
+		return nil, err
+	}
+	findings, err := w.Audit(ctx)
+	for _, f := range findings {
+		out = append(out, "audit: "+f.Problem)
+		if b.Excuse != nil && b.Excuse(f) {
+			out = out[:len(out)-1]
+		}
+	}
+	return out, err
 }
 
 func (b *bench) visible(d Dump) Dump {

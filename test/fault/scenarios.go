@@ -41,6 +41,7 @@ var (
 	createSG    = CreateSG("web")
 	createPort  = CreatePort("plug")
 	createVM    = CreateVM("web1")
+	addShared   = with((*admit).CreatePool, api.PoolCreate{Name: "shared", Type: api.PoolDir, Path: netDir + "/vms", Shared: true})
 	stopVM      = on((*admit).StopVM, "web1", api.VMStop{})
 	// deleteVM leaves a copy of the image in the pool of a node.
 	deleteVM = about((*admit).DeleteVM, "web1")
@@ -56,7 +57,7 @@ func about(send func(*admission.Admission, context.Context, auth.Handle, admissi
 // CreateVM asks for a VM with two NICs and user-data.
 func CreateVM(name string) Accept {
 	return with((*admit).CreateVM, api.VMCreate{
-		Name: name, VCPUs: 2, Memory: api.GiB, Image: "cirros", UserData: "#cloud-config\n", SecurityGroups: []string{"web"},
+		Name: name, VCPUs: 2, Memory: api.GiB, Image: "cirros", Pool: "vms", UserData: "#cloud-config\n", SecurityGroups: []string{"web"},
 		NICs: []api.NICRequest{{Subnet: "front"}, {Subnet: "front", Address: "10.0.1.77"}},
 	})
 }
@@ -80,7 +81,7 @@ func Base(ctx context.Context) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, accept := range []Accept{addPool, importImage, createVPC, createSub, createSG} {
+	for _, accept := range []Accept{addPool, addShared, importImage, createVPC, createSub, createSG} {
 		if _, err := w.Do(ctx, accept); err != nil {
 			return nil, err
 		}

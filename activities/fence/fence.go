@@ -104,7 +104,7 @@ func (s *service) powerOff(ctx context.Context, t steps.Token, n steps.NodeRef) 
 func (s *service) device(ctx context.Context, a *api.Agent) (Device, error) {
 	f := a.Spec.Fence
 	if f == nil {
-		return Device{}, problem.New(problem.Unsupported, "node %s has no fence device", a.Name).Try("give it one: gnext host set %s --fence-address ADDRESS --fence-user USER", a.Name)
+		return Device{}, problem.New(problem.Unsupported, "node %s has no fence device", a.Name).Try("give it one: gnext host set %s --fence ipmi://USER@ADDRESS --fence-password-file FILE", a.Name)
 	}
 	e, err := s.kv.Get(ctx, store.SecretKey(a.ID))
 	if problem.Is(err, problem.NotFound) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -79,16 +80,17 @@ func (f *Fake) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, f
 		return err
 	}
 	in, err := fetch(ctx)
-	if err != nil {
-		return err
+	if err == nil {
+		closed := sync.OnceValue(in.Close)
+		stop := context.AfterFunc(ctx, func() { _ = closed() }) // ends a read that waits
+		err = readDisk(in, &fakeSink{&came, tell})
+		stop()
+		_ = closed()
 	}
-	defer in.Close() //nolint:errcheck // was only read
-	stop := context.AfterFunc(ctx, func() { _ = in.Close() })
-	defer stop()
-	if err := readDisk(in, &fakeSink{&came, tell}); err != nil {
-		if ctx.Err() != nil {
-			return problem.New(problem.Cancelled, "fetching the disk was cancelled")
-		}
+	if err != nil && ctx.Err() != nil {
+		return problem.New(problem.Cancelled, "fetching the disk was cancelled")
+	}
+	if err != nil {
 		return err
 	}
 	if !strings.HasPrefix(string(came), contentOf(plan.Disk)) {

@@ -83,7 +83,7 @@ type Fleet struct {
 
 	agents atomic.Int64 // how many there were when they were last counted
 	mu     sync.Mutex
-	pools  map[string]int64 // by agent: the revision of its pools when their status was last worked out
+	pools  map[string]poolLook // by pool
 }
 
 // New returns a Fleet.
@@ -110,7 +110,7 @@ func New(o Options) *Fleet {
 	if o.Lease == 0 {
 		o.Lease = Lease
 	}
-	return &Fleet{Options: o, self: auth.ControlPlane("fleet"), watch: watch{begun: map[string]time.Time{}}, pools: map[string]int64{}}
+	return &Fleet{Options: o, self: auth.ControlPlane("fleet"), watch: watch{begun: map[string]time.Time{}}, pools: map[string]poolLook{}}
 }
 
 // pace is how often agents should report, by their number.

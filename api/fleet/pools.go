@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -17,33 +18,64 @@ func (f *Fleet) poolsOf(agent string) ([]*api.Pool, error) {
 	return page.Items, err
 }
 
-// lookAtPools works out the status of a node's pools if there is a reason to: the node's record was written, which it is when
-// its pools have changed as it sees them, or a pool was.
-func (f *Fleet) lookAtPools(ctx context.Context, agent string, pools []*api.Pool, wrote bool) error {
-	var newest int64
-	for _, p := range pools {
-		newest = max(newest, p.Revision)
-	}
-	f.mu.Lock()
-	same := f.pools[agent] == newest
-	f.mu.Unlock()
-	if same && !wrote {
-		return nil
-	}
-	if err := f.observePools(ctx, agent); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	f.pools[agent] = newest
-	f.mu.Unlock()
-	return nil
+// poolLook is what is remembered of the last time that a pool's status was worked out.
+type poolLook struct {
+	at       time.Time
+	revision int64 // of the pool then
+	due      bool  // something has changed since
 }
 
-// observePools works out the status of every pool that a node has, from the last reports of all its nodes.
+// Working out the status of a pool reads the records of all its agents, and must not take the processors when a thousand of
+// them report: perAgent must pass until it is done again, for each agent that there is above fewAgents.
+const (
+	perAgent  = 2 * time.Millisecond
+	fewAgents = 50
+)
+
+// lookAtPools works out the status of those of a node's pools that there is a reason to look at: the node's record was
+// written, which it is when its pools have changed as it sees them, or the pool was. One that was looked at a moment ago is
+// left to a later report, of whatever node.
+func (f *Fleet) lookAtPools(ctx context.Context, agent string, wrote bool) error {
+	pools, err := f.poolsOf(agent)
+	if err != nil {
+		return err
+	}
+	now, pause := time.Now(), time.Duration(max(0, f.agents.Load()-fewAgents))*perAgent
+	var due []*api.Pool
+	f.mu.Lock()
+	for _, p := range pools {
+		l := f.pools[p.ID]
+		l.due = l.due || wrote || l.revision != p.Revision
+		if l.due && now.Sub(l.at) >= pause {
+			l = poolLook{at: now, revision: p.Revision}
+			due = append(due, p)
+		}
+		f.pools[p.ID] = l
+	}
+	f.mu.Unlock()
+	if err = f.sumUp(ctx, due); err != nil {
+		f.mu.Lock()
+		for _, p := range due {
+			f.pools[p.ID] = poolLook{due: true}
+		}
+		f.mu.Unlock()
+	}
+	return err
+}
+
+// observePools works out the status of every pool that a node has.
 func (f *Fleet) observePools(ctx context.Context, agent string) error {
 	pools, err := f.poolsOf(agent)
-	if err != nil || len(pools) == 0 {
+	if err != nil {
 		return err
+	}
+	return f.sumUp(ctx, pools)
+}
+
+// sumUp works out the status of pools from the last reports of all their nodes.
+func (f *Fleet) sumUp(ctx context.Context, pools []*api.Pool) error {
+	if len(pools) == 0 {
+		return nil
 	}
 	all, err := store.ListCached[api.Agent](f.Cache, f.self, "", "", 0, nil)
 	if err != nil {

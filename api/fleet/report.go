@@ -51,7 +51,7 @@ func (f *Fleet) Report(ctx context.Context, h auth.Handle, agent string, r api.A
 		return o, nil
 	}
 	// What the report means for others must not keep the agent from its orders; the next report tries again.
-	if err := f.lookAtPools(ctx, agent, pools, t.wrote); err != nil {
+	if err := f.lookAtPools(ctx, agent, t.wrote); err != nil {
 		f.Log.Warn("pools not updated from report", "agent", agent, "error", err)
 	}
 	// A node that could not be looked at has its VMs as they were last seen; those of one that is down are being seen to.

@@ -15,8 +15,8 @@ type secret struct {
 	UserData string `json:"userData"`
 }
 
-// Seed returns what a VM's cloud-init gets. Only the agent whose node the VM is on may have it; to others it makes no
-// difference whether the VM exists.
+// Seed returns what a VM's cloud-init gets. Only the agent whose node the VM is on, or is about to be on, may have it; to
+// others it makes no difference whether the VM exists.
 func (f *Fleet) Seed(ctx context.Context, h auth.Handle, agent, vmID string) (*api.Seed, error) {
 	if err := owns(h, agent); err != nil {
 		return nil, err
@@ -25,7 +25,7 @@ func (f *Fleet) Seed(ctx context.Context, h auth.Handle, agent, vmID string) (*a
 	if err != nil && !problem.Is(err, problem.NotFound) {
 		return nil, err
 	}
-	if err != nil || vm.Status.Agent != agent {
+	if err != nil || vm.Status.Agent != agent && vm.Status.MovingTo != agent {
 		return nil, problem.New(problem.Forbidden, "vm %s is not on agent %s", vmID, agent).Try("only the agent that runs a VM may read its seed")
 	}
 	seed := &api.Seed{InstanceID: vm.ID, Hostname: vm.Spec.Hostname, SSHKeys: vm.Spec.SSHKeys}

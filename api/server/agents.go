@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -61,6 +62,33 @@ func (s *Server) routeAgents() {
 		Summary: "Send an image's file", Description: "For agents only. Ranges are understood, so that a transfer that broke can go on.",
 		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
 	}, s.imageContent)
+	accept[api.AgentJoin](s)
+	accept[api.AgentReport](s)
+}
+
+// accept makes the server ignore what it does not know in a T, however deep it stands. Agents are upgraded one by one, and one
+// that is newer than its server and knows more to tell must not be lost by it.
+func accept[T any](s *Server) {
+	schemas := s.api.OpenAPI().Components.Schemas
+	seen := map[*huma.Schema]bool{}
+	var open func(*huma.Schema)
+	open = func(schema *huma.Schema) {
+		if schema != nil && schema.Ref != "" {
+			schema = schemas.SchemaFromRef(schema.Ref)
+		}
+		if schema == nil || seen[schema] {
+			return
+		}
+		seen[schema] = true
+		if more, ok := schema.AdditionalProperties.(bool); ok && !more {
+			schema.AdditionalProperties = true
+		}
+		for _, property := range schema.Properties {
+			open(property)
+		}
+		open(schema.Items)
+	}
+	open(schemas.Schema(reflect.TypeFor[T](), true, ""))
 }
 
 var binaryContent = map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}

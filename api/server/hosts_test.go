@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 
@@ -324,4 +326,36 @@ func TestAHostShowsItsLastSignOfLife(t *testing.T) {
 	var one api.Agent
 	k.call(k.admin, http.MethodGet, "/v1/agents/node-a", nil, 200, &one)
 	require.WithinDuration(t, k.now(), one.Status.Observed, 3*time.Second)
+}
+
+// TestAgentsOfOtherVersions: a cloud is upgraded machine by machine.
+func TestAgentsOfOtherVersions(t *testing.T) {
+	k := newKit(t)
+	var joined api.AgentJoined
+	k.call("", http.MethodPost, "/v1/agents/join", json.RawMessage(`{"name":"node-a","token":"`+joinToken+`","region":"north"}`), 200, &joined)
+	path := "/v1/agents/" + joined.ID + "/report"
+	report := func(rest string) json.RawMessage {
+		return json.RawMessage(`{"sent":` + strconv.Quote(k.now().Format(time.RFC3339Nano)) + `,` + rest + `}`)
+	}
+	t.Run("newer", func(t *testing.T) {
+		k.call(joined.Credential, http.MethodPost, path, report(`"vms":[{"id":"`+api.NewID()+`","phase":"running","mood":"good"}],"weather":{"wind":3},
+			"inventory":{"hostname":"a","arch":"x86_64","accel":"kvm","machine":"q35","emulator":"/usr/bin/qemu","cpuModel":"host","cores":4,"memory":1073741824,
+			"tpm":[2],"peer":{"address":"10.0.0.1","rdma":"10.0.0.2"},"numa":[{"id":0,"memory":1,"cpus":[0],"distance":[10]}],
+			"hugePages":[{"size":1,"total":1,"free":1,"reserved":1}],"nics":[{"name":"eth0","up":true,"vlans":[1]}],
+			"devices":[{"address":"0000:01:00.0","class":"0x030000","vendor":"a","product":"b","iommu":7}],
+			"pools":[{"pool":"`+api.NewID()+`","capacity":2,"free":1,"iops":9}]}`), 200, nil)
+	})
+	t.Run("older", func(t *testing.T) { // it has none of what came since
+		k.call(joined.Credential, http.MethodPost, path, report(`"vms":[],"inventory":{"hostname":"a","arch":"x86_64","accel":"kvm","machine":"q35",
+			"emulator":"/usr/bin/qemu","cpuModel":"host","cores":4,"memory":1073741824}`), 200, nil)
+	})
+	t.Run("wrong", func(t *testing.T) { // what is known is checked as ever
+		k.call(joined.Credential, http.MethodPost, path, report(`"vms":[],"inventory":{"hostname":7}`), 422, nil)
+	})
+	t.Run("users are told of their mistakes", func(t *testing.T) {
+		k.call(k.admin, http.MethodPatch, "/v1/agents/node-a", json.RawMessage(`{"cordonned":true}`), 422, nil)
+	})
+	var one api.Agent
+	k.call(k.admin, http.MethodGet, "/v1/agents/node-a", nil, 200, &one)
+	require.Equal(t, 4, one.Status.Inventory.Cores)
 }

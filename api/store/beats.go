@@ -46,7 +46,17 @@ func CachedBeat(c *Cache, agent string) (Beat, error) {
 	if !ok {
 		return Beat{}, nil
 	}
-	return decodeBeat(item.Entry)
+	if memo := item.memo.Load(); memo != nil {
+		if b, ok := (*memo).(Beat); ok {
+			return b, nil
+		}
+	}
+	b, err := decodeBeat(item.Entry)
+	if err == nil {
+		memo := any(b)
+		item.memo.Store(&memo)
+	}
+	return b, err
 }
 
 func decodeBeat(e Entry) (Beat, error) {

@@ -24,7 +24,7 @@ const (
 func followMemory(ctx context.Context, limit int64) {
 	debug.SetMemoryLimit(limit)
 	m := &memory{base: limit, limit: limit, set: func(n int64) { debug.SetMemoryLimit(n) }}
-	samples := []metrics.Sample{{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/user:cpu-seconds"}, {Name: "/memory/classes/heap/objects:bytes"}}
+	samples := []metrics.Sample{{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/user:cpu-seconds"}, {Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	tick := time.NewTicker(memoryLook)
 	defer tick.Stop()
 	for {
@@ -34,7 +34,7 @@ func followMemory(ctx context.Context, limit int64) {
 		case now := <-tick.C:
 			// The classes of processor time are brought up to date by each collection only, so an idle process shows no change.
 			metrics.Read(samples)
-			m.see(now, samples[0].Value.Float64(), samples[1].Value.Float64(), int64(min(samples[2].Value.Uint64(), 1<<62)))
+			m.see(now, samples[0].Value.Float64(), samples[1].Value.Float64(), int64(samples[2].Value.Uint64()-samples[3].Value.Uint64()))
 		}
 	}
 }
@@ -47,14 +47,14 @@ type memory struct {
 	calm        time.Time
 }
 
-// see looks at what was used since the last time, and moves the limit.
-func (m *memory) see(now time.Time, gc, user float64, live int64) {
+// see looks at what was used since the last time, and moves the limit. Held is what the limit applies to, in bytes.
+func (m *memory) see(now time.Time, gc, user float64, held int64) {
 	dgc, duser := gc-m.gc, user-m.user
 	m.gc, m.user = gc, user
 	switch {
 	case dgc > 0 && dgc > busyCollecting*(dgc+duser):
 		m.calm = now
-		if live > m.limit*6/10 { // else it was asked for, and not for want of room
+		if held > m.limit*8/10 { // else it was not for want of room
 			m.move(int64(float64(m.limit) * memoryStep))
 		}
 	case m.limit > m.base && now.Sub(m.calm) > memoryCalm:

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/saga"
@@ -31,8 +32,10 @@ type Scenario struct {
 	Turns bool
 	// Orders marks an operation that has VMs moved by others: where they are then, they stay, whatever becomes of it.
 	Orders bool
-	// Ends are the states that the operation may end in if it is not disturbed; none: it must succeed.
-	Ends []api.OperationState
+	// Fate makes what decides on the live moves of a world; nil: they go on.
+	Fate func() func(compute.MovePoint) compute.MoveFate
+	// Any marks an operation that meets with so much by itself that it may end in any way. It is not disturbed twice.
+	Any bool
 	// From is the step at whose first call disturbing begins; empty: with the first.
 	From string
 	// Every of the second faults of a point one is tried; 0: all are.
@@ -137,6 +140,8 @@ func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
 	done, failed, cancelled := api.OpSucceeded, api.OpFailed, api.OpCancelled
 	free := !committed && !c.bookkeeping()
 	switch {
+	case s.Any:
+		return []api.OperationState{done, failed, cancelled}
 	case m.CancelBefore || m.CancelAfter:
 		if committed {
 			return []api.OperationState{done}
@@ -184,7 +189,7 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 		}
 		committed := b.committed(at)
 		if b.undoes(b.clean[:at+1]) { // of itself: as after a first fault
-			if err := b.points(ctx, nil, at, c, []api.OperationState{b.end}); err != nil {
+			if err := b.points(ctx, nil, at, c, []api.OperationState{api.OpSucceeded, b.end}); err != nil {
 				return b.report, err
 			}
 			continue
@@ -194,7 +199,7 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 				return b.report, err
 			}
 		}
-		if c.bookkeeping() {
+		if c.bookkeeping() || s.Any {
 			continue
 		}
 		lost := Fault{at, c, Mode{Name: "workflow lost after", LoseAfter: true}}
@@ -240,7 +245,7 @@ func (b *bench) prepare(ctx context.Context, base *World) (err error) {
 	if err != nil {
 		return err
 	}
-	if ends := append([]api.OperationState{api.OpSucceeded}, b.Ends...); !slices.Contains(ends, op.State) || len(b.Ends) > 0 && op.State != b.Ends[0] {
+	if op.State != api.OpSucceeded && (!b.Any || !op.State.Ended()) {
 		return fmt.Errorf("undisturbed, it is %s: %w", op.State, op.Error)
 	}
 	b.clean, b.table, b.end = j.trace, w.Tables[op.Kind], op.State
@@ -322,6 +327,9 @@ func (b *bench) run(ctx context.Context, p Point) (*World, *api.Operation, *inje
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	if b.Fate != nil {
+		w.Fate = b.Fate()
+	}
 	op, err := b.Accept(ctx, w, w.User)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("it is not accepted: %w", err)
@@ -380,7 +388,9 @@ func (b *bench) compare(w *World, op *api.Operation, p Point, now Dump) []string
 		want, got = b.visible(b.after).Shape(), got.Shape()
 	}
 	if b.Orders {
-		if done && slices.ContainsFunc(p, func(f Fault) bool { return f.Call.Activity == steps.OrderMove.Name || f.Mode.CancelBefore || f.Mode.CancelAfter }) {
+		if done && slices.ContainsFunc(p, func(f Fault) bool {
+			return f.Call.Activity == steps.OrderMove.Name || f.Mode.CancelBefore || f.Mode.CancelAfter
+		}) {
 			return nil // VMs whose moves could not be ordered are as they were
 		}
 		want, got = want.Anywhere(w.Nodes), got.Anywhere(w.Nodes)

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"maps"
 	"strings"
 
 	"github.com/nextstack/nextstack/activities/compute"
@@ -95,7 +96,7 @@ func Scenarios() map[string][]Scenario {
 	rules := []api.Rule{{Direction: api.Egress, Protocol: api.AnyIP}}
 	dns := []string{"9.9.9.9"}
 	none := []string{}
-	return map[string][]Scenario{
+	all := map[string][]Scenario{
 		api.OpVMCreate: {
 			{Name: "vm.create", Accept: createVM},
 			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM},
@@ -116,8 +117,14 @@ func Scenarios() map[string][]Scenario {
 		api.OpVMReboot:    {{Name: "vm.reboot", Prepare: []Accept{createVM}, Accept: on((*admit).RebootVM, "web1", api.VMStop{})}},
 		api.OpImageImport: {{Name: "image.import", Accept: with((*admit).CreateImage, api.ImageCreate{Name: "debian", Format: api.FormatRaw, Path: "/images/debian.img"})}},
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
-		api.OpPoolAdd:     {{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})}},
-		api.OpPoolDelete:  {{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")}},
+		api.OpPoolAdd: {
+			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},
+			{Name: "pool.add, shared", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: netDir + "/fast", Shared: true})},
+		},
+		api.OpPoolDelete: {
+			{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")},
+			{Name: "pool.delete, shared", Accept: about((*admit).DeletePool, "shared")},
+		},
 
 		api.OpVPCCreate: {{Name: "vpc.create", Accept: with((*admit).CreateVPC, api.VPCCreate{Name: "other", CIDR: "10.8.0.0/16", Labels: labels})}},
 		api.OpVPCUpdate: {{Name: "vpc.update", Accept: on((*admit).UpdateVPC, "net", api.VPCUpdate{Labels: &labels})}},
@@ -148,6 +155,9 @@ func Scenarios() map[string][]Scenario {
 			return w.Admission.Noop(ctx, h, project)
 		}}},
 	}
+	maps.Copy(all, moves())
+	maps.Copy(all, hosts())
+	return all
 }
 
 // strayMark is in the ID of everything that plantStrays leaves.

@@ -42,7 +42,7 @@ type World struct {
 	Extra func(w *World, reg activities.Registry, host *activities.Host)
 	// Tables are the operations that can run, by kind.
 	Tables map[string]saga.Definition
-	// Fate decides what happens at a moment of the world's first move that stays under way; nil: moves go on.
+	// Fate decides what happens at a moment of a live move; nil: it goes on. It is not cloned.
 	Fate func(at compute.MovePoint) compute.MoveFate
 
 	images *images
@@ -114,7 +114,7 @@ var sizes = []struct {
 	name   string
 	cores  int
 	memory int64
-}{{"a1", 4, 16 * api.GiB}, {"a2", 2, 8 * api.GiB}, {"a3", 1, 4 * api.GiB}}
+}{{"a1", 32, 128 * api.GiB}, {"a2", 3, 12 * api.GiB}, {"a3", 1, 2 * api.GiB}}
 
 // NewWorld returns a cloud with three nodes that are ready, and nothing in it. Hook, which may be nil, is called around every
 // attempt of every step.
@@ -168,7 +168,7 @@ func emptyWorld(hook activities.Hook, begin time.Time, net *storage.Fake) *World
 // Clone returns a world of its own with the same things in it.
 func (w *World) Clone(ctx context.Context, hook activities.Hook) (*World, error) {
 	c := emptyWorld(hook, w.now.get(), w.net.Clone())
-	c.Tables, c.Extra, c.Fate, c.images = w.Tables, w.Extra, w.Fate, w.images.clone()
+	c.Tables, c.Extra, c.images = w.Tables, w.Extra, w.images.clone()
 	entries, _, err := w.KV.List(ctx, store.Root)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,11 @@ var systems = []system{
 		"give network.Driver a method for what you need, and the fake one too",
 	},
 	{
+		[]string{"github.com/bougou/go-ipmi"},
+		[]string{"activities/fence"},
+		"give fence.Driver a method for what you need, and the fake one too",
+	},
+	{
 		[]string{"go.etcd.io/etcd/"},
 		[]string{"api/store", "workers/engine"},
 		"use store.KV; what etcd can do and Memory cannot is of no use to the others",
@@ -251,6 +256,7 @@ func TestTheRulesHaveTeeth(t *testing.T) {
 		{"workers/node/x.go", use("libvirt.org/go/libvirt"), "activities/compute only"},
 		{"activities/computer/x.go", use("libvirt.org/go/libvirtxml"), "activities/compute only"},
 		{"workers/node/x.go", use("github.com/ovn-kubernetes/libovsdb/client"), "activities/network only"},
+		{"activities/state/x.go", use("github.com/bougou/go-ipmi"), "activities/fence only"},
 		{"api/admission/x.go", use("go.etcd.io/etcd/client/v3"), "api/store and workers/engine only"},
 		{"cli/nextstack/x.go", use("go.temporal.io/server/temporal"), "workers/engine only"},
 		{"cli/nextstack/x.go", use("github.com/temporalio/ui-server/v2/server"), "workers/engine only"},
@@ -277,6 +283,7 @@ func TestTheRulesHaveTeeth(t *testing.T) {
 	for _, c := range []struct{ path, src string }{
 		{"workers/node/x.go", use(module + "activities/compute")},
 		{"activities/compute/libvirt/x.go", use("libvirt.org/go/libvirt")},
+		{"activities/fence/x.go", use("github.com/bougou/go-ipmi")},
 		{"cli/gnext/x.go", use("github.com/spf13/cobra")},
 		{"api/fleet/x.go", "package p\nimport \"" + module + "api/auth\"\nvar h = auth.ControlPlane(\"fleet\")"},
 		{"workflows/x.go", "package p\nimport \"time\"\nconst x = time.Second"},

@@ -20,11 +20,15 @@ type Process struct {
 	env  []string
 	// program is the place in argv of the program itself, behind what puts it where it runs.
 	program int
+	flags   []string // see With
 
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error // how it ended; valid once done is closed
 }
+
+// With gives the program more flags from its next start on, in place of those that it was given like this before.
+func (p *Process) With(flags ...string) { p.flags = flags }
 
 // Start starts the program. It does not wait for it to be of use: see the Await methods of Stack. A nil Process is one that
 // this stack does without.
@@ -40,7 +44,7 @@ func (p *Process) Start() error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(p.argv[0], p.argv[1:]...)
+	cmd := exec.Command(p.argv[0], slices.Concat(p.argv[1:], p.flags)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = p.env, out, out
 	// A group of its own: an interrupt at the terminal is for the test, which ends its processes in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

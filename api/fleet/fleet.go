@@ -28,7 +28,7 @@ const (
 	// reportEvery is how often agents report unless they are told otherwise.
 	reportEvery = 5 * time.Second
 	// reportsPerSecond is how many reports the server wants at most; with more agents each of them reports less often.
-	reportsPerSecond = 200
+	reportsPerSecond = 100
 )
 
 // Credentials is what the fleet needs of the accounts.

@@ -2,7 +2,10 @@
 # bare.sh — what one would write by hand: the calls that make a VM of the same XML, on the same image, on the same switch.
 #   bare.sh prepare VM PORT SUBNET POOL SHA256   take a running VM as the model
 #   bare.sh create|remove I ; bare.sh burst|unburst N
-# Runs inside the node. Prints the nanoseconds that the work itself took.
+#   bare.sh ids I              UUID, port, MAC and address of what create made
+#   bare.sh move UUID URI ADDRESS   live migration to the libvirt at URI
+#   bare.sh away UUID          ends a guest that is on this node now
+# Runs inside the node. Prints the nanoseconds that the work itself took, and for move the guest's downtime too.
 set -euo pipefail
 D=/run/nextstack-bench
 pool() { cat "$D/pool"; }
@@ -48,7 +51,19 @@ remove() {
 
 all() { local f=$1 n=$2 i; for ((i = 0; i < n; i++)); do "$f" "$i" & done; wait; }
 
+ids() { local dir; dir=$(<"$D/dir"); read -r uuid port < "$dir/$1.ids"; printf '%s %s 02:be:00:00:%02x:%02x 10.1.0.%s\n' "$uuid" "$port" $(($1 / 256)) $(($1 % 256)) $((200 + $1 % 50)); }
+
+move() {
+  local took down
+  took=$(timed virsh -q migrate --live --p2p --persistent --undefinesource --unsafe --migrateuri "tcp://$3" "$1" "$2")
+  down=$(virsh -c "$2" domjobinfo "$1" --completed --anystats 2>/dev/null | awk '/^Downtime:/ {print $2}')
+  echo "$took $((${down:-0} * 1000000))"
+}
+
 case $1 in
+ids) ids "$2" ;;
+move) move "$2" "$3" "$4" ;;
+away) virsh -q destroy "$2" >&2 || true; virsh -q undefine "$2" >&2 || true; echo 0 ;;
 prepare) shift; prepare "$@" >&2; echo 0 ;;
 create | remove) timed "$1" "$2" ;;
 burst) timed all create "$2" ;;

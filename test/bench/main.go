@@ -27,6 +27,8 @@ type bench struct {
 	ops      int
 	address  string // of Temporal
 	only     string
+	pool     string // of VMs; empty: the only one
+	pin      string // node of VMs; empty: any
 	nodes    int    // simulated ones
 	sizes    string // how many VMs at a time on them
 	profiles string // where the control plane of the scale part serves profiles
@@ -43,7 +45,7 @@ func main() {
 	flag.IntVar(&b.flight, "flight", 50, "operations in flight")
 	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
-	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events or scale; scale needs no sandbox")
+	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events, moves or scale; scale needs no sandbox")
 	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes of the scale part")
 	flag.StringVar(&b.profiles, "profiles", "", "address at which the control plane of the scale part serves profiles")
 	flag.StringVar(&b.sizes, "vms", "100,1000", "VMs created at a time in the scale part")
@@ -66,7 +68,7 @@ func (b *bench) run() (err error) {
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}, {"scale", b.scale}}
+	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}, {"moves", b.migrations}, {"scale", b.scale}}
 	for _, part := range parts {
 		if b.only != "" && b.only != part.name {
 			continue

@@ -18,7 +18,7 @@ import (
 func (b *bench) request(name string) api.VMCreate {
 	return api.VMCreate{
 		Name: name, VCPUs: 1, Memory: 128 * api.MiB, Image: "tiny", RootDisk: api.GiB,
-		NICs: []api.NICRequest{{Subnet: "demo-a"}}, SecurityGroups: []string{"web"},
+		NICs: []api.NICRequest{{Subnet: "demo-a"}}, SecurityGroups: []string{"web"}, Pool: b.pool, Placing: api.Placing{NodeID: b.pin},
 	}
 }
 

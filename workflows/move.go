@@ -103,6 +103,9 @@ func startAfterMove(r *saga.Run, s *moveState) error {
 		return nil
 	}
 	_, err := steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
+		return nil // it is lost with its node, as if it had not been stopped
+	}
 	return err
 }
 
@@ -132,6 +135,9 @@ func noDiskOfMove(r *saga.Run, s *moveState) error {
 		return nil
 	}
 	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
+	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
+		return nil // nobody uses it, and the audit finds it when the node is back
+	}
 	return err
 }
 
@@ -190,27 +196,31 @@ func move(r *saga.Run, s *moveState) (err error) {
 	return nil
 }
 
-// settleMove finds out where the guest is after a move that went wrong, and sees to it that it is nowhere else. If it has
-// arrived, there is no way back; if it is lost, it is started where its disk is.
+// settleMove finds out where the guest is after a move that went wrong, and sees to it that it is nowhere else. Where it ran last
+// its latest writes are: if that is the target, there is no way back, and should it not run any more, it is started there.
 func settleMove(r *saga.Run, s *moveState) error {
 	if !s.live() {
 		return removeAtTarget(r, s)
 	}
-	src, err := stateAtSource(r, s)
+	src, asked, err := stateAtSource(r, s)
 	if err != nil {
 		return err
 	}
 	if src.Exists && src.Phase == api.PhaseRunning {
 		return removeAtTarget(r, s)
 	}
+	left := asked && !src.Exists
 	dst, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	if errors.Is(err, steps.ErrNeverStarted) && left && down(r, s.Move.Target.Agent) != nil {
+		return saga.ErrDone // it had arrived, and its new node has died with it
+	}
 	if err != nil {
 		return err
 	}
 	switch {
 	case dst.Exists && dst.Phase == api.PhaseRunning:
 		return saga.ErrDone
-	case src.Broken && dst.Exists: // half its memory was at the target when it was lost, and all its latest writes
+	case dst.Exists && (src.Broken || dst.Broken): // half its memory was at the target when it was lost
 		if err := removeAtTarget(r, s); err != nil {
 			return err
 		}
@@ -218,8 +228,13 @@ func settleMove(r *saga.Run, s *moveState) error {
 			return err
 		}
 		return saga.ErrDone
+	case dst.Exists && left: // it has powered itself off there, or was paused by its disk
+		if _, err := steps.StartDomain.Call(r, s.Move.Target.Agent, s.Move.Target); err != nil {
+			return err
+		}
+		return saga.ErrDone
 	}
-	if err := removeAtTarget(r, s); err != nil || s.sourceDown(r) {
+	if err := removeAtTarget(r, s); err != nil || down(r, s.Move.Source.Agent) != nil {
 		return err
 	}
 	_, err = steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
@@ -227,17 +242,27 @@ func settleMove(r *saga.Run, s *moveState) error {
 }
 
 // stateAtSource asks the source, or concludes from the proof that it is down.
-func stateAtSource(r *saga.Run, s *moveState) (steps.DomainState, error) {
-	state, err := steps.SettleDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
-	if errors.Is(err, steps.ErrNeverStarted) && s.sourceDown(r) {
-		return steps.DomainState{Phase: api.PhaseStopped}, nil
+func stateAtSource(r *saga.Run, s *moveState) (state steps.DomainState, asked bool, err error) {
+	state, err = steps.SettleDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
+		return steps.DomainState{Phase: api.PhaseStopped}, false, nil
 	}
-	return state, err
+	return state, true, err
 }
 
-func (s *moveState) sourceDown(r *saga.Run) bool {
-	status, err := steps.LookAtAgent.Call(r, "", steps.NodeRef{Agent: s.Move.Source.Agent})
-	return err == nil && status.Phase == api.PhaseDown && status.Proof != nil
+// down returns the proof that a node is down; nil: it is not, as far as anybody knows.
+func down(r *saga.Run, agent string) *api.Proof {
+	status, err := steps.LookAtAgent.Call(r, "", steps.NodeRef{Agent: agent})
+	if err != nil || status.Phase != api.PhaseDown {
+		return nil
+	}
+	return status.Proof
+}
+
+// off reports whether a node certainly does not run the guest, being down: that its lease has ended says so of HA guests only.
+func (s *moveState) off(r *saga.Run, agent string) bool {
+	proof := down(r, agent)
+	return proof != nil && (proof.Kind != api.ProofLease || s.Move.Source.HA)
 }
 
 func createAtTarget(r *saga.Run, s *moveState) error {
@@ -245,8 +270,12 @@ func createAtTarget(r *saga.Run, s *moveState) error {
 	return err
 }
 
+// removeAtTarget removes what has come to the target. A node that died meanwhile is told when it is back what it must not keep.
 func removeAtTarget(r *saga.Run, s *moveState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
+	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
+		return nil
+	}
 	return err
 }
 
@@ -262,7 +291,7 @@ func cleanSource(r *saga.Run, s *moveState) error {
 	if err == nil && s.copies() {
 		_, err = steps.RemoveDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
 	}
-	if errors.Is(err, steps.ErrNeverStarted) && s.sourceDown(r) {
+	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
 		return nil
 	}
 	return err

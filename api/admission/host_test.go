@@ -64,7 +64,10 @@ func TestWhatIsDecidedAboutANode(t *testing.T) {
 
 func TestTheFencePasswordIsSealedAndGoesToOneDeviceOnly(t *testing.T) {
 	d := newDesk(t)
+	change(d, "", "a1", func(a *api.Agent) { a.Spec.Fence = nil }) // it begins without one
 	agent := find[api.Agent](d, "", "a1")
+	_, err := d.KV.Commit(ctx, store.Tx{Deletes: []string{store.SecretKey(agent.ID)}})
+	require.NoError(t, err)
 	const secret = "open-sesame"
 	device := api.Fence{Driver: api.FenceIPMI, Address: "10.0.0.21", User: "boss"}
 	set := func(f api.Fence) (*api.Operation, error) {

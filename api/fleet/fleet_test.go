@@ -371,6 +371,18 @@ func TestSeed(t *testing.T) {
 	_, err = k.fleet.Seed(t.Context(), hb, a, vm.ID)
 	require.True(t, problem.Is(err, problem.Forbidden))
 
+	// The node that it is moving to makes its disk there.
+	change := func(to string) {
+		now := k.read(vm)
+		now.Status.MovingTo = to
+		k.put(now)
+	}
+	change(b)
+	moved, err := k.fleet.Seed(t.Context(), hb, b, vm.ID)
+	require.NoError(t, err)
+	require.Equal(t, seed, moved)
+	change("")
+
 	// To somebody who may not have it, a VM that exists looks like one that does not.
 	_, there := k.fleet.Seed(t.Context(), hb, b, vm.ID)
 	gone := api.NewID()

@@ -14,8 +14,9 @@ import (
 // store condemns.
 //
 // While the node is not down, a VM that an operation holds is left alone: it may be on its way here or from here. So is one
-// that has no record: that is for the audit, since the store might have been brought back from an older copy of it. When the
-// node was dead and comes back, what it still has and somebody else may have started meanwhile is stopped before anything else.
+// that has no record, and one that nobody has seen at the node of its record since this server began: the store might have been
+// brought back from an older copy, and this be the only place where it runs. The audit tells of those. When the node was dead
+// and comes back, what it still has and somebody else may have started meanwhile is stopped before anything else.
 func (f *Fleet) strays(ctx context.Context, a *api.Agent, r *api.AgentReport) ([]string, error) {
 	if r.Error != "" {
 		return nil, nil // it tells of an earlier time
@@ -27,13 +28,13 @@ func (f *Fleet) strays(ctx context.Context, a *api.Agent, r *api.AgentReport) ([
 		if err != nil {
 			return nil, err
 		}
-		if !stray(a, vm, o.Phase, down) {
+		if !f.stray(a, vm, o.Phase, down) {
 			continue
 		}
 		if vm, err = f.findVM(ctx, o.ID); err != nil && !problem.Is(err, problem.NotFound) {
 			return nil, err
 		}
-		if stray(a, vm, o.Phase, down) {
+		if f.stray(a, vm, o.Phase, down) {
 			out = append(out, o.ID)
 		}
 	}
@@ -41,7 +42,7 @@ func (f *Fleet) strays(ctx context.Context, a *api.Agent, r *api.AgentReport) ([
 }
 
 // stray decides on one VM that was seen in a phase on a's node; nil: it has no record.
-func stray(a *api.Agent, vm *api.VM, seen api.Phase, down bool) bool {
+func (f *Fleet) stray(a *api.Agent, vm *api.VM, seen api.Phase, down bool) bool {
 	switch {
 	case vm == nil:
 		return down
@@ -53,7 +54,8 @@ func stray(a *api.Agent, vm *api.VM, seen api.Phase, down bool) bool {
 	case vm.Operation != "":
 		return down
 	default:
-		return vm.Status.Agent != "" || down
+		atHome := vm.Status.Phase == api.PhaseRunning || vm.Status.Phase == api.PhasePaused || vm.Status.Phase == api.PhaseStopped
+		return down || vm.Status.Agent != "" && atHome && vm.Status.Observed.After(f.Clock.Began())
 	}
 }
 

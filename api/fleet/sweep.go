@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type watch struct {
 // What is added to the reason of a suspect agent while its recovery does not begin.
 const (
 	butMany   = "; more than half of the agents are silent, so it is rather the server that is cut off, and nothing is begun"
+	butIdle   = "; no HA VM is on it, so nothing is started elsewhere"
 	butLocked = "; its recovery waits for operation "
 )
 
@@ -140,12 +142,20 @@ func silence(a *api.Agent) string {
 	return "has not reported since " + a.Status.Observed.UTC().Format(time.RFC3339)
 }
 
-// recover begins the recovery of a suspect agent, once for each silence.
+// recover begins the recovery of a suspect agent, once for each silence. A node without HA VMs is left in peace: there is
+// nothing to start elsewhere, and so no reason to cut its power.
 func (f *Fleet) recover(ctx context.Context, a *api.Agent, many bool) error {
 	if f.Recover == nil || f.watch.begun[a.ID].Equal(a.Status.Observed) {
 		return nil
 	}
 	why := silence(a)
+	vms, err := f.vmsOn(a.ID)
+	if err != nil {
+		return err
+	}
+	if !many && !slices.ContainsFunc(vms, func(vm *api.VM) bool { return vm.Spec.HA }) {
+		return f.explain(ctx, a.ID, why+butIdle)
+	}
 	var failed error
 	if many {
 		why += butMany

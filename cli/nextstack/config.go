@@ -110,6 +110,7 @@ func (c config) complete() (config, error) {
 	v.Check(c.ReservedMemory >= 0, "reserved-memory", c.ReservedMemory, "must not be negative")
 	v.Check(c.SuspectAfter >= 10*time.Second && c.SuspectAfter <= time.Hour, "suspect-after", c.SuspectAfter.String(), "must be 10s to 1h: agents report every 5 seconds")
 	v.Check(c.Lease >= 10*time.Second && c.Lease <= 24*time.Hour, "ha-lease", c.Lease.String(), "must be 10s to 24h: agents report every 5 seconds")
+	v.Check(c.Lease >= c.SuspectAfter, "ha-lease", c.Lease.String(), "must not be shorter than suspect-after (%s): nodes would stop HA VMs before anybody thinks of starting them elsewhere", c.SuspectAfter)
 	var level slog.Level
 	v.Check(level.UnmarshalText([]byte(c.LogLevel)) == nil, "log-level", c.LogLevel, "must be debug, info, warn or error")
 	if c.JoinTokenFile == "" {

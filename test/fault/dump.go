@@ -55,6 +55,9 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 			return nil, err
 		}
 		for _, d := range seen.Domains {
+			if n.dead {
+				continue // whether they still run is asked elsewhere
+			}
 			out = append(out, fmt.Sprintf("%s: domain %s is %s, ha %v", n.Name, d.ID, d.Phase, n.Compute.HA(d.ID)))
 		}
 		for _, f := range seen.Files {
@@ -85,8 +88,11 @@ func record(value []byte) (string, error) {
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
 		delete(status, "since")
-		if proof, ok := status["proof"].(map[string]any); ok {
-			delete(proof, "at")
+		if status["phase"] == string(api.PhaseUnknown) {
+			delete(status, "reason") // whoever looked last says it in other words
+		}
+		if proof := status["proof"]; proof != nil { // which one it is depends on what came first
+			status["proof"], status["reason"] = "there is one", ""
 		}
 	}
 	out, err := json.Marshal(r)

@@ -21,7 +21,7 @@ var total struct {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	fmt.Printf("fault points: %d, leaks: %d, stuck: %d\n", total.Points, total.Leaks, total.Stuck)
+	fmt.Printf("fault points: %d, leaks: %d, stuck: %d (tried some of many second faults: left out %d)\n", total.Points, total.Leaks, total.Stuck, total.Left)
 	os.Exit(code)
 }
 

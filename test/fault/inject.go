@@ -251,7 +251,9 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 		s.j.late = append(s.j.late, func() { _, _ = s.Next.ExecuteActivity(context.WithoutCancel(ctx), in) })
 		return nil, temporal.NewHeartbeatTimeoutError()
 	}
-	if c.Activity == steps.AwaitOperations.Name && m.Before == "" && !m.CancelBefore && !m.LoseBefore {
+	// Who is cancelled while it waits must find that nothing has ended yet; who cannot be cancelled would wait in vain.
+	vain := m.CancelBefore && !s.w.Tables[t.Kind].Committed(1)
+	if c.Activity == steps.AwaitOperations.Name && m.Before == "" && !vain && !m.LoseBefore {
 		watched := reflect.Indirect(reflect.ValueOf(in.Args[0])).FieldByName("In").Interface().(steps.Watched)
 		if err := s.w.runNext(ctx, watched.Operations); err != nil {
 			s.j.fail(err)

@@ -31,6 +31,9 @@ type Node struct {
 	leaseEnd time.Time // when its guardian stops its HA VMs; zero: never
 }
 
+// Alive reports whether the node's agent takes work.
+func (n *Node) Alive() bool { return !n.dead }
+
 func (n *Node) uri() string { return "fake://" + n.Name }
 
 func (w *World) addNode(id, name string, d *disks) *Node {

@@ -38,7 +38,7 @@ type Scenario struct {
 	Any bool
 	// From is the step at whose first call disturbing begins; empty: with the first.
 	From string
-	// Every of the second faults of a point one is tried; 0: all are.
+	// Every says of how many second faults one is tried, and if it may end in any way, of how many faults; 0: all are.
 	Every int
 	// Check says what is wrong with the world that the undisturbed operation leaves; nil: nothing is.
 	Check func(ctx context.Context, w *World) (string, error)
@@ -195,6 +195,9 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 			continue
 		}
 		for _, m := range forward(c) {
+			if s.Any && b.skip() {
+				continue
+			}
 			if err := b.point(ctx, Point{{at, c, m}}, s.ends(c, m, committed)); err != nil {
 				return b.report, err
 			}
@@ -306,11 +309,19 @@ func (b *bench) then(ctx context.Context, first Fault) error {
 	return nil
 }
 
+// skip reports whether the next point is left out. It is the same one in every run.
+func (b *bench) skip() bool {
+	if b.second++; b.Every < 2 || b.second%b.Every == 0 {
+		return false
+	}
+	b.report.Left++
+	return true
+}
+
 // points disturbs, after first, one more call of an operation that goes back, or that cannot but go on.
 func (b *bench) points(ctx context.Context, first Point, at int, c Call, ends []api.OperationState) error {
 	for _, m := range back(c) {
-		if b.second++; b.Every > 1 && b.second%b.Every != 0 {
-			b.report.Left++
+		if b.skip() {
 			continue
 		}
 		if err := b.point(ctx, append(slices.Clone(first), Fault{at, c, m}), ends); err != nil {

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -107,6 +108,17 @@ func died(name string) func(ctx context.Context, w *World) error {
 	}
 }
 
+// proof checks how it is known that a node is down.
+func proof(name, kind string) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		a, err := store.Find[api.Agent](ctx, w.KV, w.User, "", name)
+		if err != nil || a.Status.Phase == api.PhaseDown && a.Status.Proof != nil && a.Status.Proof.Kind == kind {
+			return "", err
+		}
+		return fmt.Sprintf("node %s is %s by %v, not by %s", name, a.Status.Phase, a.Status.Proof, kind), nil
+	}
+}
+
 func drain(req api.HostDrain) Accept { return on((*admit).DrainHost, "a1", req) }
 
 func recoverHost(name, confirmedBy string) Accept {
@@ -146,14 +158,14 @@ func hosts() map[string][]Scenario {
 		api.OpHostBalance: {{
 			Name: "host.balance", Accept: with((*admit).BalanceHosts, api.HostBalance{}), Orders: true, Every: 4,
 			Prepare: []Accept{makeVM("web1", small), to("web1", "a3"), makeVM("web2", small), to("web2", "a3")},
-			Check:   all(is("web2", "a3", api.PhaseRunning)),
+			Check:   all(is("web1", "a2", api.PhaseRunning), is("web2", "a1", api.PhaseRunning)),
 		}},
 		api.OpHostRecover: {
-			{Name: "host.recover by its fence device", Prepare: dead, Plant: silent("a1", nil), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: recovered},
-			{Name: "host.recover by its lease", Prepare: dead, Plant: silent("a1", leasedOnly), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: recovered},
+			{Name: "host.recover by its fence device", Prepare: dead, Plant: silent("a1", nil), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofFence))},
+			{Name: "host.recover by its lease", Prepare: dead, Plant: silent("a1", leasedOnly), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofLease))},
 			{Name: "host.recover by both", Prepare: dead, Plant: silent("a1", leased), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: recovered},
 			{
-				Name: "host.recover by an operator", Prepare: dead, Accept: recoverHost("a1", "alice"), Orders: true, Every: 4, Check: recovered,
+				Name: "host.recover by an operator", Prepare: dead, Accept: recoverHost("a1", "alice"), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofOperator)),
 				Plant: silent("a1", func(n *Node, _ *store.Beat) { n.killFence(); n.powerOff(context.Background(), nil) }),
 			},
 		},

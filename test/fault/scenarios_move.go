@@ -66,6 +66,9 @@ func moves() map[string][]Scenario {
 	}
 	for i := range out[api.OpVMMigrate] {
 		out[api.OpVMMigrate][i].Turns = true
+		if i > 1 && i != 5 { // the first, the second and the sixth make all the calls that there are
+			out[api.OpVMMigrate][i].Every = 3
+		}
 	}
 	out[api.OpVMMigrate] = append(out[api.OpVMMigrate], cutOff()...)
 	return out
@@ -90,7 +93,7 @@ func cutOff() (out []Scenario) {
 }
 
 func cutAt(at compute.MovePoint, fate compute.MoveFate, name string, always, shared bool) Scenario {
-	s := Scenario{Turns: true, From: "move", Any: true}
+	s := Scenario{Turns: true, From: "move", Any: true, Every: 4}
 	vm, often := local, "once"
 	if shared {
 		vm, name = nil, name+", shared"

@@ -1,4 +1,5 @@
-// Histories records how each operation runs on a real Temporal server: done, undone and cancelled. The histories are what
+// Histories records how each operation runs on a real Temporal server: done, undone and cancelled,
+// as far as it can end so. The histories are what
 // `go test ./workflows` replays, so that a change of a workflow that running operations would not survive is noticed.
 //
 //	go run ./test/histories [-only KIND] [-out workflows/testdata]
@@ -53,7 +54,20 @@ const (
 	done      = "done"
 	undone    = "undone"
 	cancelled = "cancelled"
+	turned    = "turned" // it goes back, finds that it cannot, and goes on to its end
 )
+
+// endings returns the ways in which an operation can be made to end.
+func endings(d saga.Definition) []string {
+	switch {
+	case len(d.Plan()) == 0 || d.Committed(1): // it cannot go back
+		return []string{done}
+	case d.Name() == api.OpVMMigrate:
+		return []string{done, undone, cancelled, turned}
+	default:
+		return []string{done, undone, cancelled}
+	}
+}
 
 func record(ctx context.Context, out, only string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
@@ -84,7 +98,7 @@ func record(ctx context.Context, out, only string) error {
 		if err != nil {
 			return err
 		}
-		for _, end := range []string{done, undone, cancelled} {
+		for _, end := range endings(d) {
 			r := &recorder{eng: eng, log: log, table: d, end: end, tried: map[string]int{}}
 			history, err := r.run(ctx, prepared, s.Accept)
 			if err != nil {
@@ -110,22 +124,29 @@ type recorder struct {
 	tried map[string]int // attempts by step
 }
 
-// lastFree returns the last step that can be undone, of those that make a call.
-func (r *recorder) lastFree() string {
+// failing returns the step that is made to fail: the last one that can be undone, of those that make a call and whose failure
+// is the operation's. That a move fails which was ordered is not, and one that was made may not be undone.
+func (r *recorder) failing() string {
+	if r.end == turned {
+		return "move"
+	}
 	last := ""
 	for i, s := range r.table.Plan() {
-		if !r.table.Committed(i+1) && s.Name != "repair" { // without findings a repair makes no call
+		if !r.table.Committed(i+1) && s.Name != "move" && s.Name != "repair" { // without findings a repair makes no call
 			last = s.Name
 		}
 	}
 	return last
 }
 
+// spared reports whether an attempt is not what is recorded: bookkeeping, or a step of an operation that this one has ordered.
+func (r *recorder) spared(t steps.Token) bool { return bookkeeping(t) || t.Kind != r.table.Name() }
+
 func bookkeeping(t steps.Token) bool { return t.Step == "journal" || t.Step == "settle" }
 
 // Before cancels the operation while its first step cannot be done.
 func (r *recorder) Before(ctx context.Context, t steps.Token) error {
-	if r.end != cancelled || t.Undo || bookkeeping(t) || t.Step != r.table.Plan()[0].Name {
+	if r.end != cancelled || t.Undo || r.spared(t) || t.Step != r.table.Plan()[0].Name {
 		return nil
 	}
 	r.mu.Lock()
@@ -142,7 +163,7 @@ func (r *recorder) Before(ctx context.Context, t steps.Token) error {
 
 // After makes the last step that can be undone fail when it has been done.
 func (r *recorder) After(_ context.Context, t steps.Token, err error) error {
-	if r.end == undone && !t.Undo && !bookkeeping(t) && t.Step == r.lastFree() && err == nil {
+	if (r.end == undone || r.end == turned) && !t.Undo && !r.spared(t) && t.Step == r.failing() && err == nil {
 		return problem.New(problem.Invalid, "this step is made to fail")
 	}
 	return err
@@ -170,6 +191,9 @@ func (r *recorder) run(ctx context.Context, prepared *fault.World, accept fault.
 		}
 	}()
 	for _, n := range w.Nodes {
+		if !n.Alive() {
+			continue
+		}
 		agent := worker.New(r.eng.Temporal(), steps.NodeQueue(n.ID), worker.Options{DisableRegistrationAliasing: true})
 		n.Register(agent)
 		if err := agent.Start(); err != nil {
@@ -185,7 +209,7 @@ func (r *recorder) run(ctx context.Context, prepared *fault.World, accept fault.
 	if err != nil {
 		return nil, err
 	}
-	want := map[string]api.OperationState{done: api.OpSucceeded, undone: api.OpFailed, cancelled: api.OpCancelled}[r.end]
+	want := map[string]api.OperationState{done: api.OpSucceeded, undone: api.OpFailed, cancelled: api.OpCancelled, turned: api.OpSucceeded}[r.end]
 	if state != want {
 		return nil, fmt.Errorf("it is %s instead of %s", state, want)
 	}

@@ -35,7 +35,6 @@ func testFencedAndAgentKilled(t *testing.T, d *dying) {
 	dead, others := d.at(t, d.tally.name)
 	killed := others[0]
 	d.changeHost(t, dead, &api.AgentUpdate{Fence: dead.Fence()})
-	d.changeHost(t, killed, &api.AgentUpdate{Cordoned: ptr(true)}) // or the tally might go there before it is suspect
 	local := small("local", dead)
 	local.HA, local.NodeID = true, ""
 	_, err := client.Create(t.Context(), d.Client, project, local, client.Write{})
@@ -45,6 +44,7 @@ func testFencedAndAgentKilled(t *testing.T, d *dying) {
 	d.make(t, dead, "plain")
 	d.make(t, killed, "orphan")
 	d.makeHA(t, killed, "ward")
+	d.changeHost(t, killed, &api.AgentUpdate{Cordoned: ptr(true)}) // or the tally might go there before it is suspect
 
 	both(t, "Fenced", func(t *testing.T) {
 		begun := d.powerCut(t, dead)

@@ -64,14 +64,6 @@ func (d *dying) changeHost(t *testing.T, h *stack.Host, to *api.AgentUpdate) {
 	d.succeed(t, op.ID)
 }
 
-// vm returns the record of a VM.
-func (d *dying) vm(t *testing.T, name string) *api.VM {
-	t.Helper()
-	vm, err := client.Get[*api.VM](t.Context(), d.Client, project, name)
-	require.NoError(t, err)
-	return vm
-}
-
 // make makes small VMs in the shared pool on one node.
 func (d *dying) make(t *testing.T, on *stack.Host, names ...string) {
 	t.Helper()

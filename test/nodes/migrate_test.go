@@ -18,6 +18,7 @@ import (
 // TestMoves is one cloud in which VMs are moved: as they should be, with something in the way, and while something dies.
 func TestMoves(t *testing.T) {
 	w := &world{Stack: stack.Up(t, stack.Options{Nodes: 3, Shared: true})}
+	t.Cleanup(func() { debugCopy(t, w) })
 	w.allowEcho(t)
 	for _, part := range []struct {
 		name string
@@ -193,85 +194,126 @@ func testRefusedMoves(t *testing.T, w *world) {
 	w.remove(t, api.KindVM, "near", "alone", "pinned")
 }
 
-// testMoves moves guests in every way there is. Those that run answer all the while on the connection that they had before.
+// testMoves moves two guests in every way there is, one with its disk and one without. While they run they answer on the
+// connection that they had before.
 func testMoves(t *testing.T, w *world) {
 	a, b := w.Hosts[0], w.Hosts[1]
 	gs := w.guests(t, a, w.system(stack.Shared, "walks"), w.system(stack.Pool, "carries"))
+	var talks []*talk
 	for _, g := range gs {
-		copies := g.vm.Name == "carries"
-		t.Run(g.vm.Name, func(t *testing.T) {
-			k := w.talk(t, g)
-			for _, to := range []*stack.Host{b, a} {
-				pings := g.ping(t, w)
-				id := w.move(t, g.vm.Name, to, api.VMMigrate{CopyStorage: copies}, "")
-				w.succeed(t, id)
-				k.goesOn(t, "after the move to "+to.Name)
-				w.runsOn(t, g.vm.Name, to)
-				answered, err := pings.Stop()
-				require.NoError(t, err)
-				m := w.figures(t, id)
-				t.Logf("moved to %s in %s, downtime %s, %d KiB, %s", to.Name, m.Total, m.Downtime, m.Bytes/1024, answered)
-				require.Less(t, answered.Gap, silence)
-				require.Positive(t, m.Downtime)
-				require.Positive(t, m.Bytes)
-				w.clean(t)
-			}
-			w.cancelled(t, g, b, api.VMMigrate{CopyStorage: copies, Bandwidth: 2 * api.MiB})
-			k.goesOn(t, "after a move that was cancelled")
-			k.end(t)
+		talks = append(talks, w.talk(t, g))
+	}
+	all := func(to *stack.Host, how api.VMMigrate) (ids []string) {
+		for _, g := range gs {
+			how.CopyStorage = g.vm.Name == "carries"
+			ids = append(ids, w.move(t, g.vm.Name, to, how, ""))
+		}
+		w.succeed(t, ids...)
+		return ids
+	}
+	power := func(ask func(name string) (*api.Operation, error)) {
+		var ids []string
+		for _, g := range gs {
+			op, err := ask(g.vm.Name)
+			require.NoError(t, err)
+			ids = append(ids, op.ID)
+		}
+		w.succeed(t, ids...)
+	}
+	run := func(at *stack.Host) {
+		for _, g := range gs {
+			w.runsOn(t, g.vm.Name, at)
+			w.answers(t, g)
+		}
+		w.clean(t)
+	}
 
-			// Cold: it is stopped there and boots here, on the same disk.
-			w.succeed(t, w.move(t, g.vm.Name, b, api.VMMigrate{Cold: true, CopyStorage: copies}, ""))
-			w.runsOn(t, g.vm.Name, b)
-			w.answers(t, g)
-			op, err := w.Client.StopVM(t.Context(), project, g.vm.Name, api.VMStop{Force: true}, client.Write{})
+	for _, to := range []*stack.Host{b, a} {
+		var pings []*stack.Pings
+		for _, g := range gs {
+			pings = append(pings, g.ping(t, w))
+		}
+		ids := all(to, api.VMMigrate{})
+		for i, g := range gs {
+			talks[i].goesOn(t, "after the move to "+to.Name)
+			answered, err := pings[i].Stop()
 			require.NoError(t, err)
-			w.succeed(t, op.ID)
-			w.succeed(t, w.move(t, g.vm.Name, a, api.VMMigrate{CopyStorage: copies}, ""))
-			vm := w.vm(t, g.vm.Name)
-			require.Equal(t, api.PhaseStopped, vm.Status.Phase)
-			require.Equal(t, a.Name, vm.Status.AgentName)
-			w.clean(t)
-			op, err = w.Client.StartVM(t.Context(), project, g.vm.Name, client.Write{})
-			require.NoError(t, err)
-			w.succeed(t, op.ID)
-			w.runsOn(t, g.vm.Name, a)
-			w.answers(t, g)
-		})
+			m := w.figures(t, ids[i])
+			t.Logf("%s went to %s in %s, downtime %s, %d KiB, %s", g.vm.Name, to.Name, m.Total, m.Downtime, m.Bytes/1024, answered)
+			require.Less(t, answered.Gap, silence)
+			require.Positive(t, m.Downtime)
+			require.Positive(t, m.Bytes)
+		}
+		run(to)
 	}
-	if !t.Failed() {
-		w.forget(t, gs...)
+	w.cancelled(t, gs, b)
+	for _, k := range talks {
+		k.goesOn(t, "after a move that was cancelled")
+		k.end(t)
 	}
+
+	// Cold: it is stopped there and boots here, on the same disk.
+	all(b, api.VMMigrate{Cold: true})
+	run(b)
+	power(func(n string) (*api.Operation, error) {
+		return w.Client.StopVM(t.Context(), project, n, api.VMStop{Force: true}, client.Write{})
+	})
+	all(a, api.VMMigrate{})
+	for _, g := range gs {
+		vm := w.vm(t, g.vm.Name)
+		require.Equal(t, api.PhaseStopped, vm.Status.Phase)
+		require.Equal(t, a.Name, vm.Status.AgentName)
+	}
+	w.clean(t)
+	power(func(n string) (*api.Operation, error) {
+		return w.Client.StartVM(t.Context(), project, n, client.Write{})
+	})
+	run(a)
+	w.forget(t, gs...)
 }
 
-// cancelled begins a slow move of the guest, sees that it gets on, and cancels it. The guest must not notice.
-func (w *world) cancelled(t *testing.T, g *guest, to *stack.Host, how api.VMMigrate) {
+// cancelled begins a slow move of each guest, sees that it gets on, and cancels it. The guests must not notice.
+func (w *world) cancelled(t *testing.T, gs []*guest, to *stack.Host) {
 	t.Helper()
-	before := w.vm(t, g.vm.Name)
-	qemus, err := w.QEMUs(g.vm.ID)
-	require.NoError(t, err)
-	id := w.move(t, g.vm.Name, to, how, "")
-	p := w.underWay(t, id, 0)
-	require.Equal(t, "move", p.Step)
-	require.NotEmpty(t, p.Text)
-	require.Positive(t, p.Total)
-	require.Positive(t, p.Migrate.Remaining)
-	later := w.underWay(t, id, p.Done)
-	t.Logf("it said %q, and then %q", p.Text, later.Text)
+	before := map[string]*api.VM{}
+	qemus := map[string][]stack.QEMU{}
+	var ids []string
+	for _, g := range gs {
+		before[g.vm.ID] = w.vm(t, g.vm.Name)
+		q, err := w.QEMUs(g.vm.ID)
+		require.NoError(t, err)
+		qemus[g.vm.ID] = q
+		ids = append(ids, w.move(t, g.vm.Name, to, api.VMMigrate{CopyStorage: true, Bandwidth: 2 * api.MiB}, ""))
+	}
+	for _, id := range ids {
+		p := w.underWay(t, id, 0)
+		require.Equal(t, "move", p.Step)
+		require.NotEmpty(t, p.Text)
+		require.Positive(t, p.Total)
+		require.Positive(t, p.Migrate.Remaining)
+		later := w.underWay(t, id, p.Done)
+		t.Logf("it said %q, and then %q", p.Text, later.Text)
+	}
 	begun := time.Now()
-	_, err = w.Client.Cancel(t.Context(), id, client.Write{})
+	for _, id := range ids {
+		_, err := w.Client.Cancel(t.Context(), id, client.Write{})
+		require.NoError(t, err)
+	}
+	ops, err := w.Ended(within(t, patience), ids...)
 	require.NoError(t, err)
-	ops, err := w.Ended(within(t, patience), id)
-	require.NoError(t, err)
-	require.Equal(t, api.OpCancelled, ops[id].State, "%s", stack.Describe(ops[id]))
-	t.Logf("it was cancelled %s after that was asked for", time.Since(begun).Round(time.Millisecond))
-	now, err := w.QEMUs(g.vm.ID)
-	require.NoError(t, err)
-	require.Equal(t, qemus, now, "it is not the process that it was")
-	after := w.vm(t, g.vm.Name)
-	require.Equal(t, before.Status.AgentName, after.Status.AgentName)
-	require.Empty(t, after.Status.MovingTo)
-	w.answers(t, g)
+	t.Logf("they were cancelled %s after that was asked for", time.Since(begun).Round(time.Millisecond))
+	for _, op := range ops {
+		require.Equal(t, api.OpCancelled, op.State, "%s", stack.Describe(op))
+	}
+	for _, g := range gs {
+		now, err := w.QEMUs(g.vm.ID)
+		require.NoError(t, err)
+		require.Equal(t, qemus[g.vm.ID], now, "it is not the process that it was")
+		after := w.vm(t, g.vm.Name)
+		require.Equal(t, before[g.vm.ID].Status.AgentName, after.Status.AgentName)
+		require.Empty(t, after.Status.MovingTo)
+		w.answers(t, g)
+	}
 	w.clean(t)
 }
 

@@ -3,6 +3,7 @@ package nodes
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -35,7 +36,8 @@ done`
 // talk is one TCP connection to a guest, on which something is said all the time.
 type talk struct {
 	notes, stop string // files
-	ended       chan error
+	ended       chan struct{}
+	err         error // how it ended; valid once ended is closed
 }
 
 // echo is the security group of guests that are talked to.
@@ -56,7 +58,7 @@ func (w *world) talk(t *testing.T, g *guest) *talk {
 	port, err := client.Get[*api.Port](t.Context(), w.Client, project, name)
 	require.NoError(t, err)
 	dir := t.TempDir()
-	k := &talk{filepath.Join(dir, "notes"), filepath.Join(dir, "stop"), make(chan error, 1)}
+	k := &talk{notes: filepath.Join(dir, "notes"), stop: filepath.Join(dir, "stop"), ended: make(chan struct{})}
 	// Its echo service is the last thing that a guest starts, after it answers pings.
 	require.NoError(t, stack.Poll(within(t, bootTime), 500*time.Millisecond, func() error {
 		_, err := w.Probe(t.Context(), port, 22, "bash", "-c", `exec 3<>"/dev/tcp/$1/7"`, "try", g.vm.Status.Addresses[0])
@@ -64,8 +66,7 @@ func (w *world) talk(t *testing.T, g *guest) *talk {
 	}))
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		_, err := w.Probe(ctx, port, 22, "bash", "-c", talker, "talk", g.vm.Status.Addresses[0], k.notes, k.stop)
-		k.ended <- err
+		_, k.err = w.Probe(ctx, port, 22, "bash", "-c", talker, "talk", g.vm.Status.Addresses[0], k.notes, k.stop)
 		close(k.ended)
 	}()
 	t.Cleanup(func() {
@@ -112,10 +113,13 @@ func (k *talk) said() (lines int, gap time.Duration, err error) {
 func (k *talk) goesOn(t *testing.T, when string) {
 	t.Helper()
 	before := -1
-	require.NoError(t, stack.Poll(within(t, time.Minute), 50*time.Millisecond, func() error {
+	ctx, cancel := context.WithCancelCause(within(t, time.Minute))
+	defer cancel(nil)
+	require.NoError(t, stack.Poll(ctx, 50*time.Millisecond, func() error {
 		select {
-		case err := <-k.ended:
-			return fmt.Errorf("the connection has ended: %w", err)
+		case <-k.ended:
+			cancel(errors.New("the connection has ended"))
+			return k.err
 		default:
 		}
 		lines, _, err := k.said()
@@ -137,8 +141,8 @@ func (k *talk) end(t *testing.T) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(k.stop, nil, 0o600))
 	select {
-	case err := <-k.ended:
-		require.NoError(t, err, "the guest's connection")
+	case <-k.ended:
+		require.NoError(t, k.err, "the guest's connection")
 	case <-time.After(90 * time.Second):
 		t.Fatal("the guest's connection does not end")
 	}

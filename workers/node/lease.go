@@ -27,7 +27,7 @@ const freshOrders = 3 * time.Second
 // guardian is what holds the node to its lease even when the agent is dead; a guard.Keeper but in tests.
 type guardian interface {
 	Renew(ctx context.Context, until time.Duration) error
-	Status(ctx context.Context) (guard.State, error)
+	Status(ctx context.Context, running ...string) (guard.State, error)
 	Noted(ctx context.Context, vms []string) error
 	Run(ctx context.Context)
 }
@@ -41,6 +41,7 @@ type lease struct {
 
 	mu      sync.Mutex
 	promise guard.Promise
+	blind   int // reports in a row of whose guests the guardian did not see all
 }
 
 func newLease(g guardian, log *slog.Logger) *lease {
@@ -62,21 +63,51 @@ func (l *lease) now() time.Duration {
 	return l.clock()
 }
 
-// tell writes into a report what the guardian says. A lease that it knows of and this agent does not is one that the agent
-// before has got.
-func (l *lease) tell(ctx context.Context, r *api.AgentReport) {
-	r.Guarded, r.Stopped = false, nil // it may be an earlier one that is sent again
+// stopped returns the VMs that the guardian has stopped. It is to be asked before the node is looked at: a VM that is seen to
+// run after that has been started again.
+func (l *lease) stopped(ctx context.Context) []string {
 	if l == nil || l.guardian == nil {
-		return
+		return nil
 	}
 	s, err := l.guardian.Status(ctx)
 	if err != nil {
-		return // whoever keeps it says so
+		return nil // whoever keeps it says so
 	}
-	r.Guarded, r.Stopped = s.Armed, s.Stopped
+	return s.Stopped
+}
+
+// tell writes into a report what the guardian says. A lease that it knows of and this agent does not is one that the agent
+// before has got. That the guardian does not see a guest may be because it has just ended; the second time it is not.
+func (l *lease) tell(ctx context.Context, r *api.AgentReport) {
+	r.Guarded = false // it may be an earlier one that is sent again
+	if l == nil || l.guardian == nil {
+		return
+	}
+	var running []string
+	if r.Error == "" { // else they are as they were
+		for _, o := range r.VMs {
+			if o.Phase != api.PhaseStopped {
+				running = append(running, o.ID)
+			}
+		}
+	}
+	s, err := l.guardian.Status(ctx, running...)
+	if err != nil {
+		return
+	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.promise.Renew(s.Until)
-	l.mu.Unlock()
+	switch {
+	case s.Blind:
+		l.blind++
+	case r.Error == "":
+		l.blind = 0
+	}
+	r.Guarded = s.Armed && l.blind < 2
+	if l.blind == 2 {
+		l.log.Error("THE GUARDIAN DOES NOT SEE THE GUESTS OF THIS NODE: its HA VMs are not restarted elsewhere if it dies", "error", s.Error)
+	}
 }
 
 // renew takes a lease that was granted by the answer to what was sent at the time sent.

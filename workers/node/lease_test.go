@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ type fakeGuardian struct {
 	promise guard.Promise
 	stopped []string
 	dead    bool
+	sees    []string // nil: all
 }
 
 func (g *fakeGuardian) Run(ctx context.Context) { <-ctx.Done() }
@@ -37,13 +39,14 @@ func (g *fakeGuardian) Renew(_ context.Context, until time.Duration) error {
 	return nil
 }
 
-func (g *fakeGuardian) Status(context.Context) (guard.State, error) {
+func (g *fakeGuardian) Status(_ context.Context, running ...string) (guard.State, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.dead {
 		return guard.State{}, errors.New("no guardian")
 	}
-	return guard.State{Until: g.promise.Until, Armed: g.promise.Valid(guard.Boottime()), Stopped: g.stopped}, nil
+	blind := g.sees != nil && slices.ContainsFunc(running, func(vm string) bool { return !slices.Contains(g.sees, vm) })
+	return guard.State{Until: g.promise.Until, Armed: g.promise.Valid(guard.Boottime()), Stopped: g.stopped, Blind: blind}, nil
 }
 
 func (g *fakeGuardian) Noted(_ context.Context, vms []string) error {
@@ -79,6 +82,26 @@ func TestLeaseComesWithReportsAndIsGuarded(t *testing.T) {
 	g.dead = true
 	g.mu.Unlock()
 	s.wait(t, "nobody guarding", func(r api.AgentReport) bool { return !r.Guarded })
+}
+
+// TestAGuardianThatLooksInTheWrongPlaceIsNotCountedOn: the server would start guests elsewhere that it has not stopped.
+func TestAGuardianThatLooksInTheWrongPlaceIsNotCountedOn(t *testing.T) {
+	g := &fakeGuardian{sees: []string{"a"}}
+	g.promise.Renew(guard.Boottime() + time.Hour)
+	l := newLease(g, noLog)
+	told := func(trouble string, vms ...api.VMObservation) bool {
+		r := &api.AgentReport{VMs: vms, Error: trouble}
+		l.tell(t.Context(), r)
+		return r.Guarded
+	}
+	a, b := api.VMObservation{ID: "a", Phase: api.PhaseRunning}, api.VMObservation{ID: "b", Phase: api.PhasePaused}
+	off := api.VMObservation{ID: "c", Phase: api.PhaseStopped}
+	require.True(t, told("", a, off), "what does not run it need not see")
+	require.True(t, told("", a, b), "it may have ended since the node was looked at")
+	require.False(t, told("", a, b), "but not twice")
+	require.False(t, told("libvirt is away", a, b), "nobody has looked since")
+	require.True(t, told("", a))
+	require.True(t, told("", a, b))
 }
 
 func TestStraysAreRemovedFirst(t *testing.T) {

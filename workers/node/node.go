@@ -235,12 +235,17 @@ var errForgotten = errors.New("the server does not know this agent")
 func (a *agent) serve(ctx context.Context, id *identity) error {
 	a.log.Info("agent runs", "name", a.cfg.Name, "id", id.ID, "server", a.api.Address(), "temporal", id.TemporalAddress)
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// It reports until its last step has ended: a node that falls silent while it finishes its work might be taken for dead.
+	telling, silent := context.WithCancel(context.WithoutCancel(ctx))
+	defer silent()
 	worker := make(chan struct{})
 	go func() {
 		defer close(worker)
+		defer silent()
 		a.work(ctx, id)
 	}()
-	err := a.report(ctx, id)
+	err := a.report(telling, id)
 	cancel()
 	<-worker
 	return err

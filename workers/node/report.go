@@ -122,6 +122,7 @@ func (a *agent) report(ctx context.Context, id *identity) error {
 // were not in it, or VMs that had to be stopped. Its error is
 // errForgotten or nil: whoever is away comes back.
 func (r *reporter) once(ctx context.Context) (more bool, err error) {
+	stopped := r.lease.stopped(ctx)
 	report := r.look(ctx)
 	if report == nil || ctx.Err() != nil {
 		return false, nil
@@ -129,6 +130,7 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	sctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	r.lease.tell(sctx, report)
+	report.Stopped = stopped
 	sent := r.lease.now()
 	orders, err := r.api.Report(sctx, r.id.ID, *report)
 	if ctx.Err() != nil {

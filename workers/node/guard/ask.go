@@ -21,7 +21,7 @@ const answerWithin = time.Second
 
 // What can be asked of a guardian. One connection is one question and one State.
 const (
-	opStatus = "status" // how it is
+	opStatus = "status" // how it is, and whether it sees these guests
 	opRenew  = "renew"  // the lease goes on until
 	opNoted  = "noted"  // forget these stopped VMs
 	opLeave  = "leave"  // somebody else guards from here on, with the lease that the answer tells

@@ -50,6 +50,7 @@ type State struct {
 	Until   time.Duration `json:"until"`             // end of the lease, by Boottime; 0: there never was one
 	Armed   bool          `json:"armed"`             // there is a lease, and it could and would do what it is for
 	Stopped []string      `json:"stopped,omitempty"` // VMs that it has stopped and that nobody has taken note of
+	Blind   bool          `json:"blind,omitempty"`   // it does not see a guest that was said to run
 	Error   string        `json:"error,omitempty"`   // why it is not armed, or why it does not do what it was asked for
 }
 
@@ -64,6 +65,7 @@ type guardian struct {
 	promise Promise
 	awake   time.Duration // when it last looked at the clock
 	trouble error         // of the last look at the guests
+	dying   []string      // guests that are just being killed
 	leaving bool
 	leave   context.CancelFunc
 }
@@ -202,7 +204,7 @@ func (g *guardian) saw(err error) {
 
 // keep keeps the promise: it ends every HA guest of the node.
 func (g *guardian) keep() {
-	found, err := guests(g.cfg.RunDir)
+	found, err := haGuests(g.cfg.RunDir)
 	g.saw(err)
 	var held []*process
 	var vms []string
@@ -218,6 +220,8 @@ func (g *guardian) keep() {
 	if len(held) == 0 {
 		return
 	}
+	g.kills(vms)
+	defer g.kills(nil)
 	noted := g.notes.add(vms)
 	select {
 	case <-noted:
@@ -237,6 +241,37 @@ func (g *guardian) keep() {
 		}
 		p.close()
 	}
+}
+
+func (g *guardian) kills(vms []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dying = vms
+}
+
+// status answers who asks how it is, and whether it sees guests that are said to run: a guardian that looks in the wrong place
+// must not be counted on. Guests that are just being killed are not among the stopped ones yet.
+func (g *guardian) status(running []string) State {
+	s := g.state()
+	g.mu.Lock()
+	dying := g.dying
+	g.mu.Unlock()
+	s.Stopped = slices.DeleteFunc(s.Stopped, func(vm string) bool { return slices.Contains(dying, vm) })
+	if len(running) == 0 {
+		return s
+	}
+	found, err := guests(g.cfg.RunDir)
+	for _, vm := range running {
+		if !slices.ContainsFunc(found, func(g guest) bool { return g.vm == vm }) {
+			s.Blind = true
+			s.Error = "it does not see guest " + vm + " in " + g.cfg.RunDir + ": is that where libvirt keeps the status of its domains (--libvirt-run-dir)?"
+			if err != nil {
+				s.Error = err.Error()
+			}
+			break
+		}
+	}
+	return s
 }
 
 func (g *guardian) state() State {
@@ -273,6 +308,7 @@ func (g *guardian) serve(c net.Conn) {
 func (g *guardian) answer(r request) (s State, done bool) {
 	switch r.Op {
 	case opStatus:
+		return g.status(r.VMs), false
 	case opRenew:
 		g.mu.Lock()
 		leaving := g.leaving
@@ -293,7 +329,7 @@ func (g *guardian) answer(r request) (s State, done bool) {
 		g.mu.Unlock()
 		return g.state(), true
 	case opStop:
-		found, err := guests(g.cfg.RunDir)
+		found, err := haGuests(g.cfg.RunDir)
 		if err != nil || len(found) > 0 {
 			s = g.state()
 			s.Error = "there are HA guests on this node: move them away first"

@@ -187,6 +187,14 @@ func TestGuardianOutlivesTheAgentAndKeepsItsPromise(t *testing.T) {
 	n.wait("armed", func(s State) bool { return s.Armed })
 	fourth := n.guest(true, "")
 	require.Never(t, func() bool { return !fourth.runs() }, 4*tick, tick/2)
+	s, err := k.Status(t.Context(), fourth.vm, other.vm)
+	require.NoError(t, err)
+	require.False(t, s.Blind, "%s", s.Error)
+	unseen := api.NewID()
+	s, err = k.Status(t.Context(), fourth.vm, unseen)
+	require.NoError(t, err)
+	require.True(t, s.Blind)
+	require.Contains(t, s.Error, unseen)
 	require.Equal(t, problem.Conflict, problem.KindOf(Stop(t.Context(), n.dir)), "it stays while there are HA guests")
 	cancel()
 	<-done
@@ -222,6 +230,19 @@ func TestAGuardianThatSleepsIsReplaced(t *testing.T) {
 	was := n.wait("first", func(s State) bool { return s.Armed })
 	require.NoError(t, syscall.Kill(was.PID, syscall.SIGSTOP))
 	n.wait("another", func(s State) bool { return s.Armed && s.PID != was.PID })
+}
+
+// TestWhoIsBeingKilledIsNotStoppedYet: it would seem to run again already.
+func TestWhoIsBeingKilledIsNotStoppedYet(t *testing.T) {
+	n := newNode(t)
+	g := &guardian{cfg: Config{RunDir: n.runDir}, notes: openNotes(t.TempDir(), slog.New(slog.DiscardHandler)), clock: Boottime}
+	defer g.notes.close()
+	g.notes.add([]string{"a", "b"})
+	g.kills([]string{"b"})
+	require.Equal(t, []string{"a"}, g.status(nil).Stopped)
+	require.Equal(t, []string{"a", "b"}, g.state().Stopped, "who takes over must know of both")
+	g.kills(nil)
+	require.Equal(t, []string{"a", "b"}, g.status(nil).Stopped)
 }
 
 func TestPromise(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,13 +18,20 @@ import (
 // namespace is that of the element by which domains are marked as ours, and as HA.
 const namespace = "https://nextstack.io/domain/1"
 
-// guest is a running HA guest, as libvirt's status files tell of it.
+// guest is a running guest of ours, as libvirt's status files tell of it.
 type guest struct {
 	vm  string // UUID
 	pid int
+	ha  bool
 }
 
-// guests returns the HA guests of a node, from the files that libvirt keeps of running domains: each is replaced in one piece,
+// haGuests returns the guests that a lease is about.
+func haGuests(dir string) ([]guest, error) {
+	all, err := guests(dir)
+	return slices.DeleteFunc(all, func(g guest) bool { return !g.ha }), err
+}
+
+// guests returns our guests on a node, from the files that libvirt keeps of running domains: each is replaced in one piece,
 // and written before its guest is let run. What cannot be read is told of, and does not hide the rest.
 func guests(dir string) ([]guest, error) {
 	files, err := os.ReadDir(dir)
@@ -40,10 +48,10 @@ func guests(dir string) ([]guest, error) {
 		if !ok || f.IsDir() {
 			continue
 		}
-		g, ha, err := read(dir, name)
+		g, ours, err := read(dir, name)
 		if err != nil {
 			errs = append(errs, err)
-		} else if ha {
+		} else if ours {
 			out = append(out, g)
 		}
 	}
@@ -51,7 +59,7 @@ func guests(dir string) ([]guest, error) {
 }
 
 // read reads the status of one domain.
-func read(dir, name string) (g guest, ha bool, err error) {
+func read(dir, name string) (g guest, ours bool, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, name+".xml"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return g, false, nil // it ended in this moment
@@ -73,10 +81,7 @@ func read(dir, name string) (g guest, ha bool, err error) {
 	if err := xml.Unmarshal(b, &status); err != nil {
 		return g, false, errors.Join(errors.New("status of "+name), err)
 	}
-	if status.Domain.Metadata.VM.HA != "yes" {
-		return g, false, nil
-	}
-	g = guest{vm: strings.ToLower(strings.TrimSpace(status.Domain.UUID)), pid: status.PID}
+	g = guest{vm: strings.ToLower(strings.TrimSpace(status.Domain.UUID)), pid: status.PID, ha: status.Domain.Metadata.VM.HA == "yes"}
 	// The number in the status is from when it was written; the file of its own is there from the guest's first moment.
 	if b, err := os.ReadFile(filepath.Join(dir, name+".pid")); err == nil {
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {

@@ -61,9 +61,9 @@ func (k *Keeper) Renew(ctx context.Context, until time.Duration) error {
 	return err
 }
 
-// Status asks the guardian how it is.
-func (k *Keeper) Status(ctx context.Context) (State, error) {
-	return ask(ctx, dirOf(k.DataDir), request{Op: opStatus})
+// Status asks the guardian how it is, and whether it sees the guests that are known to run.
+func (k *Keeper) Status(ctx context.Context, running ...string) (State, error) {
+	return ask(ctx, dirOf(k.DataDir), request{Op: opStatus, VMs: running})
 }
 
 // Noted has the guardian forget VMs that it has stopped.

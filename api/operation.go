@@ -46,6 +46,7 @@ const (
 	OpImageImport  = "image.import"
 	OpImageDelete  = "image.delete"
 	OpPoolAdd      = "pool.add"
+	OpPoolUpdate   = "pool.update"
 	OpPoolDelete   = "pool.delete"
 	OpVPCCreate    = "vpc.create"
 	OpVPCUpdate    = "vpc.update"

@@ -143,6 +143,13 @@ type PoolWork struct {
 	Agents []AgentRef `json:"agents"`
 }
 
+// PoolChange is a pool, and the agents that have to be asked when its nodes change.
+type PoolChange struct {
+	Pool   PoolOnNode `json:"pool"`
+	Add    []AgentRef `json:"add"`
+	Remove []AgentRef `json:"remove"`
+}
+
 // PoolOnNode is a pool directory on one node.
 type PoolOnNode struct {
 	Pool string `json:"pool"`

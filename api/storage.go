@@ -2,6 +2,7 @@ package api
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/nextstack/nextstack/api/problem"
@@ -34,6 +35,13 @@ type PoolStatus struct {
 	Reason   string `json:"reason,omitempty"`
 	Capacity int64  `json:"capacity" doc:"Bytes"`
 	Free     int64  `json:"free" doc:"Bytes"`
+	// Leaving is set by the operation that changes the pool's nodes, and for as long as it runs.
+	Leaving []string `json:"leaving,omitempty" doc:"Agent IDs that are being taken out of the pool: nothing new is put there"`
+}
+
+// Takes reports whether something new may be put into the pool on a node: it has the pool, and keeps it.
+func (p *Pool) Takes(agent string) bool {
+	return slices.Contains(p.Spec.Agents, agent) && !slices.Contains(p.Status.Leaving, agent)
 }
 
 // PoolCreate is the request for a pool.
@@ -56,6 +64,27 @@ func (r *PoolCreate) Validate() error {
 		"must be an absolute, clean directory path, like /vms")
 	checkRefs(&v, "agents", r.Agents)
 	return v.Err("pool " + r.Name)
+}
+
+// PoolUpdate changes a pool. Nil and empty fields leave things as they are.
+type PoolUpdate struct {
+	Labels       *map[string]string `json:"labels,omitempty"`
+	AddAgents    []string           `json:"addAgents,omitempty" doc:"Names or IDs of agents that get the pool; one that has it stays as it is"`
+	RemoveAgents []string           `json:"removeAgents,omitempty" doc:"Names or IDs of agents that lose it; nothing of the pool may be on them"`
+}
+
+// Validate checks the shape of the request.
+func (r *PoolUpdate) Validate() error {
+	var v problem.Validation
+	if r.Labels != nil {
+		CheckLabels(&v, "labels", *r.Labels)
+	}
+	checkRefs(&v, "addAgents", r.AddAgents)
+	checkRefs(&v, "removeAgents", r.RemoveAgents)
+	for i, ref := range r.RemoveAgents {
+		v.Check(!slices.Contains(r.AddAgents, ref), pathIndex("removeAgents", i), ref, "is to be added as well")
+	}
+	return v.Err("pool update")
 }
 
 // Image is an immutable disk image that VMs start from.

@@ -1,6 +1,7 @@
 package workflows_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -91,4 +92,38 @@ func TestNoProofNoRestart(t *testing.T) {
 		}
 	}
 	require.Greater(t, ordered, fenced, "nothing is started before there is a proof")
+}
+
+// TestARestartInVainIsMadeAgain: the node that it chose had died, too, and was not suspect yet.
+func TestARestartInVainIsMadeAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		why    *problem.Problem
+		vain   int // how often it fails
+		orders []string
+		state  api.OperationState
+	}{
+		"once":                {problem.New(problem.Unavailable, "nobody took it"), 1, []string{"", "restart 1"}, api.OpSucceeded},
+		"too often":           {problem.New(problem.Unavailable, "nobody took it"), 9, []string{"", "restart 1", "restart 2", "restart 3"}, api.OpFailed},
+		"and would be always": {problem.New(problem.Conflict, "it runs"), 1, []string{""}, api.OpFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := recovery(t, nil, func(int, steps.Judgement) steps.Verdict {
+				return steps.Verdict{Proof: &api.Proof{Kind: api.ProofLease}}
+			})
+			var orders []string
+			answer(st, steps.OrderMove, func(o steps.MoveOrder) (string, error) {
+				orders = append(orders, o.Move.Operation)
+				return fmt.Sprint("restart ", len(orders)), nil
+			})
+			answer(st, steps.AwaitOperations, func(steps.Watched) ([]steps.OperationEnd, error) {
+				if len(orders) <= c.vain {
+					return []steps.OperationEnd{{State: api.OpFailed, Error: c.why}}, nil
+				}
+				return []steps.OperationEnd{{State: api.OpSucceeded}}, nil
+			})
+			st.run(workflows.HostRecover, steps.Op{})
+			require.Equal(t, c.orders, orders)
+			require.Equal(t, c.state, st.recovered().Moves[0].State)
+		})
+	}
 }

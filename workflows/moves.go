@@ -17,6 +17,9 @@ const (
 	busyPause = 5 * time.Second
 	// cancelAgain is how often an operation that was told to go back is told again, in case it was too young to hear.
 	cancelAgain = 5 * time.Second
+	// restartTries is how often a VM of a dead node is started. Nodes die together: the one that was chosen may have fallen
+	// silent in the same moment, and is only not suspect yet.
+	restartTries = 4
 )
 
 // carryOut makes the moves, parallel at a time, and writes into each what became of it. That a move fails is no failure of
@@ -25,7 +28,7 @@ func carryOut(r *saga.Run, moves []api.Move, parallel int, request func(api.Move
 	if parallel == 0 {
 		parallel = movesAtATime
 	}
-	c := &convoy{run: r, moves: moves, request: request, tries: make([]int, len(moves))}
+	c := &convoy{run: r, moves: moves, request: request, tries: make([]int, len(moves)), failed: make([]int, len(moves))}
 	for i := range moves {
 		c.waiting = append(c.waiting, i)
 	}
@@ -49,7 +52,8 @@ type convoy struct {
 	run     *saga.Run
 	moves   []api.Move
 	request func(api.Move) api.VMMigrate
-	tries   []int // per move
+	tries   []int // per move: how often its VM was busy
+	failed  []int // per move: how often it was made in vain
 	waiting []int // moves not begun
 	under   []int // moves that run
 }
@@ -97,17 +101,35 @@ func (c *convoy) await(busy bool) error {
 		return c.run.Sleep(time.Second) // the operations go on whether or not somebody watches
 	}
 	var still []int
+	again := false
 	for k, i := range c.under {
 		m := &c.moves[i]
 		if k < len(ends) {
 			m.State, m.Error = ends[k].State, ends[k].Error
 		}
-		if !m.State.Ended() {
+		switch {
+		case !m.State.Ended():
 			still = append(still, i)
+		case c.worthAgain(i):
+			c.waiting, again = append(c.waiting, i), true
 		}
 	}
 	c.under = still
+	if again {
+		return c.run.Sleep(busyPause)
+	}
 	return nil
+}
+
+// worthAgain reports whether a move that has ended is to be made once more: a restart that failed for want of somebody who may
+// be somewhere else. It chooses its node anew.
+func (c *convoy) worthAgain(i int) bool {
+	m := &c.moves[i]
+	if m.Kind != api.MoveRestart || m.State != api.OpFailed || m.Error == nil || !problem.TraitsOf(m.Error.Kind).Retry {
+		return false
+	}
+	c.failed[i]++
+	return c.failed[i] < restartTries
 }
 
 // callOff cancels what is under way and waits until it has ended.

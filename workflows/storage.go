@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"encoding/json"
+	"errors"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -89,6 +90,90 @@ var PoolDelete = saga.Table[api.PoolWork]{
 	},
 }
 
+// PoolUpdate brings nodes into a pool, and takes others out of it; it was checked that nothing is on those.
+var PoolUpdate = saga.Table[api.PoolChange]{
+	Kind: api.OpPoolUpdate, Start: startPoolChange,
+	Steps: []saga.Step[api.PoolChange]{
+		{Name: "prepare", Where: node, Do: prepareAdded, Undo: releaseAdded},
+		{Name: "release", Where: node, Do: releaseRemoved, Undo: prepareRemoved},
+	},
+}
+
+func startPoolChange(op steps.Op) (s api.PoolChange, err error) {
+	err = json.Unmarshal(op.Input, &s)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// prepareAdded makes the directory of each new node the pool. A shared one is that already, which the new ones must see.
+func prepareAdded(r *saga.Run, s *api.PoolChange) error {
+	for _, a := range s.Add {
+		p := s.Pool
+		p.Agent, p.Join = a.ID, p.Shared
+		_, err := steps.PreparePool.Call(r, a.ID, p)
+		switch {
+		case err == nil:
+		case p.Join && problem.Is(err, problem.Conflict):
+			return notTheSame(err, a.Name, p.Path, "the other nodes of the pool", "mount the same file system there")
+		default:
+			return ofPool(err, p, a, len(s.Add))
+		}
+	}
+	return nil
+}
+
+// releaseAdded leaves a directory alone that has volumes in it: none can have come since, so they were there when the node had
+// the pool before.
+func releaseAdded(r *saga.Run, s *api.PoolChange) error {
+	if s.Pool.Shared {
+		return nil // who joins makes nothing
+	}
+	for _, a := range s.Add {
+		p := s.Pool
+		p.Agent = a.ID
+		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil && !problem.Is(err, problem.InUse) {
+			return ofPool(err, p, a, len(s.Add))
+		}
+	}
+	return nil
+}
+
+func releaseRemoved(r *saga.Run, s *api.PoolChange) error {
+	for _, a := range s.Remove {
+		p := s.Pool
+		p.Agent = a.ID
+		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
+			return ofPool(err, p, a, len(s.Remove))
+		}
+	}
+	return nil
+}
+
+func prepareRemoved(r *saga.Run, s *api.PoolChange) error {
+	for _, a := range s.Remove {
+		p := s.Pool
+		p.Agent = a.ID
+		if _, err := steps.PreparePool.Call(r, a.ID, p); err != nil {
+			return ofPool(err, p, a, len(s.Remove))
+		}
+	}
+	return nil
+}
+
+// ofPool says of which of several nodes an error is. If it is the only one, it is known that nothing has happened if it never
+// started.
+func ofPool(err error, p api.PoolOnNode, a api.AgentRef, of int) error {
+	if of == 1 && errors.Is(err, steps.ErrNeverStarted) {
+		return err
+	}
+	return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
+}
+
+// notTheSame says that a node does not see the files of a shared pool.
+func notTheSame(err error, agent, path, others, fix string) error {
+	return problem.New(problem.Conflict, "agent %s does not see the same files at %s as %s", agent, path, others).
+		Because("%s", problem.From(err).What).Try("%s", fix)
+}
+
 // preparePool asks the agents in turn. A shared directory is made a pool by the first; the others must see that it is one.
 func preparePool(r *saga.Run, s *api.PoolWork) error {
 	for i, a := range s.Agents {
@@ -98,9 +183,7 @@ func preparePool(r *saga.Run, s *api.PoolWork) error {
 		switch {
 		case err == nil:
 		case p.Join && problem.Is(err, problem.Conflict):
-			cause := problem.From(err)
-			return problem.New(problem.Conflict, "agent %s does not see the same files at %s as agent %s", a.Name, p.Path, s.Agents[0].Name).
-				Because("%s", cause.What).Try("mount the same file system there, or leave --shared out")
+			return notTheSame(err, a.Name, p.Path, "agent "+s.Agents[0].Name, "mount the same file system there, or leave --shared out")
 		default:
 			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
 		}

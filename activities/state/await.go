@@ -20,6 +20,9 @@ const awaitAtMost = 30 * time.Second
 func (s *State) orderMove(ctx context.Context, _ steps.Token, in steps.MoveOrder) (string, error) {
 	vm := in.Move.VM
 	o := admission.Options{Project: vm.Project, Parent: in.Parent, IdempotencyKey: in.Parent + "/" + vm.ID}
+	if before := in.Move.Operation; before != "" {
+		o.IdempotencyKey += "/" + before // that one was in vain
+	}
 	var op *api.Operation
 	var err error
 	if in.Move.Kind == api.MoveRestart {

@@ -205,7 +205,7 @@ func TestHardGroupsUnderParallelCreates(t *testing.T) {
 	apart.Status.Phase, together.Status.Phase = api.PhaseReady, api.PhaseReady
 	write(t, w, func(d *store.Draft) { d.Create(apart); d.Create(together) })
 	member := func(name, group string) *api.Operation {
-		op, err := w.Admission.CreateVM(ctx, w.User, opts, api.VMCreate{Name: name, VCPUs: 1, Memory: api.GiB, Image: "cirros", Placing: api.Placing{Group: group}})
+		op, err := w.Admission.CreateVM(ctx, w.User, opts, api.VMCreate{Name: name, VCPUs: 1, Memory: api.GiB, Image: "cirros", Pool: "vms", Placing: api.Placing{Group: group}})
 		require.NoError(t, err)
 		return op
 	}

@@ -84,7 +84,8 @@ func (j *journey) pinnedTo() string {
 // reachable checks that the pool is one of the VM's own node; that it is one of the target is placement's to see to.
 func (j *journey) reachable() error {
 	if !slices.Contains(j.pool.Spec.Agents, j.source.ID) {
-		return cannotMove(j.vm).Because("node %s does not have pool %s any more, which its disk is in", j.source.Name, j.pool.Name).Try("add the node to the pool")
+		return cannotMove(j.vm).Because("node %s does not have pool %s any more, which its disk is in", j.source.Name, j.pool.Name).
+			Try("bring it back into the pool: gnext pool update %s --add-agent %s", j.pool.Name, j.source.Name)
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func TestAMoveOrderedTwiceIsOneAndIsWaitedFor(t *testing.T) {
 func TestADryRunSaysWhatWouldBeDoneAndWritesNothing(t *testing.T) {
 	c := newCloud(t, true)
 	p := state.New(c.KV, c.Admission, none{}, none{}).Planner()
-	create := api.VMCreate{Name: "web2", VCPUs: 1, Memory: api.GiB, Image: "cirros", NICs: []api.NICRequest{{Subnet: "front"}}}
+	create := api.VMCreate{Name: "web2", VCPUs: 1, Memory: api.GiB, Image: "cirros", Pool: "vms", NICs: []api.NICRequest{{Subnet: "front"}}}
 	_, before, err := c.KV.List(ctx, store.Root)
 	require.NoError(t, err)
 
@@ -260,7 +260,7 @@ func TestABalanceEvensOut(t *testing.T) {
 	change(t, c.World, c.agent(c.over), func(a *api.Agent) { a.Spec.Cordoned = true })
 	for _, name := range []string{"web2", "web3", "web4"} {
 		_, err := c.Do(ctx, func(ctx context.Context, w *fault.World, h auth.Handle) (*api.Operation, error) {
-			return w.Admission.CreateVM(ctx, h, opts, api.VMCreate{Name: name, VCPUs: 2, Memory: api.GiB, Image: "cirros"})
+			return w.Admission.CreateVM(ctx, h, opts, api.VMCreate{Name: name, VCPUs: 2, Memory: api.GiB, Image: "cirros", Pool: "vms"})
 		})
 		require.NoError(t, err)
 	}

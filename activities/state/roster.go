@@ -103,7 +103,7 @@ func (r *roster) dropAgent(id string) {
 // setPool notes a pool; nil: it is gone. Pools change with every report of their agents, and seldom in what counts here.
 func (r *roster) setPool(id string, p *api.Pool) {
 	was := r.pools[id]
-	if was != nil && p != nil && was.Status.Phase == p.Status.Phase && slices.Equal(was.Spec.Agents, p.Spec.Agents) {
+	if was != nil && p != nil && was.Status.Phase == p.Status.Phase && slices.Equal(was.Spec.Agents, p.Spec.Agents) && slices.Equal(was.Status.Leaving, p.Status.Leaving) {
 		return
 	}
 	touched := map[string]bool{}
@@ -232,7 +232,7 @@ func describe(a *api.Agent, pools map[string]*api.Pool) placement.Node {
 func poolsOf(a *api.Agent, pools map[string]*api.Pool) (free map[string]int64, images map[placement.Cached]bool) {
 	free = map[string]int64{}
 	for id, p := range pools {
-		if p.Status.Phase == api.PhaseReady && slices.Contains(p.Spec.Agents, a.ID) {
+		if p.Status.Phase == api.PhaseReady && p.Takes(a.ID) {
 			free[id] = placement.UnknownSpace
 		}
 	}

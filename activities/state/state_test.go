@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/nextstack/nextstack/activities/state"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
+	"github.com/nextstack/nextstack/api/auth"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/test/fault"
@@ -49,15 +51,37 @@ func call[In, Out any](c central, step steps.Step[In, Out], t steps.Token, in In
 	return out, steps.FromActivity(step.Name, "", err)
 }
 
+// base is a world of two nodes that are alike and share nothing, so that what is chosen and refused can be told in a line.
 func base(t *testing.T) *fault.World {
 	w, err := fault.Base(ctx)
 	require.NoError(t, err)
+	_, err = w.Do(ctx, func(ctx context.Context, w *fault.World, h auth.Handle) (*api.Operation, error) {
+		return w.Admission.DeletePool(ctx, h, admission.Options{}, "shared")
+	})
+	require.NoError(t, err)
+	d := store.NewDraft(w.User)
+	for _, node := range w.Nodes[:2] {
+		a := get[api.Agent](t, w, "", node.Name)
+		a.Status.Inventory.Cores, a.Status.Inventory.Memory, a.Spec.Fence = 8, 32*api.GiB, nil
+		d.Update(a)
+		d.Release(store.SecretKey(a.ID))
+	}
+	pool := get[api.Pool](t, w, "", "vms")
+	for _, node := range w.Nodes[2:] {
+		pool.Spec.Agents = slices.DeleteFunc(pool.Spec.Agents, func(id string) bool { return id == node.ID })
+		d.Release(store.PoolPathClaim(node.ID, pool.Spec.Path))
+		d.Delete(get[api.Agent](t, w, "", node.Name))
+	}
+	d.Update(pool)
+	_, err = d.Commit(ctx, w.KV)
+	require.NoError(t, err)
+	w.Nodes = w.Nodes[:2]
 	return w
 }
 
 func accept(t *testing.T, w *fault.World, name string) *api.Operation {
 	t.Helper()
-	op, err := w.Admission.CreateVM(ctx, w.User, opts, api.VMCreate{Name: name, VCPUs: 1, Memory: api.GiB, Image: "cirros", NICs: []api.NICRequest{{Subnet: "front"}}})
+	op, err := w.Admission.CreateVM(ctx, w.User, opts, api.VMCreate{Name: name, VCPUs: 1, Memory: api.GiB, Image: "cirros", Pool: "vms", NICs: []api.NICRequest{{Subnet: "front"}}})
 	require.NoError(t, err)
 	return op
 }

@@ -87,6 +87,7 @@ func TestTheViewIsWhatAFullReadGives(t *testing.T) {
 			"pool": func(r *rapid.T) {
 				p := api.Pool{Meta: api.Meta{ID: pool.Draw(r, "pool")}, Status: api.PoolStatus{Phase: phase.Draw(r, "phase")}}
 				p.Spec.Agents = rapid.SliceOfDistinct(agent, func(s string) string { return s }).Draw(r, "agents")
+				p.Status.Leaving = rapid.SliceOfDistinct(agent, func(s string) string { return s }).Draw(r, "leaving")
 				put(store.Key(api.KindPool, "", p.ID), p)
 			},
 			"forget pool": func(r *rapid.T) {

@@ -158,7 +158,7 @@ func (a *Admission) DeleteHost(ctx context.Context, h auth.Handle, o Options, re
 
 // empty checks that nothing is on a node, now and when the draft is committed.
 func (a *Admission) empty(c *acceptance, agent *api.Agent) error {
-	var on []string
+	on, fix := []string{}, "delete or move those first"
 	vms, err := store.List[api.VM](c.ctx, c.kv, c.h, "*")
 	if err != nil {
 		return err
@@ -175,13 +175,16 @@ func (a *Admission) empty(c *acceptance, agent *api.Agent) error {
 	for _, p := range pools {
 		for _, id := range p.Spec.Agents {
 			if id == agent.ID {
+				if len(on) == 0 {
+					fix = fmt.Sprintf("take it out of its pools first: gnext pool update %s --remove-agent %s", p.Name, agent.Name)
+				}
 				on = append(on, "pool "+p.Name)
 			}
 		}
 	}
 	used := problem.New(problem.InUse, "host %s is still in use", agent.Name).Because("something of it is promised").Try("look again: gnext host get %s", agent.Name)
 	if len(on) > 0 {
-		return used.Because("it has %s", strings.Join(first(on, 5), ", ")).Try("delete or move those first")
+		return used.Because("it has %s", strings.Join(first(on, 5), ", ")).Try("%s", fix)
 	}
 	c.None(store.NodePrefix(agent.ID), used)
 	c.None(store.PoolPathClaim(agent.ID, "/"), used)

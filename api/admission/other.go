@@ -105,7 +105,7 @@ var retries = map[string]retry{
 		return retryWith(raw, func(r recoverRequest) (*api.Operation, error) { return a.RecoverHost(ctx, h, o, r.Ref, "") })
 	},
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
-	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
+	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
 	api.OpVPCCreate: retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
 	api.OpSubnetCreate: retryBody((*Admission).CreateSubnet), api.OpSubnetUpdate: retryUpdate((*Admission).UpdateSubnet), api.OpSubnetDelete: retryRef((*Admission).DeleteSubnet),
 	api.OpPortCreate: retryBody((*Admission).CreatePort), api.OpPortUpdate: retryUpdate((*Admission).UpdatePort), api.OpPortDelete: retryRef((*Admission).DeletePort),

@@ -77,6 +77,10 @@ func TestAnySequenceLeavesTheClaimsInOrder(t *testing.T) {
 			"create pool": func(rt *rapid.T) {
 				send(a.CreatePool(ctx, h, opts, api.PoolCreate{Name: name.Draw(rt, "name"), Type: api.PoolDir, Path: "/x"}))
 			},
+			"update pool": func(rt *rapid.T) {
+				some := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a1", "a2", "a3"}), 0, 2, rapid.ID[string])
+				send(a.UpdatePool(ctx, h, opts, name.Draw(rt, "name"), api.PoolUpdate{AddAgents: some.Draw(rt, "added"), RemoveAgents: some.Draw(rt, "removed")}))
+			},
 			"delete pool": func(rt *rapid.T) { send(a.DeletePool(ctx, h, opts, name.Draw(rt, "name"))) },
 			"settle": func(rt *rapid.T) {
 				if len(open) == 0 {

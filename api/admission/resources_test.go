@@ -91,6 +91,9 @@ func lives() map[string]life {
 			create: func(d *desk) (*api.Operation, error) {
 				return d.Admission.CreatePool(ctx, d.User, opts, api.PoolCreate{Name: "x", Type: api.PoolDir, Path: "/x", Agents: []string{"a2"}})
 			},
+			update: func(d *desk) (*api.Operation, error) {
+				return d.Admission.UpdatePool(ctx, d.User, opts, "x", api.PoolUpdate{AddAgents: []string{"a1"}, RemoveAgents: []string{"a2"}})
+			},
 			remove: func(d *desk) (*api.Operation, error) { return d.Admission.DeletePool(ctx, d.User, opts, "x") },
 			phase:  phaseOf[api.Pool]("", "x"),
 		},

@@ -90,6 +90,8 @@ func (a *Admission) unlock(ctx context.Context, h auth.Handle, d *store.Draft, o
 		}
 	case *api.Agent:
 		r.Status.ConfirmedOff = "" // it was said to the operation that ends here
+	case *api.Pool:
+		r.Status.Leaving = nil // they have left, or stay
 	}
 	d.Update(r)
 	return nil
@@ -103,8 +105,11 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 			return nil, problem.Wrap(err, problem.Internal, "the plan of operation %s cannot be read", op.ID)
 		}
 		after.GetMeta().Revision = r.GetMeta().Revision
-		if vm, ok := after.(*api.VM); ok { // what it is was not the update's to say
-			vm.Status = r.(*api.VM).Status
+		switch after := after.(type) { // what it is was not the update's to say
+		case *api.VM:
+			after.Status = r.(*api.VM).Status
+		case *api.Pool:
+			after.Status = r.(*api.Pool).Status
 		}
 		return after, nil
 	}

@@ -149,7 +149,7 @@ type Creation interface {
 
 // Update is a request to change a resource.
 type Update interface {
-	*api.VMUpdate | *api.AgentUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
+	*api.VMUpdate | *api.AgentUpdate | *api.PoolUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
 	Validate() error
 }
 
@@ -164,7 +164,7 @@ func kindOf(body any) api.Kind {
 		return api.KindAgent
 	case *api.ImageCreate:
 		return api.KindImage
-	case *api.PoolCreate:
+	case *api.PoolCreate, *api.PoolUpdate:
 		return api.KindPool
 	case *api.VPCCreate, *api.VPCUpdate:
 		return api.KindVPC

@@ -34,6 +34,7 @@ type Admission interface {
 	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
 	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)
+	UpdatePool(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PoolUpdate) (*api.Operation, error)
 	DeletePool(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
 	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)

@@ -7,6 +7,7 @@ func (s *Server) routeProjects() { readable[api.Project](s) }
 func (s *Server) routeStorage() {
 	readable[api.Pool](s)
 	creatable(s, api.KindPool, "The directory is prepared on every agent of the pool.", Admission.CreatePool)
+	updatable(s, api.KindPool, Admission.UpdatePool)
 	deletable(s, api.KindPool, "It must hold no volumes.", Admission.DeletePool)
 
 	readable[api.Image](s)

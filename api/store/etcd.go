@@ -3,13 +3,16 @@ package store
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/nextstack/nextstack/api/problem"
@@ -206,12 +209,23 @@ func (e *etcd) Watch(ctx context.Context, prefix string, since int64) <-chan Cha
 func follow(ctx context.Context, c *clientv3.Client, prefix string, since int64, out chan<- Change) (seen int64, again bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	ctx = aloneOnStream(ctx)
 	// A member that has lost its leader says so instead of staying silent, and progress notices let a watch of a quiet
 	// prefix go on after a broken connection although its last change has long been compacted. Fragments are not asked
 	// for: every answer holds whole commits.
 	responses := c.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(since+1), clientv3.WithProgressNotify())
 	seen = since
-	for resp := range responses {
+	for {
+		var resp clientv3.WatchResponse
+		var open bool
+		select {
+		case resp, open = <-responses:
+		case <-ctx.Done(): // the client may be stuck, and not close the channel
+			return seen, false
+		}
+		if !open {
+			return seen, ctx.Err() == nil
+		}
 		if resp.CompactRevision != 0 || errors.Is(resp.Err(), rpctypes.ErrCompacted) {
 			return seen, false
 		}
@@ -235,7 +249,15 @@ func follow(ctx context.Context, c *clientv3.Client, prefix string, since int64,
 			seen = max(seen, resp.Header.GetRevision())
 		}
 	}
-	return seen, ctx.Err() == nil
+}
+
+var streams atomic.Uint64
+
+// aloneOnStream gives a watch a stream of its own: the client puts watches with the same metadata on one. On a shared stream
+// of an embedded server, which has next to no buffers, beginning and ending many watches while much changes can make client
+// and server wait for each other for ever, and all watches with them.
+func aloneOnStream(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "nextstack-watch", strconv.FormatUint(streams.Add(1), 10))
 }
 
 // Close implements KV.

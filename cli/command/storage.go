@@ -77,7 +77,20 @@ func (a *app) poolCmd() *cobra.Command {
 	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
 	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir}, cobra.ShellCompDirectiveNoFileComp)))
-	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), pools.delCmd(a))
+	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
+}
+
+func (a *app) poolUpdateCmd() *cobra.Command {
+	var u api.PoolUpdate
+	update := updateCmd(a, pools, "Change the nodes or labels of a pool", func(*cobra.Command) (*api.PoolUpdate, error) { return &u, nil },
+		func(u *api.PoolUpdate, l *map[string]string) { u.Labels = l })
+	update.Long = "Change the nodes or labels of a pool.\n\n" +
+		"A node that is added must be alive; of a shared pool it must see the same files. A node can be removed when nothing of the\n" +
+		"pool is on it, and one that is proven to be down is not asked."
+	update.Example = "  gnext pool update shared --add-agent node-4\n  gnext pool update default --remove-agent node-3"
+	a.refsFlag(update, &u.AddAgents, "add-agent", api.KindAgent, "node that gets the pool (repeatable)")
+	a.refsFlag(update, &u.RemoveAgents, "remove-agent", api.KindAgent, "node that loses it (repeatable)")
+	return update
 }
 
 func (a *app) imgCmd() *cobra.Command {

@@ -11,7 +11,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows"
+	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 var total struct {
@@ -40,14 +43,71 @@ func TestEveryOperationEndsDoneOrUndone(t *testing.T) {
 				t.Parallel()
 				report, err := s.Run(ctx, base)
 				require.NoError(t, err)
-				t.Logf("fault points: %d, leaks: %d, stuck: %d", report.Points, report.Leaks, report.Stuck)
-				total.Lock()
-				total.Add(report)
-				total.Unlock()
-				for _, d := range report.Details {
-					t.Error(d)
-				}
+				add(t, report)
 			})
 		}
 	}
+}
+
+func add(t *testing.T, report Report) {
+	t.Helper()
+	t.Logf("fault points: %d, leaks: %d, stuck: %d", report.Points, report.Leaks, report.Stuck)
+	total.Lock()
+	total.Add(report)
+	total.Unlock()
+	for _, d := range report.Details {
+		t.Error(d)
+	}
+}
+
+// TestMovesWhoseNodesDie lets each of the two nodes of a move die at each of its calls: the move ends, one way or the other, and
+// where its record says.
+func TestMovesWhoseNodesDie(t *testing.T) {
+	ctx := context.Background()
+	base, err := Base(ctx)
+	require.NoError(t, err)
+	for _, s := range Scenarios()[api.OpVMMigrate] {
+		if s.Any || s.Name == "vm.migrate to a node" || s.Name == "vm.migrate back with its disk" {
+			continue
+		}
+		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
+			report, err := s.Kill(ctx, base, "a1", "a2")
+			require.NoError(t, err)
+			add(t, report)
+		})
+	}
+}
+
+// TestADrainThatIsCancelledCallsItsMovesOff shows that cancelling reaches the operations that were ordered, and that they are
+// waited for.
+func TestADrainThatIsCancelledCallsItsMovesOff(t *testing.T) {
+	ctx := context.Background()
+	base, err := Base(ctx)
+	require.NoError(t, err)
+	s := Scenarios()[api.OpHostDrain][0]
+	b := &bench{Scenario: &s}
+	require.NoError(t, b.prepare(ctx, base))
+	at := slices.IndexFunc(b.clean, func(c Call) bool { return c.Activity == steps.AwaitOperations.Name })
+	require.Positive(t, at)
+	w, op, _, err := b.run(ctx, Point{{at, b.clean[at], Mode{Name: "cancelled before", CancelBefore: true}}})
+	require.NoError(t, err)
+	require.Equal(t, api.OpCancelled, op.State)
+	ops, err := store.List[api.Operation](ctx, w.KV, w.User, "")
+	require.NoError(t, err)
+	ends := map[api.OperationState]int{}
+	for _, o := range ops {
+		if o.Parent != op.ID {
+			continue
+		}
+		ends[o.State]++
+		require.False(t, o.Ended.After(op.Ended), "the drain ended before the move of %s", o.Target.Name)
+		vm, err := store.Get[api.VM](ctx, w.KV, w.User, o.Target.Project, o.Target.ID)
+		require.NoError(t, err)
+		require.Equal(t, o.State == api.OpCancelled, vm.Status.AgentName == "a1", "%s is %s", o.Target.Name, o.State)
+	}
+	require.Positive(t, ends[api.OpCancelled], "none heard it: %v", ends) // a guest that had arrived already does not
+	wrong, err := w.Wrong(ctx)
+	require.NoError(t, err)
+	require.Empty(t, wrong)
 }

@@ -60,6 +60,7 @@ type Mode struct {
 	LoseAfter    bool         // it runs, and the workflow is lost
 	Gone         bool         // no worker takes it
 	Dies         bool         // it runs, and its worker dies before it can answer
+	Kills        string       // before it runs a node dies for good, which is proven: its name
 	Late         bool         // its worker hangs before it runs, and goes on when the operation has ended
 }
 
@@ -158,9 +159,18 @@ func (j *injector) over() bool {
 
 type modeKey struct{}
 
-func modeOf(ctx context.Context) Mode {
-	m, _ := ctx.Value(modeKey{}).(Mode)
-	return m
+// hit is what goes wrong with a call, and whose call it is.
+type hit struct {
+	Mode
+	by *injector
+}
+
+func hitOf(ctx context.Context) hit {
+	h, ok := ctx.Value(modeKey{}).(hit)
+	if !ok {
+		h.by = newInjector(nil)
+	}
+	return h
 }
 
 func failure(k problem.Kind) error { return problem.New(k, "this failure was injected") }
@@ -170,15 +180,15 @@ type hook struct{ *injector }
 
 // Before implements activities.Hook.
 func (h *hook) Before(ctx context.Context, t steps.Token) error {
-	m := modeOf(ctx)
+	m := hitOf(ctx)
 	h.mu.Lock()
 	h.twice[t] = m.Twice
 	h.mu.Unlock()
 	if m.CancelBefore {
-		h.cancel()
+		m.by.cancel()
 	}
 	if m.LoseBefore {
-		h.lose()
+		m.by.lose()
 		return failure(problem.Timeout)
 	}
 	if m.Before != "" {
@@ -189,12 +199,12 @@ func (h *hook) Before(ctx context.Context, t steps.Token) error {
 
 // After implements activities.Hook.
 func (h *hook) After(ctx context.Context, _ steps.Token, err error) error {
-	m := modeOf(ctx)
+	m := hitOf(ctx)
 	if m.CancelAfter {
-		h.cancel()
+		m.by.cancel()
 	}
 	if m.LoseAfter {
-		h.lose()
+		m.by.lose()
 	}
 	if m.After != "" && err == nil {
 		return failure(m.After)
@@ -239,8 +249,13 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 		c.Queue = info.TaskQueue
 	}
 	m := s.j.begin(c)
-	ctx = context.WithValue(ctx, modeKey{}, m)
+	ctx = context.WithValue(ctx, modeKey{}, hit{m, s.j})
 	node := s.w.node(c.Queue)
+	if m.Kills != "" {
+		if err := died(m.Kills)(context.WithoutCancel(ctx), s.w); err != nil {
+			s.j.fail(err)
+		}
+	}
 	switch {
 	case m.Gone, node != nil && node.dead:
 		if m.CancelBefore {

@@ -115,13 +115,23 @@ func (w *World) watch(ctx context.Context) {
 			}
 		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for id, nodes := range on {
-		if what := fmt.Sprintf("vm %s ran on %v at the same time", id, nodes); len(nodes) > 1 && !slices.Contains(w.twins, what) {
+		// The nodes were asked one after the other, and the guest may have gone from one to the next meanwhile.
+		if first := w.node(nodes[0]); len(nodes) < 2 || !first.runs(ctx, id) {
+			continue
+		}
+		what := fmt.Sprintf("vm %s ran on %v at the same time", id, nodes)
+		w.mu.Lock()
+		if !slices.Contains(w.twins, what) {
 			w.twins = append(w.twins, what)
 		}
+		w.mu.Unlock()
 	}
+}
+
+func (n *Node) runs(ctx context.Context, vm string) bool {
+	phase, err := n.Compute.State(ctx, vm)
+	return err == nil && phase == api.PhaseRunning
 }
 
 // Register registers the steps of a node, as its agent does.

@@ -168,6 +168,7 @@ type bench struct {
 	*Scenario
 	base          *World // prepared
 	before, after Dump   // of the world, around an undisturbed run; no after: it did not succeed
+	killing       bool   // there is no world to compare with
 	second        int    // second faults that were thought of
 	clean         []Call // of the undisturbed run
 	end           api.OperationState
@@ -215,6 +216,25 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 		}
 		if err := b.then(ctx, fails); err != nil {
 			return b.report, err
+		}
+	}
+	return b.report, nil
+}
+
+// Kill disturbs the scenario by the death of a node, at each call there is. What is on a dead node is not looked at, but for
+// guests that run there: it was off when it counted as dead.
+func (s *Scenario) Kill(ctx context.Context, base *World, nodes ...string) (Report, error) {
+	b := &bench{Scenario: s}
+	if err := b.prepare(ctx, base); err != nil {
+		return b.report, fmt.Errorf("%s: %w", s.Name, err)
+	}
+	b.before, b.after, b.killing = nil, nil, true
+	for at, c := range b.clean {
+		for _, n := range nodes {
+			p := Point{{at, c, Mode{Name: "node " + n + " dies", Kills: n}}}
+			if err := b.point(ctx, p, []api.OperationState{api.OpSucceeded, api.OpFailed}); err != nil {
+				return b.report, err
+			}
 		}
 	}
 	return b.report, nil
@@ -393,7 +413,7 @@ func (b *bench) compare(w *World, op *api.Operation, p Point, now Dump) []string
 	done := op.State == api.OpSucceeded
 	want, got := b.visible(b.before), b.visible(now)
 	switch {
-	case done && b.after == nil:
+	case b.killing, done && b.after == nil:
 		return nil // it turned around, which the undisturbed one did not
 	case done:
 		want, got = b.visible(b.after).Shape(), got.Shape()

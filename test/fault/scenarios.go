@@ -157,6 +157,7 @@ func Scenarios() map[string][]Scenario {
 	}
 	maps.Copy(all, moves())
 	maps.Copy(all, hosts())
+	maps.Copy(all, pools())
 	return all
 }
 

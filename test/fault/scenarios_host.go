@@ -127,6 +127,19 @@ func recoverHost(name, confirmedBy string) Accept {
 	}
 }
 
+// backAgain recovers a node that reports again before anything has been done.
+func backAgain(name string) Accept {
+	return func(ctx context.Context, w *World, h auth.Handle) (*api.Operation, error) {
+		op, err := recoverHost(name, "")(ctx, w, h)
+		if err != nil {
+			return nil, err
+		}
+		n := w.node(name)
+		n.dead, n.leaseEnd = false, time.Time{}
+		return op, changeHost(ctx, w, name, func(a *api.Agent, b *store.Beat) { a.Status.Phase, b.Observed = api.PhaseReady, w.now.get() })
+	}
+}
+
 // hosts returns the scenarios of the operations on nodes.
 func hosts() map[string][]Scenario {
 	labels, ratio, cordoned := map[string]string{"rack": "7"}, 2.0, true
@@ -167,6 +180,10 @@ func hosts() map[string][]Scenario {
 			{
 				Name: "host.recover by an operator", Prepare: dead, Accept: recoverHost("a1", "alice"), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofOperator)),
 				Plant: silent("a1", func(n *Node, _ *store.Beat) { n.killFence(); n.powerOff(context.Background(), nil) }),
+			},
+			{
+				Name: "host.recover of a node that is back", Prepare: dead, Plant: silent("a1", leased), Accept: backAgain("a1"), Orders: true,
+				Check: all(is("web1", "a1", api.PhaseUnknown), is("web2", "a1", api.PhaseUnknown)),
 			},
 		},
 		api.OpHostDelete: {{Name: "host.delete", Plant: stranger, Accept: about((*admit).DeleteHost, "a4")}},

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -155,6 +156,57 @@ func TestRealOperationsWithAMistakeAreReported(t *testing.T) {
 	for _, step := range workflows.VMCreate.Plan() {
 		t.Run("no undo of "+step.Name, func(t *testing.T) {
 			require.Positive(t, run(t, without(workflows.VMCreate, step.Name)).Leaks)
+		})
+	}
+}
+
+// hasty returns the table of a move whose undo starts the guest at its source without a look at the target.
+func hasty[S any](table saga.Table[S]) saga.Table[S] {
+	table.Steps = append([]saga.Step[S]{}, table.Steps...)
+	for i := range table.Steps {
+		if table.Steps[i].Name != "move" {
+			continue
+		}
+		table.Steps[i].Undo = func(r *saga.Run, s *S) error {
+			var shared struct {
+				Move steps.Move `json:"move"`
+			}
+			checkpoint, err := json.Marshal(s)
+			if err == nil {
+				err = json.Unmarshal(checkpoint, &shared)
+			}
+			if err == nil {
+				_, err = steps.StartDomain.Call(r, shared.Move.Source.Agent, shared.Move.Source)
+			}
+			return err
+		}
+	}
+	return table
+}
+
+// TestMovesThatGoWrongAreReported breaks what finds out where a guest is after a move that was cut off, and what cleans up.
+func TestMovesThatGoWrongAreReported(t *testing.T) {
+	for name, c := range map[string]struct {
+		table saga.Definition
+		what  string
+	}{
+		"two guests":                    {hasty(workflows.VMMigrate), "at the same time"},
+		"nobody looks where it is":      {without(workflows.VMMigrate, "move"), "has domains on [a2]"},
+		"the target's disk is not gone": {without(workflows.VMMigrate, "disk"), "volumes/"},
+		"the target's claim is kept":    {without(workflows.VMMigrate, "place"), "on its way to"},
+		"ports stay bound to both":      {without(workflows.VMMigrate, "bind"), "bound to [a1 a2]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := context.Background()
+			base, err := Base(ctx)
+			require.NoError(t, err)
+			base.Tables[api.OpVMMigrate] = c.table
+			s := Scenarios()[api.OpVMMigrate][0]
+			s.Every = 10
+			report, err := s.Run(ctx, base)
+			require.NoError(t, err)
+			require.Positive(t, report.Leaks)
+			require.Contains(t, strings.Join(report.Details, "\n"), c.what)
 		})
 	}
 }

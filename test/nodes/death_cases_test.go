@@ -93,6 +93,7 @@ func testLeaseAndBackBefore(t *testing.T, d *dying) {
 	early := others[0]
 	d.make(t, early, "orphan")
 	d.makeHA(t, early, "ward")
+	d.changeHost(t, early, &api.AgentUpdate{Cordoned: ptr(true)}) // the tally is to be timed, and not on a node that is just back
 	both(t, "Lease", func(t *testing.T) {
 		begun := d.powerCut(t, dead)
 		took := d.tally.answers(t, d, begun)
@@ -108,12 +109,13 @@ func testLeaseAndBackBefore(t *testing.T, d *dying) {
 		id := d.recovery(t, early, begun)
 		back := time.Now()
 		require.NoError(t, early.Heal(t.Context()))
-		require.NoError(t, early.AwaitReport(within(t, time.Minute), back))
 		ops, err := d.Ended(within(t, patience), id)
 		require.NoError(t, err)
 		require.Equal(t, api.OpSucceeded, ops[id].State, stack.Describe(ops[id]))
 		require.NotContains(t, string(ops[id].Result), api.ProofLease)
 		require.NotContains(t, string(ops[id].Result), "ward")
+		d.changeHost(t, early, &api.AgentUpdate{Cordoned: ptr(false)})
+		require.NoError(t, early.AwaitReport(within(t, time.Minute), back))
 		// Its guardian may have stopped it, if it was not heard in time; then it is started there again.
 		d.becomes(t, "ward", api.PhaseRunning)
 		d.becomes(t, "orphan", api.PhaseRunning)
@@ -227,7 +229,6 @@ func testStuckAndControlKilled(t *testing.T, d *dying) {
 	require.NoError(t, err)
 	require.Empty(t, left, "nothing proves that its node is off, and yet it was started")
 
-	cut := d.cut(t, fenced)
 	same, err := d.Client.RecoverHost(t.Context(), stuck.Name, api.HostRecover{ConfirmOff: true}, client.Write{})
 	require.NoError(t, err)
 	require.Equal(t, id, same.ID, "that it is off is for the recovery that waits for it")
@@ -238,6 +239,7 @@ func testStuckAndControlKilled(t *testing.T, d *dying) {
 	require.Equal(t, []string{"ward"}, went(plan.Moves))
 	d.elsewhere(t, "ward", stuck)
 
+	cut := d.cut(t, fenced)
 	// The step judges the node, then asks the device, then judges again. It is to stand behind the device.
 	before := stack.Point{Kind: api.OpHostRecover, Step: "fence", At: stack.Before}
 	after := stack.Point{Kind: api.OpHostRecover, Step: "fence", At: stack.After}

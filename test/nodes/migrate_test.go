@@ -18,7 +18,6 @@ import (
 // TestMoves is one cloud in which VMs are moved: as they should be, with something in the way, and while something dies.
 func TestMoves(t *testing.T) {
 	w := &world{Stack: stack.Up(t, stack.Options{Nodes: 3, Shared: true})}
-	t.Cleanup(func() { debugCopy(t, w) })
 	w.allowEcho(t)
 	for _, part := range []struct {
 		name string

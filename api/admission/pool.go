@@ -1,0 +1,150 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// UpdatePool accepts a change of a pool's labels, or of the nodes that have it.
+func (a *Admission) UpdatePool(ctx context.Context, h auth.Handle, o Options, ref string, req api.PoolUpdate) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpPoolUpdate, updateRequest[api.PoolUpdate]{targetRequest{ref}, req}, func(c *acceptance) error {
+		pool, err := store.Find[api.Pool](ctx, a.kv, h, "", ref)
+		if err != nil {
+			return err
+		}
+		after := *pool
+		after.Spec.Agents = slices.Clone(pool.Spec.Agents)
+		if req.Labels != nil {
+			after.Labels = *req.Labels
+		}
+		change := api.PoolChange{Pool: poolOnNode(pool)}
+		if err := a.joins(c, pool, &after, &change, req.AddAgents); err != nil {
+			return err
+		}
+		if err := a.leaves(c, pool, &after, &change, req.RemoveAgents); err != nil {
+			return err
+		}
+		return firstOf(c.target(pool), c.after(&after), c.input(change), c.keeps(pool))
+	})
+}
+
+// joins brings nodes into a pool. One that is in it stays as it is.
+func (a *Admission) joins(c *acceptance, pool, after *api.Pool, change *api.PoolChange, refs []string) error {
+	agents, err := a.named(c, refs)
+	if err != nil {
+		return err
+	}
+	for _, ag := range agents {
+		if slices.Contains(pool.Spec.Agents, ag.ID) {
+			continue
+		}
+		if !ag.Status.Alive() {
+			return problem.New(problem.Unavailable, "node %s cannot be brought into pool %s", ag.Name, pool.Name).
+				Because("it is %s, and cannot prepare the directory", ag.Status.Phase).Try("wait until it is back; see: gnext host get %s", ag.Name)
+		}
+		after.Spec.Agents = append(after.Spec.Agents, ag.ID)
+		change.Add = append(change.Add, agentRef(ag))
+		key := store.PoolPathClaim(ag.ID, pool.Spec.Path)
+		c.claims(key, pool.ID)
+		c.Meaning(key, problem.New(problem.Conflict, "directory %s of node %s is another pool", pool.Spec.Path, ag.Name).Try("see: gnext pool list; a pool has one directory on all its nodes"))
+	}
+	return nil
+}
+
+// leaves takes nodes out of a pool. What is shared stays where it is, so nobody is asked; and one that is proven to be down
+// cannot be.
+func (a *Admission) leaves(c *acceptance, pool, after *api.Pool, change *api.PoolChange, refs []string) error {
+	agents, err := a.named(c, refs)
+	if err != nil {
+		return err
+	}
+	for _, ag := range agents {
+		no := problem.New(problem.InUse, "node %s cannot be taken out of pool %s", ag.Name, pool.Name)
+		at := slices.Index(after.Spec.Agents, ag.ID)
+		switch {
+		case at < 0:
+			continue
+		case !slices.Contains(pool.Spec.Agents, ag.ID):
+			no.Kind = problem.Invalid
+			return no.Because("it is to be added as well").Try("say one of both")
+		}
+		if err := a.unused(c, pool, ag, no); err != nil {
+			return err
+		}
+		down := ag.Status.Phase == api.PhaseDown && ag.Status.Proof != nil
+		if !pool.Spec.Shared && !down {
+			if !ag.Status.Alive() {
+				no.Kind = problem.Unavailable
+				return no.Because("it is %s: it cannot be asked, and nothing proves that it is off", ag.Status.Phase).
+					Try("wait until it is back, or counts as down; see: gnext host get %s", ag.Name)
+			}
+			change.Remove = append(change.Remove, agentRef(ag))
+		}
+		after.Spec.Agents = slices.Delete(after.Spec.Agents, at, at+1)
+		pool.Status.Leaving = append(pool.Status.Leaving, ag.ID)
+		c.releases(store.PoolPathClaim(ag.ID, pool.Spec.Path))
+	}
+	if len(after.Spec.Agents) == 0 {
+		return problem.New(problem.InUse, "pool %s needs a node", pool.Name).Because("it would have none any more").
+			Try("bring another one into it (--add-agent), or delete the pool: gnext pool del %s", pool.Name)
+	}
+	return nil
+}
+
+// named finds the agents that were named, each once; none were: none.
+func (a *Admission) named(c *acceptance, refs []string) ([]*api.Agent, error) {
+	if len(refs) == 0 {
+		return nil, nil // which to agentsFor means all
+	}
+	return a.agentsFor(c, refs)
+}
+
+// unused checks that nothing of a pool is on a node, or about to be. Whoever puts something there writes the node's ledger: so
+// what was decided before and is not written yet fails, and is decided again, without this node.
+func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *problem.Problem) error {
+	prefix := store.NodePrefix(ag.ID)
+	ledger, err := store.Ledger(c.ctx, c.kv, prefix)
+	if err != nil {
+		return err
+	}
+	c.Touch(prefix, ledger.Revision)
+	vms, err := store.List[api.VM](c.ctx, c.kv, c.h, "*")
+	if err != nil {
+		return err
+	}
+	var on []string
+	theirs := map[string]bool{}
+	for _, vm := range vms {
+		if vm.Spec.Pool == pool.ID && (vm.Status.Agent == ag.ID || vm.Status.MovingTo == ag.ID) {
+			theirs[vm.ID] = true
+			on = append(on, fmt.Sprintf("vm %s of project %s", vm.Name, vm.Project))
+		}
+	}
+	volumes, err := store.List[api.Volume](c.ctx, c.kv, c.h, "*")
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		if v.Spec.Pool == pool.ID && v.Status.Agent == ag.ID && !pool.Spec.Shared && !theirs[v.Spec.VM] {
+			on = append(on, fmt.Sprintf("volume %s of project %s", v.Name, v.Project))
+		}
+	}
+	if len(on) == 0 {
+		return nil
+	}
+	no = no.Because("it has %s", strings.Join(first(on, 5), ", "))
+	if ag.Status.Alive() {
+		return no.Try("move those away (gnext host drain %s), or delete them", ag.Name)
+	}
+	return no.Try("wait until they are restarted elsewhere, bring the node back, or delete them; see: gnext host get %s", ag.Name)
+}

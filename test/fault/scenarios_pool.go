@@ -1,0 +1,62 @@
+package fault
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/store"
+)
+
+// poolOn asks for a pool on some of the nodes.
+func poolOn(dir string, shared bool, nodes ...string) Accept {
+	return with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: dir + "/fast", Shared: shared, Agents: nodes})
+}
+
+// has checks which nodes have the pool "fast", by its record.
+func has(nodes ...string) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		p, err := store.Find[api.Pool](ctx, w.KV, w.User, "", "fast")
+		if err != nil {
+			return "", err
+		}
+		var on []string
+		for _, n := range w.Nodes {
+			if slices.Contains(p.Spec.Agents, n.ID) {
+				on = append(on, n.Name)
+			}
+		}
+		if !slices.Equal(on, nodes) || len(p.Status.Leaving) > 0 {
+			return fmt.Sprintf("pool fast is on %v and leaves %v; it should be on %v", on, p.Status.Leaving, nodes), nil
+		}
+		return "", nil
+	}
+}
+
+// pools returns the scenarios of changes of pools.
+func pools() map[string][]Scenario {
+	labels := map[string]string{"disks": "nvme"}
+	change := func(u api.PoolUpdate) Accept { return on((*admit).UpdatePool, "fast", u) }
+	return map[string][]Scenario{api.OpPoolUpdate: {
+		{
+			Name: "pool.update", Prepare: []Accept{poolOn("", false, "a1", "a2")}, Check: has("a1", "a3"),
+			Accept: change(api.PoolUpdate{AddAgents: []string{"a3"}, RemoveAgents: []string{"a2"}, Labels: &labels}),
+		},
+		{
+			Name: "pool.update, several nodes", Prepare: []Accept{poolOn("", false, "a1")}, Check: has("a1", "a2", "a3"),
+			Accept: change(api.PoolUpdate{AddAgents: []string{"a1", "a2", "a3"}}),
+		},
+		{
+			Name: "pool.update, shared", Prepare: []Accept{poolOn(netDir, true, "a1", "a2")}, Check: has("a2", "a3"),
+			Accept: change(api.PoolUpdate{AddAgents: []string{"a3"}, RemoveAgents: []string{"a1"}}),
+			// It sees the directory from the moment it is asked, whether it has the pool or not.
+			Ignore: func(line string) bool { return strings.HasPrefix(line, "a3: pool ") },
+		},
+		{
+			Name: "pool.update, without a dead node", Prepare: []Accept{poolOn("", false, "a1", "a2", "a3")}, Plant: died("a2"), Check: has("a1"),
+			Accept: change(api.PoolUpdate{RemoveAgents: []string{"a2", "a3"}}),
+		},
+	}}
+}

@@ -26,6 +26,7 @@ func TestOnlyWhatWasWishedIsCancelled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
 			if c.cause != nil {
 				cancel(c.cause)
 			}

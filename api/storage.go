@@ -40,8 +40,8 @@ type PoolStatus struct {
 }
 
 // Takes reports whether something new may be put into the pool on a node: it has the pool, and keeps it.
-func (p *Pool) Takes(agent string) bool {
-	return slices.Contains(p.Spec.Agents, agent) && !slices.Contains(p.Status.Leaving, agent)
+func (v *Pool) Takes(agent string) bool {
+	return slices.Contains(v.Spec.Agents, agent) && !slices.Contains(v.Status.Leaving, agent)
 }
 
 // PoolCreate is the request for a pool.

@@ -99,12 +99,10 @@ func startVMUpdate(op steps.Op) (s vmChange, err error) {
 	if s.vmState, err = startVM(op); err != nil {
 		return s, err
 	}
-	for raw, to := range map[*json.RawMessage]*bool{&op.Input: &s.HA, &op.Before: &s.Before} {
-		if err := json.Unmarshal(*raw, to); err != nil {
-			return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
-		}
+	if err = json.Unmarshal(op.Input, &s.HA); err == nil {
+		err = json.Unmarshal(op.Before, &s.Before)
 	}
-	return s, nil
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
 }
 
 func markHA(r *saga.Run, s *vmChange, ha bool) error {

@@ -146,5 +146,5 @@ func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *pro
 	if ag.Status.Alive() {
 		return no.Try("move those away (gnext host drain %s), or delete them", ag.Name)
 	}
-	return no.Try("wait until they are restarted elsewhere, bring the node back, or delete them; see: gnext host get %s", ag.Name)
+	return no.Try("wait until they are restarted elsewhere, or the node is back; see: gnext host get %s", ag.Name)
 }

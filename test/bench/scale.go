@@ -176,7 +176,7 @@ func (s *scaleRun) measure() error {
 		if time.Since(begun) > 5*time.Minute {
 			return fmt.Errorf("%d of %d nodes are ready", ready, s.nodes)
 		}
-		time.Sleep(200 * time.Millisecond)
+		<-time.After(200 * time.Millisecond)
 	}
 	fmt.Printf("\n%d simulated nodes were ready after %.1f s.\n", s.nodes, time.Since(begun).Seconds())
 	if err := s.base(); err != nil {
@@ -229,7 +229,10 @@ func (s *scaleRun) burstOf(n int) error {
 			if _, err := client.List[*api.VM](listing, s.c, api.DefaultProject, client.ListOptions{PageSize: 100}); err == nil {
 				lists = append(lists, time.Since(t))
 			}
-			time.Sleep(50 * time.Millisecond)
+			select {
+			case <-listing.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
 		}
 	})
 	cpu := cpuOf(s.server.Process.Pid)

@@ -74,7 +74,8 @@ func (w *World) execute(in *steps.Op, j *injector) error {
 	env := suite.NewTestWorkflowEnvironment()
 	env.SetTestTimeout(time.Minute)
 	env.SetStartTime(w.now.get())
-	defer w.now.follow(w.now.follow(env.Now))
+	before := w.now.follow(env.Now)
+	defer func() { w.now.follow(before) }()
 	env.SetWorkerOptions(sdkworker.Options{
 		Interceptors:             []interceptor.WorkerInterceptor{&worker{w: w, j: j}},
 		DeadlockDetectionTimeout: time.Minute, // a busy machine is no fault of the workflow

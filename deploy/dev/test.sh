@@ -50,11 +50,11 @@ mapfile -t ALL < <(go list "${@:-./...}")
 # Race detection would have the whole Temporal server built again, which takes longer than all tests.
 mapfile -t SERVER < <(go list -test -f '{{.ImportPath}} {{join .Deps " "}}' "${ALL[@]}" | grep ' go\.temporal\.io/server/' |
   sed 's/ .*//; s/\.test$//' | sort -u | grep -xF -f <(printf '%s\n' "${ALL[@]}") || true)
-CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) OUTAGE=$(go list ./activities/compute/libvirt)
-RACE=() OUTAGES=() CRASHES=() MANY=()
+CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) FAULT=$(go list ./test/fault) OUTAGE=$(go list ./activities/compute/libvirt)
+RACE=() OUTAGES=() CRASHES=() MANY=() FAULTS=()
 for p in "${ALL[@]}"; do
   case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || [ "$p" = "$NODES" ] || continue ;; esac
-  case $p in "$CRASH") CRASHES=("$p") ;; "$NODES") MANY=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
+  case $p in "$CRASH") CRASHES=("$p") ;; "$NODES") MANY=("$p") ;; "$FAULT") FAULTS=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
 done
 
 # --- real parts for the drivers' own tests ----------------------------------------------------------------------
@@ -97,6 +97,8 @@ group() {
   echo "($(secs "$t") s)"
 }
 [ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${RACE[@]}"
+# Thousands of runs in memory, which race detection would make take ten times as long.
+[ ${#FAULTS[@]} = 0 ] || group "faults" -timeout 20m "${FAULTS[@]}"
 # It kills and freezes its libvirtd, so it gets one of its own.
 [ ${#OUTAGES[@]} = 0 ] || NEXTSTACK_TEST_LIBVIRT=${NEXTSTACK_TEST_LIBVIRT:+$(libvirt b)} NEXTSTACK_TEST_SANDBOX_NODE=b SANDBOX_DIR=$PARTS \
   group "outages of libvirt" -race -timeout 10m "${OUTAGES[@]}"

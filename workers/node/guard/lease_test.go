@@ -219,4 +219,12 @@ func (w *world) join(ctx context.Context) {
 		require.NoError(w.t, err)
 		w.agent, w.handle, w.other, w.otherHandle = w.other, w.otherHandle, j.ID, h
 	}
+	d := store.NewDraft(auth.ControlPlane("test")) // with something on it that may be started elsewhere
+	d.Create(&api.VM{
+		Meta: api.Meta{ID: api.NewID(), Name: "precious", Project: api.DefaultProject}, Spec: api.VMSpec{HA: true},
+		Status: api.VMStatus{Phase: api.PhaseRunning, Agent: w.agent},
+	})
+	revision, err := d.Commit(ctx, w.kv)
+	require.NoError(w.t, err)
+	require.NoError(w.t, w.cache.WaitFor(ctx, revision))
 }

@@ -125,8 +125,8 @@ func (w *world) isDrain(t *testing.T, plan *api.MovePlan, h *stack.Host, leave i
 	require.Len(t, plan.Moves, leave, "%+v", plan)
 	require.Len(t, plan.Stays, 1, "%+v", plan)
 	require.Equal(t, "stays", plan.Stays[0].VM.Name)
+	require.Equal(t, h.Name, plan.Stays[0].From)
 	require.Contains(t, plan.Stays[0].Reason, "pinned")
-	require.Contains(t, plan.Stays[0].Reason, h.Name)
 }
 
 func (w *world) host(name string) *stack.Host {

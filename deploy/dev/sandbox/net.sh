@@ -43,7 +43,8 @@ running_nodes() { local n; for n in $(nodes); do holder "$n" >/dev/null && echo 
 # The userspace datapath forwards frames as they are: a veth's "checksum to be filled in later" never gets filled in.
 fab_ethtool() { nsenter --net="/run/netns/$FAB" ethtool -K "$1" tx off >/dev/null; }
 
-# plug NODE HOLDER-PID N: the node's two NICs
+# plug NODE HOLDER-PID N: the node's two NICs. Their addresses are those of the node, as a machine keeps its own when it boots:
+# the tunnels of the others, in user space, remember for many minutes where they sent to.
 plug() {
   local node=$1 h=$2 num=$3 i
   for i in "m-$node" "d-$node"; do ip -n "$FAB" link del "$i" 2>/dev/null || true; done
@@ -55,6 +56,8 @@ link set d-$node master br1 up
 E
   fab_ethtool "d-$node"
   nsenter -t "$h" -n ip -b - <<E
+link set eth0 address $(printf '02:5b:00:00:00:%02x' "$num")
+link set eth1 address $(printf '02:5b:00:00:01:%02x' "$num")
 addr add $NET.$num/24 dev eth0
 link set eth0 up
 link set eth1 up

@@ -26,7 +26,7 @@ func testDrain(t *testing.T, w *world) {
 	dry, err := w.Client.PlanDrain(t.Context(), host.Name, api.HostDrain{})
 	require.NoError(t, err)
 	require.Nil(t, dry.Error)
-	w.isDrain(t, dry.Plan, host, 2)
+	isDrain(t, dry.Plan, 2)
 
 	// A move stands until it hears that the drain was cancelled.
 	point := stack.Point{Kind: api.OpVMMigrate, Step: "move", At: stack.Before}
@@ -61,7 +61,7 @@ func testDrain(t *testing.T, w *world) {
 	id = w.drain(t, host, api.HostDrain{Reason: "new fans"})
 	w.succeed(t, id)
 	plan := w.planOf(t, id)
-	w.isDrain(t, plan, host, 2)
+	isDrain(t, plan, 2)
 	for _, m := range plan.Moves {
 		require.Equal(t, api.OpSucceeded, m.State, "%+v", m)
 		child, err := w.Client.Operation(t.Context(), m.Operation)
@@ -81,7 +81,7 @@ func testDrain(t *testing.T, w *world) {
 
 	id = w.drain(t, host, api.HostDrain{Reason: "new fans"})
 	w.succeed(t, id)
-	w.isDrain(t, w.planOf(t, id), host, 0)
+	isDrain(t, w.planOf(t, id), 0)
 
 	open, none := false, ""
 	op, err := client.Change(t.Context(), w.Client, "", host.Name, &api.AgentUpdate{Cordoned: &open, CordonReason: &none}, client.Write{})
@@ -120,7 +120,7 @@ func (w *world) planOf(t *testing.T, id string) *api.MovePlan {
 }
 
 // isDrain fails t unless so many VMs go, and the pinned one stays for that reason.
-func (w *world) isDrain(t *testing.T, plan *api.MovePlan, h *stack.Host, leave int) {
+func isDrain(t *testing.T, plan *api.MovePlan, leave int) {
 	t.Helper()
 	require.Len(t, plan.Moves, leave, "%+v", plan)
 	require.Len(t, plan.Stays, 1, "%+v", plan)

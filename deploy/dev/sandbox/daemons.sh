@@ -56,14 +56,18 @@ cmd_ovs() {
     ovs-vsctl --timeout=20 --no-wait init -- set Open_vSwitch . external_ids:system-id="$node" external_ids:hostname="$node"
     ovs-vswitchd unix:$S/db.sock --pidfile=$S/ovs-vswitchd.pid --log-file=$L/ovs-vswitchd.log --detach --no-chdir -vconsole:off
     # Tunnels of the userspace datapath need their source address on a bridge of that datapath which holds the NIC.
+    # The other nodes must always hear the same hardware address for it: not a new one after a power cut, and not that of eth1,
+    # for which the kernel would answer, too. What comes for that address ends in no tunnel, and they remember it for minutes.
+    echo 1 > /proc/sys/net/ipv4/conf/eth1/arp_ignore
     ovs-vsctl --timeout=30 --may-exist add-br br-int -- set bridge br-int datapath_type=netdev fail_mode=secure \
-      -- --may-exist add-br br-ex -- set bridge br-ex datapath_type=netdev fail_mode=standalone \
+      -- --may-exist add-br br-ex -- set bridge br-ex datapath_type=netdev fail_mode=standalone "other_config:hwaddr=$3" \
       -- --may-exist add-port br-ex eth1
     # While a guest moves, its next node sees what it is sent and not what it answers. The userspace datapath then takes the
     # sequence numbers of an old connection for wrong ones, and drops its segments for half a minute; the kernel does not.
     ovs-appctl --timeout=20 dpctl/ct-disable-tcp-seq-chk >/dev/null
     ip addr replace "$ip/24" dev br-ex; ip link set br-ex mtu 1600 up
-    ethtool -K br-ex tx off >/dev/null' ovs "$node" "$DATA_NET.$(cat "$d/num")" </dev/null >>"$d/log/ovs.out" 2>&1 ||
+    ethtool -K br-ex tx off >/dev/null' ovs "$node" "$DATA_NET.$(cat "$d/num")" "$(printf '02:5b:00:00:02:%02x' "$(cat "$d/num")")" \
+    </dev/null >>"$d/log/ovs.out" 2>&1 ||
     die "Open vSwitch did not start on $node: $(tail -n 5 "$d/log/ovs.out")"
   say "Open vSwitch started on $node (br-int, br-ex at $DATA_NET.$(cat "$d/num"))"
 }

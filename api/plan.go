@@ -162,6 +162,8 @@ type PoolOnNode struct {
 	Agent string `json:"agent,omitempty"`
 	// Join: another agent has made the directory a pool already. This one must find the very same, and makes nothing.
 	Join bool `json:"join,omitempty"`
+	// Source is where the storage is that is not the node's own.
+	Source PoolSource `json:"source,omitzero"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.

@@ -18,15 +18,28 @@ type Pool struct {
 // ResourceKind implements Resource.
 func (*Pool) ResourceKind() Kind { return KindPool }
 
-// PoolDir is the pool type that keeps volumes as files in a directory of each node.
-const PoolDir = "dir"
+// Pool types.
+const (
+	PoolDir     = "dir"       // files in a directory of each node
+	PoolNFS     = "nfs"       // files of an NFS server
+	PoolGluster = "glusterfs" // files of a GlusterFS volume
+	PoolRBD     = "rbd"       // block devices of a Ceph cluster
+)
+
+// PoolSource says where the storage of a pool is that does not belong to its nodes. Secrets are not in it.
+type PoolSource struct {
+	Hosts []string `json:"hosts,omitempty" doc:"Servers, as HOST or HOST:PORT: Ceph monitors, the NFS server, GlusterFS servers"`
+	Name  string   `json:"name,omitempty" doc:"Ceph pool, GlusterFS volume, or exported path of the NFS server"`
+	User  string   `json:"user,omitempty" doc:"User of the Ceph cluster, without client."`
+}
 
 // PoolSpec says where a pool is.
 type PoolSpec struct {
-	Type   string   `json:"type" enum:"dir"`
-	Path   string   `json:"path" doc:"Absolute directory, the same on every agent of the pool"`
-	Shared bool     `json:"shared,omitempty" doc:"All its agents see the same files there: a network file system"`
-	Agents []string `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
+	Type   string     `json:"type" enum:"dir"`
+	Path   string     `json:"path" doc:"Absolute directory, the same on every agent of the pool"`
+	Shared bool       `json:"shared,omitempty" doc:"All its agents see the same files there: a network file system"`
+	Source PoolSource `json:"source,omitzero"`
+	Agents []string   `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
 }
 
 // PoolStatus is what the agents say about a pool.
@@ -147,30 +160,4 @@ func (r *ImageCreate) Validate() error {
 
 func isSHA256(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
-}
-
-// Volume is a disk. Its ID names the file.
-type Volume struct {
-	Meta
-	Spec   VolumeSpec   `json:"spec"`
-	Status VolumeStatus `json:"status"`
-}
-
-// ResourceKind implements Resource.
-func (*Volume) ResourceKind() Kind { return KindVolume }
-
-// VolumeSpec says what the volume is.
-type VolumeSpec struct {
-	Size  int64  `json:"size" doc:"Bytes"`
-	Pool  string `json:"pool" doc:"Pool ID"`
-	Image string `json:"image,omitempty" doc:"Image ID it was made from"`
-	VM    string `json:"vm,omitempty" doc:"VM ID it belongs to"`
-	Root  bool   `json:"root" doc:"Lives and dies with its VM"`
-}
-
-// VolumeStatus says where the volume is.
-type VolumeStatus struct {
-	Phase  Phase  `json:"phase"`
-	Reason string `json:"reason,omitempty"`
-	Agent  string `json:"agent,omitempty" doc:"Agent ID whose pool directory holds the file; of a shared pool, the node of its VM"`
 }

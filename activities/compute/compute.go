@@ -5,6 +5,7 @@ package compute
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -96,11 +97,42 @@ type Event struct {
 	VM string // may be empty: look at all
 }
 
-// DomainFiles are the files of a VM on this node.
+// DomainFiles are the disks of a VM as this node's hypervisor opens them.
 type DomainFiles struct {
-	Disk string // root disk, qcow2
-	Seed string // read-only cloud-init seed; empty: none
+	Disk DiskSource   // root disk
+	Seed DiskSource   // read-only cloud-init seed; none if it is not set
+	Data []DiskSource // of the plan's data disks, in their order
 }
+
+// All returns the disks that there are.
+func (f DomainFiles) All() []DiskSource {
+	return slices.DeleteFunc(append([]DiskSource{f.Disk, f.Seed}, f.Data...), func(s DiskSource) bool { return !s.IsSet() })
+}
+
+// DiskSource is where a hypervisor finds a disk: a file, or an image of a storage cluster.
+type DiskSource struct {
+	Format string    // api.FormatQCOW2 or api.FormatRaw; it is never guessed
+	File   string    // absolute path
+	RBD    *RBDImage // nil: it is a file
+}
+
+// RBDImage is a block device of a Ceph cluster.
+type RBDImage struct {
+	Monitors []string // HOST:PORT
+	Pool     string
+	Image    string
+	User     string // of cephx, without "client."
+	Secret   string // UUID under which libvirt knows the user's key
+}
+
+// IsSet reports whether there is a disk.
+func (s DiskSource) IsSet() bool { return s.File != "" || s.RBD != nil }
+
+// QCOW2 is a qcow2 file.
+func QCOW2(path string) DiskSource { return DiskSource{Format: api.FormatQCOW2, File: path} }
+
+// Raw is a file that is the disk byte by byte.
+func Raw(path string) DiskSource { return DiskSource{Format: api.FormatRaw, File: path} }
 
 // Timing of a guest's shutdown and restart.
 const (

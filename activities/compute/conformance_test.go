@@ -26,7 +26,7 @@ type subject struct {
 func TestFakeConforms(t *testing.T) {
 	conform(t, subject{
 		&compute.Fake{Deaf: true, Inv: api.Inventory{Arch: "x86_64", Accel: "tcg", Machine: "pc", Emulator: "/q", Cores: 2, Memory: api.GiB}},
-		func(*testing.T, string) compute.DomainFiles { return compute.DomainFiles{Disk: "/disk"} },
+		func(*testing.T, string) compute.DomainFiles { return compute.DomainFiles{Disk: compute.QCOW2("/disk")} },
 	})
 }
 
@@ -44,7 +44,7 @@ func TestLibvirtConforms(t *testing.T) {
 		disk := filepath.Join(dir, vm+".qcow2")
 		out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M").CombinedOutput()
 		require.NoError(t, err, "%s", out)
-		return compute.DomainFiles{Disk: disk}
+		return compute.DomainFiles{Disk: compute.QCOW2(disk)}
 	}})
 }
 

@@ -142,7 +142,7 @@ func (f *Fake) define(ctx context.Context, plan steps.VMPlan, files DomainFiles)
 	if err != nil && !problem.Is(err, problem.NotFound) {
 		return nil, err
 	}
-	if !api.IsUUID(plan.VM) || files.Disk == "" {
+	if !api.IsUUID(plan.VM) || !files.Disk.IsSet() {
 		return nil, problem.New(problem.Invalid, "the plan of vm %s has no ID or no disk", plan.Name)
 	}
 	if plan.CPUModel != "" && len(f.Inv.CPUModels) > 0 && !slices.Contains(f.Inv.CPUModels, plan.CPUModel) {

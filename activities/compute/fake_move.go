@@ -75,7 +75,7 @@ func (f *Fake) CheckIncoming(ctx context.Context, req steps.IncomingRequest, fil
 		return steps.Incoming{}, AlreadyHere(req.Plan.VM)
 	case f.uri == "":
 		return steps.Incoming{}, NoPeer()
-	case files.Disk == "":
+	case !files.Disk.IsSet():
 		return steps.Incoming{}, problem.New(problem.Invalid, "the plan of vm %s has no disk", req.Plan.Name)
 	}
 	if err := CanArrive(req.Leaving, f.Inv.HostUUID, f.Inv.Accel, f.Inv.Arch); err != nil {

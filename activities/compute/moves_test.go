@@ -27,7 +27,7 @@ func fakes(t *testing.T) computetest.Rig {
 		A: a, B: b,
 		Boot: func(t *testing.T, shared, restless bool) computetest.Guest {
 			plan := steps.VMPlan{VM: api.NewID(), Name: "mover", VCPUs: 1, Memory: api.GiB, Disk: steps.DiskPlan{Shared: shared}}
-			files := compute.DomainFiles{Disk: "/disk"}
+			files := compute.DomainFiles{Disk: compute.QCOW2("/disk")}
 			a.Restless(restless)
 			require.NoError(t, a.Create(t.Context(), plan, files))
 			return computetest.Guest{Plan: plan, At: files, To: files, Restless: restless}

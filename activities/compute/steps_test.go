@@ -36,7 +36,7 @@ func TestSteps(t *testing.T) {
 		if missing {
 			return compute.DomainFiles{}, errors.New("no such pool")
 		}
-		return compute.DomainFiles{Disk: "/pool/" + p.Disk.Volume}, nil
+		return compute.DomainFiles{Disk: compute.QCOW2("/pool/" + p.Disk.Volume)}, nil
 	})
 	plan := steps.VMPlan{VM: api.NewID(), Name: "web", VCPUs: 1, Memory: api.GiB}
 
@@ -91,7 +91,7 @@ func TestStepsOfMoves(t *testing.T) {
 	host := func(f *compute.Fake) *testsuite.TestActivityEnvironment {
 		env := suite.NewTestActivityEnvironment()
 		compute.Register(env, &activities.Host{Log: slog.New(slog.DiscardHandler)}, f, func(p steps.VMPlan) (compute.DomainFiles, error) {
-			return compute.DomainFiles{Disk: "/pool/" + p.Disk.Volume}, nil
+			return compute.DomainFiles{Disk: compute.QCOW2("/pool/" + p.Disk.Volume)}, nil
 		})
 		return env
 	}

@@ -87,12 +87,12 @@ func TestEveryKindOfLeakIsFound(t *testing.T) {
 		extra bool
 	}{
 		"domain": {func(t *testing.T, w *fault.World) {
-			require.NoError(t, node(w).Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: "d"}))
+			require.NoError(t, node(w).Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: compute.QCOW2("d")}))
 		}, "libvirt", "domain", true},
 		"domain on the wrong node": {func(t *testing.T, w *fault.World) {
 			for _, n := range w.Nodes {
 				if n != home(t, w) {
-					require.NoError(t, n.Compute.Create(ctx, steps.VMPlan{VM: vm(t, w).ID}, compute.DomainFiles{Disk: "d"}))
+					require.NoError(t, n.Compute.Create(ctx, steps.VMPlan{VM: vm(t, w).ID}, compute.DomainFiles{Disk: compute.QCOW2("d")}))
 				}
 			}
 		}, "libvirt", "domain", true},
@@ -209,7 +209,7 @@ func TestARepairRemovesWhatNobodyOwnsAndNothingElse(t *testing.T) {
 	clean, err := w.Dump(ctx)
 	require.NoError(t, err)
 	id := api.NewID()
-	require.NoError(t, w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: "d"}))
+	require.NoError(t, w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: compute.QCOW2("d")}))
 	w.Nodes[1].Stray(ctx, "volume", id)
 	require.NoError(t, w.Network.WireVPC(ctx, steps.VPCWiring{VPC: id, Name: "v", Project: "p", CIDR: "10.9.0.0/16"}))
 	require.NoError(t, w.Network.WireSubnet(ctx, steps.SubnetWiring{Subnet: api.NewID(), Name: "s", Project: "p", VPC: id, CIDR: "10.9.0.0/24", Gateway: "10.9.0.1"}))

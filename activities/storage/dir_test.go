@@ -52,7 +52,7 @@ func TestOverlayIsWhatWasAsked(t *testing.T) {
 	require.NoError(t, w.MakeDisk(t.Context(), p, w.src, nil))
 	files, err := storage.Locate(p)
 	require.NoError(t, err)
-	f, err := os.Open(files.Disk)
+	f, err := os.Open(files.Disk.File)
 	require.NoError(t, err)
 	defer f.Close()
 	info, err := f.Stat()
@@ -77,7 +77,7 @@ func TestHalfMadeFilesAreReplaced(t *testing.T) {
 	p := w.plan()
 	files, err := storage.Locate(p)
 	require.NoError(t, err)
-	for _, path := range []string{files.Disk, files.Seed, filepath.Join(w.pool.Path, "backing", w.sha)} {
+	for _, path := range []string{files.Disk.File, files.Seed.File, filepath.Join(w.pool.Path, "backing", w.sha)} {
 		require.NoError(t, os.WriteFile(path+".tmp", []byte("half"), 0o600))
 	}
 	require.NoError(t, os.Mkdir(filepath.Join(w.pool.Path, "seeds", p.VM+".work"), 0o700))
@@ -161,12 +161,12 @@ func TestLinksInAPoolAreNotFollowed(t *testing.T) {
 	p := w.plan()
 	files, err := storage.Locate(p)
 	require.NoError(t, err)
-	require.NoError(t, os.Symlink(precious, files.Disk))
+	require.NoError(t, os.Symlink(precious, files.Disk.File))
 	require.Error(t, w.MakeDisk(t.Context(), p, w.src, nil))
 	require.Equal(t, 1, w.kinds(t)[storage.KindOther])
-	require.NoError(t, w.Remove(t.Context(), w.pool, steps.FileFound{Pool: w.pool.Pool, Path: files.Disk}))
+	require.NoError(t, w.Remove(t.Context(), w.pool, steps.FileFound{Pool: w.pool.Pool, Path: files.Disk.File}))
 	require.FileExists(t, precious)
-	require.NoError(t, os.Symlink(precious, files.Disk+".tmp"))
+	require.NoError(t, os.Symlink(precious, files.Disk.File+".tmp"))
 	require.NoError(t, w.MakeDisk(t.Context(), p, w.src, nil))
 	b, err := os.ReadFile(precious)
 	require.NoError(t, err)

@@ -28,7 +28,7 @@ func (f *Fake) Content(plan steps.VMPlan) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if p := f.pools[plan.Disk.PoolPath]; err == nil && p != nil {
-		return string(p.files[where.Disk].data)
+		return string(p.files[where.Disk.File].data)
 	}
 	return ""
 }
@@ -59,7 +59,7 @@ func (f *Fake) OpenDisk(_ context.Context, plan steps.VMPlan) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, there := pool.files[where.Disk]
+	file, there := pool.files[where.Disk.File]
 	switch {
 	case !there:
 		return nil, problem.New(problem.NotFound, "vm %s has no disk here", plan.Name)
@@ -139,10 +139,10 @@ func (f *Fake) build(ctx context.Context, plan steps.VMPlan, src Source, volume 
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := volume(pool, where.Disk); err != nil {
+	if err := volume(pool, where.Disk.File); err != nil {
 		return err
 	}
-	pool.files[where.Seed] = fakeFile{kind: KindSeed, id: plan.VM}
+	pool.files[where.Seed.File] = fakeFile{kind: KindSeed, id: plan.VM}
 	return nil
 }
 
@@ -171,8 +171,8 @@ func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath); err == nil {
-		delete(pool.files, where.Disk)
-		delete(pool.files, where.Seed)
+		delete(pool.files, where.Disk.File)
+		delete(pool.files, where.Seed.File)
 	}
 	return nil
 }

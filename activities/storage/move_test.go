@@ -42,7 +42,7 @@ func pair(t *testing.T) (a, b *world, p steps.VMPlan, disk string) {
 	require.NoError(t, a.MakeDisk(t.Context(), p, a.src, nil))
 	where, err := storage.Locate(p)
 	require.NoError(t, err)
-	return a, b, p, where.Disk // the link is that of node a
+	return a, b, p, where.Disk.File // the link is that of node a
 }
 
 // onB returns the path of a's file as it is on b.

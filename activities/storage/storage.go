@@ -82,8 +82,8 @@ func Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 		return compute.DomainFiles{}, err
 	}
 	return compute.DomainFiles{
-		Disk: filepath.Join(plan.Disk.PoolPath, volumesDir, plan.Disk.Volume+volumeExt),
-		Seed: filepath.Join(plan.Disk.PoolPath, seedsDir, plan.VM+seedExt),
+		Disk: compute.QCOW2(filepath.Join(plan.Disk.PoolPath, volumesDir, plan.Disk.Volume+volumeExt)),
+		Seed: compute.Raw(filepath.Join(plan.Disk.PoolPath, seedsDir, plan.VM+seedExt)),
 	}, nil
 }
 

@@ -73,7 +73,7 @@ func (n *Node) cloneTo(ctx context.Context, w *World) error {
 			c.Compute.AddStranger(d.ID, d.Name)
 			continue
 		}
-		plan, files := steps.VMPlan{VM: d.ID, HA: n.Compute.HA(d.ID)}, compute.DomainFiles{Disk: "disk"}
+		plan, files := steps.VMPlan{VM: d.ID, HA: n.Compute.HA(d.ID)}, compute.DomainFiles{Disk: compute.QCOW2("disk")}
 		if d.Phase == api.PhaseStopped {
 			err = c.Compute.Define(ctx, plan, files)
 		} else {

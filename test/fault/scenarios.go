@@ -172,7 +172,7 @@ func plantStrays(ctx context.Context, w *World) error {
 		return err
 	}
 	w.Nodes[0].Stray(ctx, storage.KindVolume, id)
-	if err := w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: "disk"}); err != nil {
+	if err := w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: compute.QCOW2("disk")}); err != nil {
 		return err
 	}
 	_, err := w.KV.Commit(ctx, store.Tx{Puts: []store.Put{{

@@ -110,7 +110,7 @@ func TestStraysAreRemovedFirst(t *testing.T) {
 	f.lease = newLease(nil, f.log)
 	stray, stays := api.NewID(), api.NewID()
 	for _, vm := range []string{stray, stays} {
-		require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: "/d"}))
+		require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
 	}
 	s.orders = api.AgentOrders{Stop: []string{stray, api.NewID()}}
 	f.start(t)
@@ -132,7 +132,7 @@ func TestHAGuestsNeedALease(t *testing.T) {
 	}
 	ha, other := steps.VMPlan{VM: api.NewID(), Name: "ha", HA: true}, steps.VMPlan{VM: api.NewID(), Name: "other"}
 	for _, p := range []steps.VMPlan{ha, other} {
-		require.NoError(t, f.driver.Create(t.Context(), p, compute.DomainFiles{Disk: "/d"}))
+		require.NoError(t, f.driver.Create(t.Context(), p, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
 		f.driver.PowerOff(p.VM)
 	}
 	require.NoError(t, start(other))

@@ -187,7 +187,7 @@ func TestAgentJoinsOnceAndReports(t *testing.T) {
 	_, err := f.pool.Prepare(t.Context(), pool)
 	require.NoError(t, err)
 	vm := api.NewID()
-	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: "/d"}))
+	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
 	f.driver.AddStranger(api.NewID(), "stranger")
 	stop := f.start(t)
 
@@ -217,7 +217,7 @@ func TestAgentSaysThatLibvirtIsAway(t *testing.T) {
 	s := newServer(t)
 	f := newAgent(t, s, func(c *Config) { c.ReportEvery = 100 * time.Millisecond })
 	vm := api.NewID()
-	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: "/d"}))
+	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
 	f.start(t)
 	good := s.wait(t, "no error", func(r api.AgentReport) bool { return r.Error == "" })
 	f.driver.Disconnect(true)
@@ -317,7 +317,7 @@ func TestLookAndRepair(t *testing.T) {
 	require.NoError(t, err)
 	volume, vm := api.NewID(), api.NewID()
 	f.pool.Put(pool, "volumes/"+volume+".qcow2", storage.KindVolume, volume)
-	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: "/d"}))
+	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
 	f.sw.ports = []steps.PortFound{{Name: "tap1", Port: api.NewID()}}
 
 	var suite testsuite.WorkflowTestSuite

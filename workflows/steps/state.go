@@ -63,18 +63,19 @@ type VMRef struct {
 
 // VMPlan is all that a node needs to know of a VM. No secret is in it: the agent fetches the seed itself.
 type VMPlan struct {
-	VM        string    `json:"vm"`
-	Name      string    `json:"name"`
-	Project   string    `json:"project"`
-	Agent     string    `json:"agent"`
-	AgentName string    `json:"agentName"`
-	VCPUs     int       `json:"vcpus"`
-	Memory    int64     `json:"memory"` // bytes
-	Hostname  string    `json:"hostname"`
-	Disk      DiskPlan  `json:"disk"`
-	NICs      []NICPlan `json:"nics"`
-	CPUModel  string    `json:"cpuModel,omitempty"` // named model that the guest must have; empty: the node's choice
-	HA        bool      `json:"ha,omitempty"`       // to be stopped when the node's lease ends
+	VM        string     `json:"vm"`
+	Name      string     `json:"name"`
+	Project   string     `json:"project"`
+	Agent     string     `json:"agent"`
+	AgentName string     `json:"agentName"`
+	VCPUs     int        `json:"vcpus"`
+	Memory    int64      `json:"memory"` // bytes
+	Hostname  string     `json:"hostname"`
+	Disk      DiskPlan   `json:"disk"`
+	Data      []DataDisk `json:"data,omitempty"` // volumes that it has besides its root disk
+	NICs      []NICPlan  `json:"nics"`
+	CPUModel  string     `json:"cpuModel,omitempty"` // named model that the guest must have; empty: the node's choice
+	HA        bool       `json:"ha,omitempty"`       // to be stopped when the node's lease ends
 }
 
 // Placement is a VM that has its place: what its node needs to know, and what the network needs to know.
@@ -88,14 +89,18 @@ type Placement struct {
 
 // DiskPlan is a root disk to be made from an image.
 type DiskPlan struct {
-	Volume      string `json:"volume"`
-	Pool        string `json:"pool"`
-	PoolPath    string `json:"poolPath"`
-	Size        int64  `json:"size"` // bytes
-	Image       string `json:"image"`
-	ImageSHA256 string `json:"imageSHA256"`
-	ImageSize   int64  `json:"imageSize"`        // bytes of the file to fetch
-	Shared      bool   `json:"shared,omitempty"` // the pool is the same on all its nodes
+	Volume      string         `json:"volume"`
+	Pool        string         `json:"pool"`
+	PoolPath    string         `json:"poolPath"`
+	Size        int64          `json:"size"` // bytes
+	Image       string         `json:"image"`
+	ImageSHA256 string         `json:"imageSHA256"`
+	ImageSize   int64          `json:"imageSize"`        // bytes of the file to fetch
+	Shared      bool           `json:"shared,omitempty"` // the pool is the same on all its nodes
+	Type        string         `json:"type,omitempty"`   // of the pool; empty: api.PoolDir
+	Source      api.PoolSource `json:"source,omitzero"`  // of the pool
+	Layer       string         `json:"layer,omitempty"`  // as VolumePlan
+	QoS         api.VolumeQoS  `json:"qos,omitzero"`
 }
 
 // NICPlan is a network interface to be given to a domain.

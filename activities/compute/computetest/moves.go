@@ -222,7 +222,7 @@ func refusals(t *testing.T, r Rig) {
 func hostUUID(t *testing.T, d compute.Driver, vm string) string {
 	t.Helper()
 	plan := steps.VMPlan{VM: api.NewID(), Name: "uuid", Project: "default", VCPUs: 1, Memory: 64 * api.MiB, Disk: steps.DiskPlan{Volume: vm}}
-	require.NoError(t, d.Define(t.Context(), plan, compute.DomainFiles{Disk: "/nonexistent"}))
+	require.NoError(t, d.Define(t.Context(), plan, compute.DomainFiles{Disk: compute.QCOW2("/nonexistent")}))
 	defer func() { require.NoError(t, d.Remove(t.Context(), plan.VM)) }()
 	l, err := d.Describe(t.Context(), plan.VM)
 	require.NoError(t, err)
@@ -233,7 +233,7 @@ func hostUUID(t *testing.T, d compute.Driver, vm string) string {
 
 func definitions(t *testing.T, r Rig) {
 	plan := steps.VMPlan{VM: api.NewID(), Name: "defined", Project: "default", VCPUs: 1, Memory: 64 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()}}
-	files := compute.DomainFiles{Disk: "/nonexistent"}
+	files := compute.DomainFiles{Disk: compute.QCOW2("/nonexistent")}
 	t.Cleanup(func() { require.NoError(t, r.A.Remove(context.Background(), plan.VM)) })
 	s, err := r.A.Look(t.Context(), plan.VM)
 	require.NoError(t, err)

@@ -109,10 +109,10 @@ func (n *Nodes) boot(t *testing.T, d [2]*libvirt.Driver, shared, restless bool) 
 	if restless {
 		data = restlessData
 	}
-	g.At = compute.DomainFiles{Disk: n.disk(t, volume+"-a"), Seed: n.seed(t, vm, data)}
+	g.At = compute.DomainFiles{Disk: compute.QCOW2(n.disk(t, volume+"-a")), Seed: compute.Raw(n.seed(t, vm, data))}
 	g.To = g.At
 	if !shared {
-		g.To.Disk = n.disk(t, volume+"-b")
+		g.To.Disk = compute.QCOW2(n.disk(t, volume+"-b"))
 	}
 	require.NoError(t, d[0].Create(t.Context(), g.Plan, g.At))
 	console := domain.ConsoleLog(filepath.Join(n.Dir, "consoles-"+n.Names[0]), vm)

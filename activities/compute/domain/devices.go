@@ -23,12 +23,16 @@ func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles
 	}
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device: "disk",
-		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2", Cache: cache, Discard: "unmap"},
-		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Disk}},
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Disk.Format, Cache: cache, Discard: "unmap"},
+		Source: source(files.Disk),
 		Target: &libvirtxml.DomainDiskTarget{Dev: RootDisk, Bus: "virtio"},
 		Serial: diskSerial(plan.Disk.Volume),
 		Boot:   &libvirtxml.DomainDeviceBoot{Order: 1},
 	})
+}
+
+func source(s compute.DiskSource) *libvirtxml.DomainDiskSource {
+	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: s.File}}
 }
 
 // diskSerial is the beginning of a volume's ID, as much of it as virtio shows to the guest.
@@ -40,13 +44,13 @@ func diskSerial(volume string) string {
 // seed is a virtio disk and not a CD drive: all architectures have the former, and probing for the latter takes a guest
 // seconds. Guests find it by its label.
 func seed(d *libvirtxml.Domain, _ steps.VMPlan, files compute.DomainFiles, _ Host) {
-	if files.Seed == "" {
+	if !files.Seed.IsSet() {
 		return
 	}
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device:   "disk",
-		Driver:   &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "raw"},
-		Source:   &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Seed}},
+		Driver:   &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Seed.Format},
+		Source:   source(files.Seed),
 		Target:   &libvirtxml.DomainDiskTarget{Dev: "vdb", Bus: "virtio"},
 		ReadOnly: &libvirtxml.DomainDiskReadOnly{},
 	})

@@ -70,8 +70,11 @@ func check(plan steps.VMPlan, files compute.DomainFiles, host Host) error {
 	v.Check(api.IsUUID(plan.VM), "vm", plan.VM, "must be a UUID")
 	v.Check(plan.VCPUs > 0, "vcpus", plan.VCPUs, "must be at least 1")
 	v.Check(plan.Memory >= api.MinMemory, "memory", plan.Memory, "must be at least %d bytes", api.MinMemory)
-	v.Check(filepath.IsAbs(files.Disk), "disk", files.Disk, "must be an absolute path")
-	v.Check(files.Seed == "" || filepath.IsAbs(files.Seed), "seed", files.Seed, "must be an absolute path")
+	v.Check(files.Disk.IsSet(), "disk", "", "must be there")
+	for _, s := range files.All() {
+		v.Check(s.Format == api.FormatQCOW2 || s.Format == api.FormatRaw, "format", s.Format, "must be qcow2 or raw")
+		v.Check(s.RBD != nil || filepath.IsAbs(s.File), "file", s.File, "must be an absolute path")
+	}
 	for i, n := range plan.NICs {
 		v.Check(api.IsUUID(n.Port), fmt.Sprintf("nics[%d].port", i), n.Port, "must be a UUID")
 	}

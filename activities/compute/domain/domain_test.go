@@ -26,7 +26,7 @@ func plan() steps.VMPlan {
 	}
 }
 
-var files = compute.DomainFiles{Disk: "/vms/volumes/11111111-2222-4333-8444-555555555555.qcow2", Seed: "/vms/seeds/6f1d2a34-0c5b-4e6f-8a7b-9c0d1e2f3a4b.iso"}
+var files = compute.DomainFiles{Disk: compute.QCOW2("/vms/volumes/11111111-2222-4333-8444-555555555555.qcow2"), Seed: compute.Raw("/vms/seeds/6f1d2a34-0c5b-4e6f-8a7b-9c0d1e2f3a4b.iso")}
 
 func TestGolden(t *testing.T) {
 	many := plan()
@@ -81,8 +81,8 @@ func TestPlansThatCannotWorkAreRefused(t *testing.T) {
 		"id":     func(p *steps.VMPlan, _ *compute.DomainFiles, _ *domain.Host) { p.VM = "../x" },
 		"vcpus":  func(p *steps.VMPlan, _ *compute.DomainFiles, _ *domain.Host) { p.VCPUs = 0 },
 		"memory": func(p *steps.VMPlan, _ *compute.DomainFiles, _ *domain.Host) { p.Memory = 1 },
-		"disk":   func(_ *steps.VMPlan, f *compute.DomainFiles, _ *domain.Host) { f.Disk = "disk" },
-		"seed":   func(_ *steps.VMPlan, f *compute.DomainFiles, _ *domain.Host) { f.Seed = "seed" },
+		"disk":   func(_ *steps.VMPlan, f *compute.DomainFiles, _ *domain.Host) { f.Disk = compute.Raw("disk") },
+		"seed":   func(_ *steps.VMPlan, f *compute.DomainFiles, _ *domain.Host) { f.Seed = compute.Raw("seed") },
 		"port":   func(p *steps.VMPlan, _ *compute.DomainFiles, _ *domain.Host) { p.NICs[0].Port = "eth0" },
 		"host":   func(_ *steps.VMPlan, _ *compute.DomainFiles, h *domain.Host) { h.Machine = "" },
 	} {

@@ -18,7 +18,7 @@ func TestTransplant(t *testing.T) {
 	old, err := domain.XML(plan(), files, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/old/qemu", Machine: "pc-i440fx-5.2", CPUModel: "qemu64", DirectIO: true, ConsoleDir: "/old"})
 	require.NoError(t, err)
 	old = strings.Replace(old, "<memballoon", "<watchdog model='i6300esb'/><memballoon", 1)
-	there := compute.DomainFiles{Disk: "/new/disk.qcow2", Seed: "/new/seed.iso"}
+	there := compute.DomainFiles{Disk: compute.QCOW2("/new/disk.qcow2"), Seed: compute.Raw("/new/seed.iso")}
 	now, err := domain.XML(plan(), there, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/new/qemu", Machine: "pc-i440fx-7.2", CPUModel: "Nehalem", UserspaceDP: true, ConsoleDir: "/new"})
 	require.NoError(t, err)
 	s, err := domain.Transplant(old, now)
@@ -32,7 +32,7 @@ func TestTransplant(t *testing.T) {
 	require.Equal(t, "/new/qemu", d.Devices.Emulator)
 	require.Equal(t, there.Disk, d.Devices.Disks[0].Source.File.File)
 	require.Equal(t, "writeback", d.Devices.Disks[0].Driver.Cache, "the other file system cannot do more")
-	require.Equal(t, there.Seed, d.Devices.Disks[1].Source.File.File)
+	require.Equal(t, there.Seed.File, d.Devices.Disks[1].Source.File.File)
 	require.Equal(t, "/new/6f1d2a34-0c5b-4e6f-8a7b-9c0d1e2f3a4b.log", d.Devices.Serials[0].Log.File)
 	require.NotContains(t, s, "/old")
 	require.NotContains(t, s, "/vms")

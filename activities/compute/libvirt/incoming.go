@@ -82,12 +82,12 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 
 // reachable refuses a guest whose files are not here.
 func reachable(files compute.DomainFiles) error {
-	for _, path := range []string{files.Disk, files.Seed} {
-		if path == "" {
-			continue
+	for _, s := range files.All() {
+		if s.File == "" {
+			continue // libvirt opens it, and says so if it cannot
 		}
-		if _, err := os.Stat(path); err != nil {
-			return problem.New(problem.Conflict, "the guest's file %s is not to be seen here", path).Because("%s", err).
+		if _, err := os.Stat(s.File); err != nil {
+			return problem.New(problem.Conflict, "the guest's file %s is not to be seen here", s.File).Because("%s", err).
 				Try("see that the pool really is shared and mounted on this node, or move the vm with --copy-storage")
 		}
 	}
@@ -142,6 +142,6 @@ func (d *Driver) xmlOf(plan steps.VMPlan, files compute.DomainFiles, f *facts) (
 		return "", compute.NoModel(plan.CPUModel, f.inv.CPUModels)
 	}
 	host := f.host
-	host.UserspaceDP, host.DirectIO = d.opt.UserspaceDP(), directIO(files.Disk)
+	host.UserspaceDP, host.DirectIO = d.opt.UserspaceDP(), files.Disk.File != "" && directIO(files.Disk.File)
 	return domain.XML(plan, files, host)
 }

@@ -45,7 +45,7 @@ func TestOutage(t *testing.T) {
 		sandbox("libvirtd")
 		require.NoError(t, d.Remove(context.Background(), plan.VM))
 	})
-	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: disk}))
+	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: compute.QCOW2(disk)}))
 	events := d.Events(ctx)
 
 	sandbox("kill-libvirtd")
@@ -79,7 +79,7 @@ func TestOutage(t *testing.T) {
 	p, err = d.State(ctx, plan.VM)
 	require.NoError(t, err)
 	require.Equal(t, api.PhaseStopped, p)
-	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: disk}))
+	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: compute.QCOW2(disk)}))
 
 	pid, err := strconv.Atoi(sandbox("libvirtd-pid"))
 	require.NoError(t, err)

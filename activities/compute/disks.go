@@ -1,0 +1,42 @@
+package compute
+
+import (
+	"context"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Disks changes the disks of domains, whether they run or not. Disks are known by their volume's ID, which is the beginning
+// of their serial number. A VM that has no domain is not_found.
+type Disks interface {
+	// AttachDisk gives the domain a disk, now and for later starts. The same disk once more is content; another one of its
+	// device name is a conflict.
+	AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source DiskSource) error
+	// DetachDisk takes a disk from the domain and returns when a guest that runs has let it go, which it may refuse to do for as
+	// long as it likes: in_use when ctx ends. It is content if there is no such disk.
+	DetachDisk(ctx context.Context, vm, volume string) error
+	// ResizeDisk gives a disk of a guest that runs, and what is behind it, a new size. Running is false, and nothing has
+	// happened, if no guest has it open.
+	ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error)
+	// TuneDisk limits a disk.
+	TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQoS) error
+	// SwitchDisk has a guest that runs write to a new layer, which is there already and shows what the disk does. With freeze
+	// the guest is asked to bring its file systems to rest meanwhile. Running is false, and nothing has happened, if no guest
+	// has the disk open. A disk that is on the layer already is content.
+	SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error)
+	// MergeDisk brings what a guest that runs has written to its topmost layer into the one below, and has it go on there. The
+	// file of the layer is then not used any more. Running as above. Tell may be nil.
+	MergeDisk(ctx context.Context, vm, volume string, below DiskSource, tell func(api.Progress)) (running bool, err error)
+	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
+	// whether they were; a guest that cannot, or does not run, is content.
+	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)
+}
+
+// Switched is how a disk got another layer.
+type Switched struct {
+	Running bool
+	Frozen  bool          // the guest's file systems were at rest
+	Pause   time.Duration // how long the guest could not write
+}

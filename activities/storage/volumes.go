@@ -1,0 +1,45 @@
+package storage
+
+import (
+	"context"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Volumes is what the driver of a pool does for volumes. All methods may be called again after any interruption; a pool that
+// is not prepared on this node is not_found, one that is full no_capacity, and one whose servers are away unavailable.
+type Volumes interface {
+	// CreateVolume makes a volume: empty, as an image's child, or as a copy of another. One that was made already by the same
+	// plan is content; another one of its name is a conflict. Tell may be nil.
+	CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, tell func(api.Progress)) error
+	// RemoveVolume removes the layer of the plan, and what was half-made of it. It is content if it is not there, and refuses
+	// (in_use) what something else is made on.
+	RemoveVolume(ctx context.Context, v steps.VolumePlan) error
+	// GrowVolume gives a volume that no guest has open the plan's size. It never shrinks one: a conflict.
+	GrowVolume(ctx context.Context, v steps.VolumePlan) error
+	// LocateVolume says how a hypervisor of this node opens a volume.
+	LocateVolume(v steps.VolumePlan) (compute.DiskSource, error)
+}
+
+// Snapshots is what the driver of a pool does for snapshots of volumes.
+type Snapshots interface {
+	// AddSnapshot keeps the volume as it is now. In a pool of files it makes the layer of the plan on top of the volume, which
+	// is all if no guest has the volume open; one that has must be brought to write there (compute.Disks).
+	AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error
+	// UndoSnapshot takes it back, for a volume that no guest has open: what was written since is kept. Content if there is none.
+	UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error
+}
+
+// Capabilities is what a driver can do, for people, for placement and for those who accept requests.
+type Capabilities struct {
+	Type         string // api.PoolDir...
+	Shared       bool   // all nodes of the pool see the same volumes; a directory may or may not
+	Files        bool   // volumes are files that are chained: a snapshot adds one
+	LiveSnapshot bool   // while a guest writes
+	Clone        bool   // a new volume from an image copies no data
+	GrowOnline   bool   // while a guest has it open
+	Thin         bool   // takes only the space that was written
+	Discard      bool   // gives space back that guests have freed
+}

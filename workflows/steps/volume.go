@@ -1,0 +1,102 @@
+package steps
+
+import (
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+)
+
+// VolumePlan is a volume as a node makes, changes and removes it.
+type VolumePlan struct {
+	Volume  string     `json:"volume"`
+	Name    string     `json:"name"`
+	Project string     `json:"project"`
+	Pool    PoolOnNode `json:"pool"`
+	Agent   string     `json:"agent"` // that does the work: the one that holds it, or any of a shared pool
+	Size    int64      `json:"size"`  // bytes
+	// Layer is what is written to now. A volume of a file pool is a chain of files: a snapshot freezes the topmost one and puts
+	// another on it. Empty: the only one, which has the volume's ID as its name.
+	Layer string `json:"layer,omitempty"`
+	// Image or From is what a new volume is filled with; neither: it is empty.
+	Image *CachedImage `json:"image,omitempty"`
+	From  *VolumeFrom  `json:"from,omitempty"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (v VolumePlan) FenceKey() string { return v.Volume }
+
+// VolumeFrom is another volume of the same pool whose content a new one begins with.
+type VolumeFrom struct {
+	Volume   string `json:"volume"`
+	Layer    string `json:"layer,omitempty"`    // as VolumePlan; what it shows is copied
+	Snapshot string `json:"snapshot,omitempty"` // of an RBD image, whose snapshots have names
+}
+
+// DataDisk is a volume that a VM has besides its root disk.
+type DataDisk struct {
+	Volume    string        `json:"volume"`
+	Pool      PoolOnNode    `json:"pool"`
+	Layer     string        `json:"layer,omitempty"` // as VolumePlan
+	Device    string        `json:"device"`          // what the hypervisor calls it
+	ReadOnly  bool          `json:"readOnly,omitempty"`
+	Shareable bool          `json:"shareable,omitempty"` // other VMs may have it, too
+	QoS       api.VolumeQoS `json:"qos,omitzero"`
+}
+
+// DiskChange is a change of one of the disks of a VM.
+type DiskChange struct {
+	Plan VMPlan   `json:"plan"` // without the disk
+	Disk DataDisk `json:"disk"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (d DiskChange) FenceKey() string { return d.Plan.VM }
+
+// Resize is a volume that gets bigger, perhaps while a VM has it.
+type Resize struct {
+	Volume VolumePlan `json:"volume"`       // with the new size
+	VM     *VMPlan    `json:"vm,omitempty"` // that has it; nil: none
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (r Resize) FenceKey() string { return r.Volume.Volume }
+
+// SnapshotPlan is a snapshot as it is taken, undone, dropped or gone back to on a node.
+type SnapshotPlan struct {
+	Snapshot string     `json:"snapshot"`     // ID
+	Volume   VolumePlan `json:"volume"`       // Layer is the one that is written to before
+	VM       *VMPlan    `json:"vm,omitempty"` // that has the volume; nil: none
+	// Layer is the file that is written to afterwards, on top of what is frozen. Not used by pools whose snapshots have names.
+	Layer string `json:"layer,omitempty"`
+	// Freeze asks the guest to bring its file systems to rest for the moment. A guest that cannot is content: the result tells.
+	Freeze bool `json:"freeze,omitempty"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (s SnapshotPlan) FenceKey() string { return s.Volume.Volume }
+
+// SnapshotTaken is how a snapshot came to be.
+type SnapshotTaken struct {
+	Frozen bool          `json:"frozen"` // the guest's file systems were at rest
+	Pause  time.Duration `json:"pause"`  // how long the guest could not write; 0: it did not run
+}
+
+// Steps on volumes, on nodes.
+var (
+	// MakeVolume makes the volume, empty or with what it begins with. Undo: RemoveVolume.
+	MakeVolume = Step[VolumePlan, Nothing]{Name: "storage.make_volume", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
+	// RemoveVolume removes the layer of the plan; it is content if it is not there.
+	RemoveVolume = Step[VolumePlan, Nothing]{Name: "storage.remove_volume", Where: Node, Timeout: 5 * time.Minute}
+	// ResizeVolume makes it bigger, and tells a guest that runs. One that is as big already is content; it never shrinks.
+	ResizeVolume = Step[Resize, Nothing]{Name: "volume.resize", Where: Node, Timeout: 5 * time.Minute}
+	// AttachDisk gives a VM a disk, whether it runs or not. Once more is content. Undo: DetachDisk.
+	AttachDisk = Step[DiskChange, Nothing]{Name: "compute.attach_disk", Where: Node, Timeout: 2 * time.Minute}
+	// DetachDisk takes the disk from the VM, and returns when the guest has let it go. It is content if the VM has no such disk.
+	DetachDisk = Step[DiskChange, Nothing]{Name: "compute.detach_disk", Where: Node, Timeout: 5 * time.Minute, Interruptible: true}
+	// TuneDisk sets the limits of a disk, at once and for later. It is its own undo, with what was before.
+	TuneDisk = Step[DiskChange, Nothing]{Name: "compute.tune_disk", Where: Node, Timeout: time.Minute}
+	// TakeSnapshot keeps the volume as it is at this moment. Undo: UndoSnapshot.
+	TakeSnapshot = Step[SnapshotPlan, SnapshotTaken]{Name: "volume.take_snapshot", Where: Node, Timeout: 5 * time.Minute}
+	// UndoSnapshot makes it as if the snapshot had not been taken, with all that was written since.
+	UndoSnapshot = Step[SnapshotPlan, Nothing]{Name: "volume.undo_snapshot", Where: Node, Timeout: 12 * time.Hour}
+)

@@ -30,7 +30,7 @@ func TestTransplant(t *testing.T) {
 	require.Len(t, d.Devices.Watchdogs, 1)
 	require.Nil(t, d.Devices.Interfaces[0].Driver, "the guest has been promised its offloads")
 	require.Equal(t, "/new/qemu", d.Devices.Emulator)
-	require.Equal(t, there.Disk, d.Devices.Disks[0].Source.File.File)
+	require.Equal(t, there.Disk.File, d.Devices.Disks[0].Source.File.File)
 	require.Equal(t, "writeback", d.Devices.Disks[0].Driver.Cache, "the other file system cannot do more")
 	require.Equal(t, there.Seed.File, d.Devices.Disks[1].Source.File.File)
 	require.Equal(t, "/new/6f1d2a34-0c5b-4e6f-8a7b-9c0d1e2f3a4b.log", d.Devices.Serials[0].Log.File)

@@ -9,9 +9,9 @@ set -euo pipefail
 
 die() { echo "packages.sh: $*" >&2; exit 1; }
 
-BUILD=(gcc libc6-dev pkg-config make git curl ca-certificates libvirt-dev)
-DAEMONS=(libvirt-daemon-system libvirt-daemon libvirt-clients openvswitch-switch openvswitch-common ovn-central ovn-host ovn-common)
-SANDBOX=(qemu-system-x86 qemu-utils iproute2 iputils-ping ethtool procps psmisc util-linux jq socat openssl genisoimage openipmi)
+BUILD=(gcc libc6-dev pkg-config make git curl ca-certificates libvirt-dev librbd-dev librados-dev)
+DAEMONS=(libvirt-daemon-system libvirt-daemon libvirt-clients openvswitch-switch openvswitch-common ovn-central ovn-host ovn-common ceph-mon ceph-mgr ceph-osd)
+SANDBOX=(qemu-system-x86 qemu-utils iproute2 iputils-ping ethtool procps psmisc util-linux jq socat openssl genisoimage openipmi qemu-block-extra ceph-common)
 GUEST=(busybox-static dropbear-bin cpio gzip xz-utils zstd kmod fdisk dosfstools mtools syslinux syslinux-common binutils)
 # only for starting the guest by UEFI; part of another package on some releases
 OPTIONAL=(systemd-boot-efi)

@@ -91,6 +91,8 @@ cmd_down() {
   local purge=$1 all left=''
   [ -z "$purge" ] || [ "$purge" = --purge ] || usage
   mapfile -t all < <(all_nodes)
+  # Guests with disks on Ceph, and the libvirtd that asks them to end, would wait for it.
+  if [ -d "$DIR/ceph" ] && [ ${#all[@]} -gt 0 ]; then stop_members 5 "${all[@]}"; fi
   stop_members 5
   [ ${#all[@]} = 0 ] || stop_members 5 "${all[@]}"
   ip link del "$FAB" 2>/dev/null || true
@@ -132,4 +134,5 @@ cmd_status() {
       "$(ipmi_pid "$n" || echo -)" \
       "$(for p in "$DIR/$n"/run/libvirt/qemu/*.pid; do [ -f "$p" ] && [ "${p##*/}" != driver.pid ] && daemon_pid "$n" "run/libvirt/qemu/$(basename "$p")"; done | wc -l)"
   done
+  [ ! -d "$DIR/ceph" ] || echo "ceph at $NET.1: $(for n in mon.a mgr.x osd.0; do echo "$n $(ceph_pid $n || echo -)"; done | xargs)"
 }

@@ -17,7 +17,7 @@ import (
 type Fake struct {
 	Capacity int64 // bytes of each pool; 0: 100 GiB
 	// Net is a network file system that is mounted at NetDir: pools below that are those of Net, which other nodes may have,
-	// too. Nil: there is none.
+	// too. Nil: there is none. What agents mount themselves (api.MountDir) is of Net as well.
 	Net    *Fake
 	NetDir string
 	// InUse reports whether the root disk of a VM is in use on this node; nil: none is.
@@ -42,7 +42,7 @@ type fakeFile struct {
 
 // on returns who has the directory: this node itself, or what is mounted there.
 func (f *Fake) on(path string) *Fake {
-	if f.Net != nil && strings.HasPrefix(path, f.NetDir+"/") {
+	if f.Net != nil && (strings.HasPrefix(path, f.NetDir+"/") || strings.HasPrefix(path, api.MountDir+"/")) {
 		return f.Net
 	}
 	return f

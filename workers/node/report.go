@@ -151,7 +151,7 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	r.every = pace(r.cfg.ReportEvery, orders)
 	pools := map[string]steps.PoolOnNode{}
 	for _, p := range orders.Pools {
-		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path, Shared: p.Shared}
+		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path, Shared: p.Shared, Source: p.Source}
 		_, known := r.pools[p.ID]
 		more = more || !known
 	}

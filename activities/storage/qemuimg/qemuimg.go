@@ -67,6 +67,13 @@ func Convert(ctx context.Context, src, format, dst string, size int64, progress 
 	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
 }
 
+// ConvertTo writes the image src, of the given format and size bytes large, to the file dst in another format. A raw one has holes
+// where the image has nothing.
+func ConvertTo(ctx context.Context, src, format, dst, to string, size int64) error {
+	_, err := run(ctx, cpuFor(size), nil, "convert", "-f", format, "-O", to, "-S", "4k", "--", src, dst)
+	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
+}
+
 func cpuFor(size int64) time.Duration { return baseCPU + time.Duration(size/api.GiB)*cpuPerGiB }
 
 // run runs qemu-img and returns what it wrote.

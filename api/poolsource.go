@@ -107,11 +107,11 @@ var (
 	nfsOptions    = regexp.MustCompile(`^([a-z0-9_]+(=[A-Za-z0-9_.:/@-]+)?(,[a-z0-9_]+(=[A-Za-z0-9_.:/@-]+)?)*)?$`)
 	glusterVolume = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]{0,254}$`)
 	hostName      = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	plainPath     = regexp.MustCompile(`^[A-Za-z0-9_.@+/-]{1,1024}$`)
+	plainPath     = regexp.MustCompile(`^[A-Za-z0-9_.@+/-]+$`)
 )
 
 // isPlain is for what becomes part of a command line, an address or a table of mounts.
-func isPlain(s string) bool { return plainPath.MatchString(s) }
+func isPlain(s string) bool { return len(s) <= 1024 && plainPath.MatchString(s) }
 
 func isHost(s string) bool {
 	if _, err := netip.ParseAddr(s); err == nil {

@@ -78,7 +78,17 @@ func Same(ctx context.Context, a, b string, size int64) (bool, error) {
 
 // Inspect looks at an image, which is of the given format or invalid; one that another process writes to is in_use.
 func Inspect(ctx context.Context, path, format string) (Info, error) {
-	out, err := run(ctx, baseCPU, nil, "info", "--output=json", "-f", format, "--", path)
+	return inspect(ctx, path, format)
+}
+
+// InspectOpen is Inspect of an image that may be in use.
+func InspectOpen(ctx context.Context, path, format string) (Info, error) {
+	return inspect(ctx, path, format, "--force-share")
+}
+
+func inspect(ctx context.Context, path, format string, more ...string) (Info, error) {
+	args := append([]string{"info", "--output=json", "-f", format}, more...)
+	out, err := run(ctx, baseCPU, nil, append(args, "--", path)...)
 	if err != nil {
 		return Info{}, problem.Wrap(err, problem.Invalid, "the file cannot be opened as a %s image", format)
 	}

@@ -82,7 +82,16 @@ type world struct {
 func newWorld(t *testing.T, p storage.Pool) *world { return newWorldOn(t, p, directory) }
 
 func newWorldOn(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode) *world {
-	b := image(t)
+	return newWorldWith(t, p, on, func(string) {})
+}
+
+// newWorldWith is newWorldOn with an image to which fill writes.
+func newWorldWith(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode, fill func(path string)) *world {
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, image(t), 0o600))
+	fill(path)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
 	sum := sha256.Sum256(b)
 	w := &world{Pool: p, src: &server{images: map[string][]byte{}}, sha: hex.EncodeToString(sum[:]), size: int64(len(b)), img: api.NewID()}
 	w.src.images[w.img] = b
@@ -129,10 +138,6 @@ func TestDirConforms(t *testing.T) {
 
 // conform holds a driver against what is expected of all of them. On says where a pool can be made, which is not one yet.
 func conform(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.PoolOnNode) {
-	is := func(t *testing.T, k problem.Kind, err error) {
-		t.Helper()
-		require.Equal(t, k, problem.KindOf(err), "%v", err)
-	}
 	prepared := func(t *testing.T) *world {
 		w := newWorldOn(t, fresh(), on)
 		_, err := w.Prepare(t.Context(), w.pool)

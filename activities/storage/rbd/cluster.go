@@ -13,6 +13,7 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"golang.org/x/sys/unix"
 
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -151,12 +152,20 @@ func (d *Driver) open(ctx context.Context, p steps.PoolOnNode) (*cluster, error)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.Unavailable, "the key of pool %s cannot be fetched", p.Pool)
 	}
+	if !api.IsCephKey(key) {
+		return nil, problem.New(problem.Invalid, "the key of pool %s is not one of Ceph", p.Pool).Try("see: ceph auth print-key client.%s", p.Source.User)
+	}
 	conn, err := rados.NewConnWithUser(p.Source.User)
 	if err != nil {
 		return nil, explain(err, p, "connect")
 	}
 	secs := strconv.Itoa(max(1, int(d.cfg.OpTimeout/time.Second)))
 	for _, o := range [][2]string{
+		// First: what librados does not like it would write to stderr, keys among it.
+		{"log_to_stderr", "false"},
+		{"err_to_stderr", "false"},
+		{"log_file", ""},
+		{"admin_socket", ""},
 		{"mon_host", strings.Join(p.Source.Hosts, ",")},
 		{"key", key},
 		{"keyring", ""},
@@ -166,9 +175,8 @@ func (d *Driver) open(ctx context.Context, p steps.PoolOnNode) (*cluster, error)
 		{"rbd_cache", "false"},
 		// Of clones of the first format, snapshots with children are protected, and an image's copy cannot be taken away.
 		{"rbd_default_clone_format", "1"},
-		{"log_to_stderr", "false"}, {"err_to_stderr", "false"}, {"log_file", ""}, {"admin_socket", ""},
 	} {
-		if err := conn.SetConfigOption(o[0], o[1]); err != nil && o[0] != "admin_socket" {
+		if err := conn.SetConfigOption(o[0], o[1]); err != nil {
 			conn.Shutdown()
 			return nil, problem.New(problem.Internal, "librados does not take its option %s", o[0]) // the value may be the key
 		}

@@ -92,6 +92,9 @@ func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.Pool
 		}
 		err = errors.Join(err, img.Close()) // which ends the lock
 		if err != nil {
+			if rerr := removeIf(mine, ioctx, name); rerr != nil { // a whole one has a snapshot, and stays; another node may be at it next
+				d.cfg.Log.Warn("a half-made copy of an image stays in Ceph until the next attempt", "image", w.id, "error", rerr)
+			}
 			return 0, err
 		}
 		if mine {
@@ -103,6 +106,14 @@ func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.Pool
 		case <-ctx.Done():
 		}
 	}
+}
+
+// removeIf removes a device, or does nothing.
+func removeIf(so bool, ioctx *rados.IOContext, name string) error {
+	if !so {
+		return nil
+	}
+	return remove(ioctx, name)
 }
 
 // lock takes the exclusive lock of a device, and reports whether it has it. Somebody else's is not waited for, unless whoever had

@@ -96,7 +96,7 @@ func (d *Driver) clone(ctx context.Context, io *rados.IOContext, p steps.PoolOnN
 	if err := rbd.CloneImage(io, parent, snap, io, name, o); err != nil {
 		return err
 	}
-	d.cfg.step("cloned")
+	d.cfg.Step("cloned")
 	return finish(io, name, size)
 }
 
@@ -194,7 +194,7 @@ func (d *Driver) seedOf(ctx context.Context, plan steps.VMPlan, src storage.Sour
 			return nil, problem.Wrap(err, problem.Unavailable, "there is no room for seeds")
 		}
 	}
-	dir, err := os.MkdirTemp(d.cfg.TempDir, "nextstack-seed-*")
+	dir, err := os.MkdirTemp(d.cfg.TempDir, seedPattern)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.Unavailable, "there is no room for seeds")
 	}
@@ -229,6 +229,7 @@ func (d *Driver) writeSeed(ctx context.Context, io *rados.IOContext, p steps.Poo
 	if err != nil {
 		return err
 	}
+	d.cfg.Step("seed")
 	_, err = img.WriteAt(iso, 0)
 	if err == nil {
 		err = img.Flush()

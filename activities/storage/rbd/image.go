@@ -28,7 +28,9 @@ import (
 
 const (
 	baseSnap    = "base" // of an image's copy that is whole
+	// What is kept in the directory for what is on its way.
 	tempPattern = "nextstack-image-*"
+	seedPattern = "nextstack-seed-*"
 	// lockTick is how often a lock is asked for that another node has.
 	lockTick = 200 * time.Millisecond
 	// chunk is how much is written at a time: an object of the cluster.
@@ -159,11 +161,11 @@ func (d *Driver) fill(ctx context.Context, ioctx *rados.IOContext, img *rbd.Imag
 	if err := img.Flush(); err != nil {
 		return err
 	}
-	d.cfg.step("written")
+	d.cfg.Step("written")
 	if _, err := img.CreateSnapshot(baseSnap); err != nil {
 		return err
 	}
-	d.cfg.step("snapshot")
+	d.cfg.Step("snapshot")
 	return s.Protect()
 }
 

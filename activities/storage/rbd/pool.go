@@ -38,14 +38,22 @@ var _ storage.Pool = (*Driver)(nil)
 func New(cfg Config) storage.Pool {
 	cfg.complete()
 	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}}
-	if old, err := filepath.Glob(filepath.Join(cfg.TempDir, tempPattern)); err == nil && cfg.TempDir != "" {
-		for _, f := range old { // of a life before
-			if err := os.Remove(f); err != nil {
-				cfg.Log.Warn("a half-fetched image stays behind", "path", f, "error", err)
-			}
-		}
+	if cfg.TempDir != "" {
+		d.clearAway(tempPattern)
+		d.clearAway(seedPattern)
 	}
 	return d
+}
+
+// clearAway removes what a life before has left.
+func (d *Driver) clearAway(pattern string) {
+	old, err := filepath.Glob(filepath.Join(d.cfg.TempDir, pattern))
+	for _, f := range old {
+		err = errors.Join(err, os.RemoveAll(f))
+	}
+	if err != nil {
+		d.cfg.Log.Warn("what an agent before this one has left cannot be removed", "error", err)
+	}
 }
 
 const (

@@ -30,7 +30,8 @@ type Config struct {
 	// whoever had it open has died. 0: 40 s.
 	WatchPatience time.Duration
 
-	step func(at string) // tests look in; may be nil
+	// Step is told of moments in the middle of things, at which tests want to die; nil but in tests.
+	Step func(at string)
 }
 
 func (c *Config) complete() {
@@ -43,7 +44,7 @@ func (c *Config) complete() {
 	if c.WatchPatience == 0 {
 		c.WatchPatience = 40 * time.Second
 	}
-	if c.step == nil {
-		c.step = func(string) {}
+	if c.Step == nil {
+		c.Step = func(string) {}
 	}
 }

@@ -207,6 +207,14 @@ func TestAVMIsUpdatedInPlace(t *testing.T) {
 	}
 	d.done(a.DeleteGroup(ctx, d.User, opts, "pack"))
 
+	for _, strategy := range []string{api.Pack, api.Spread, ""} {
+		d.done(a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{Placement: &strategy}))
+		require.Equal(t, strategy, find[api.VM](d, opts.Project, "web1").Spec.Placement)
+	}
+	heap := "heap"
+	bad, err := a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{Placement: &heap})
+	require.Equal(t, "placement", d.refuse(problem.Invalid, bad, err).Fields[0].Path)
+
 	elsewhere := "a2"
 	op, err := a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{NodeID: &elsewhere})
 	require.Contains(t, d.refuse(problem.Conflict, op, err).Fix, "migrate")

@@ -42,6 +42,9 @@ func (a *Admission) changeVM(c *acceptance, vm, after *api.VM, req api.VMUpdate)
 	if req.NodeLabels != nil {
 		after.Spec.NodeLabels = *req.NodeLabels
 	}
+	if req.Placement != nil {
+		after.Spec.Placement = *req.Placement
+	}
 	if req.HA != nil {
 		after.Spec.HA = *req.HA
 	}

@@ -164,7 +164,7 @@ type VMUpdate struct {
 	HA         *bool              `json:"ha,omitempty"`
 	NodeID     *string            `json:"nodeId,omitempty" doc:"Pin it to a node; it must be on that node. Empty: no pin"`
 	NodeLabels *map[string]string `json:"nodeLabels,omitempty" doc:"Count from the next move on"`
-	Group      *string            `json:"group,omitempty" doc:"Counts from the next move on; empty: none"`
+	Group      *string            `json:"group,omitempty" doc:"Counts at once; a VM that a hard rule would not have where it is must be moved first. Empty: none"`
 	Placement  *string            `json:"placement,omitempty" doc:"spread or pack; counts from the next move on; empty: what the server does by default"`
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
@@ -77,7 +78,7 @@ func (t *traffic) poolName(vm *api.VM) string {
 // passenger returns a VM as placement sees it; stays says why it cannot be moved, or is empty.
 func (s *State) passenger(t *traffic, vm *api.VM, stays string) placement.VM {
 	req := placement.Request{
-		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
+		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
 	if a := t.agents[vm.Status.Agent]; a != nil && req.Arch == "" {

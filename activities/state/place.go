@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
@@ -150,7 +151,7 @@ func (c *choice) settled(w *world) error {
 
 // claim drafts the promise of the chosen node, on the ledgers that the decision was made on.
 func (c *choice) claim(d *store.Draft, vm *api.VM) error {
-	value, err := claimOf(vm).encode()
+	value, err := admission.PromiseOf(vm).Encode()
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func (s *State) groupLedger(ctx context.Context, group string) (int64, error) {
 // wish says what a VM needs of its first node.
 func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error) {
 	req := placement.Request{
-		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
+		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
 	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)

@@ -52,9 +52,9 @@ func (d *desk) vm(name, node string, edit func(*api.VMCreate)) *api.VM {
 // promise promises a VM its part of a node.
 func (d *desk) promise(agent *api.Agent, vm *api.VM) {
 	d.Helper()
-	value, err := json.Marshal(api.Amount{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory})
+	value, err := admission.PromiseOf(vm).Encode()
 	require.NoError(d, err)
-	_, err = d.KV.Commit(ctx, store.Tx{Puts: []store.Put{{Key: store.NodeClaim(agent.ID, vm.ID), Value: value}}})
+	_, err = d.KV.Commit(ctx, store.Tx{Puts: []store.Put{{Key: store.NodeClaim(agent.ID, vm.ID), Value: []byte(value)}}})
 	require.NoError(d, err)
 }
 

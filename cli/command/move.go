@@ -119,7 +119,7 @@ func (a *app) vmUpdateCmd() *cobra.Command {
 	fl := cmd.Flags()
 	fl.BoolVar(&ha, "ha", false, "restart it on another node when its own is dead")
 	fl.BoolVar(&noHA, "no-ha", false, "do not")
-	a.refFlag(cmd, &group, "group", api.KindVMGroup, "VM group it belongs to; counts from the next move on")
+	a.refFlag(cmd, &group, "group", api.KindVMGroup, "VM group it belongs to; it must be where a hard rule of the group would have it")
 	fl.BoolVar(&noGroup, "no-group", false, "it belongs to no group")
 	a.refFlag(cmd, &node, "node", api.KindAgent, "pin it to the node that it is on")
 	fl.BoolVar(&noNode, "no-node", false, "do not pin it")

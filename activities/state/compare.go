@@ -1,10 +1,12 @@
 package state
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -203,6 +205,7 @@ func (c *comparison) claims() {
 		owner, ok := due[e.Key]
 		if ok && (owner.value == "" || owner.value == string(e.Value)) {
 			delete(due, e.Key)
+			c.counted(e, owner.owner)
 			continue
 		}
 		if c.claimMoving(e) {
@@ -216,6 +219,22 @@ func (c *comparison) claims() {
 			c.find(api.Finding{Side: sideStore, Kind: kindClaim, ID: key, Problem: "claim " + key + " is missing", Fix: "nothing: tell the developers how it came to this"})
 		}
 	}
+}
+
+// counted checks that a VM counts for the group that it belongs to, and for no other.
+func (c *comparison) counted(e store.Entry, owner string) {
+	vm := c.vms[owner]
+	if vm == nil || c.moving[owner] || !strings.HasPrefix(e.Key, store.NodesRoot) {
+		return
+	}
+	var p admission.Promise
+	if json.Unmarshal(e.Value, &p) == nil && p.Group == vm.Spec.Group && p.Joins == "" {
+		return
+	}
+	c.find(api.Finding{
+		Side: sideStore, Kind: kindClaim, ID: e.Key, Problem: "claim " + e.Key + " counts vm " + vm.Name + " for another group than its own",
+		Fix: "nothing: tell the developers how it came to this",
+	})
 }
 
 // claimMoving reports whether an operation that runs may own the claim.

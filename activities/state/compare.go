@@ -74,7 +74,7 @@ func (c *comparison) domains(n steps.NodeWorld) {
 }
 
 func (c *comparison) files(n steps.NodeWorld) {
-	seen := map[string]bool{}
+	seen, unread := map[string]bool{}, c.unread(n)
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
@@ -97,7 +97,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
 	for id, v := range c.volumes {
-		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] {
+		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] && !unread[v.Spec.Pool] {
 			c.missing(sidePool, "volume", id, n.Agent, "the file of volume "+v.Name)
 		}
 	}

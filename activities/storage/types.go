@@ -2,7 +2,10 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -12,7 +15,11 @@ import (
 // ByType leaves each pool to the driver of its type.
 type ByType map[string]Pool
 
-var _ Pool = ByType(nil)
+var (
+	_ Pool    = ByType(nil)
+	_ Readier = ByType(nil)
+	_ Keeper  = ByType(nil)
+)
 
 // of returns the driver of a type; plans that were made before there were types name none.
 func (b ByType) of(poolType string) (Pool, error) {
@@ -113,4 +120,29 @@ func (b ByType) Usage(ctx context.Context, p steps.PoolOnNode) api.PoolUsage {
 		return api.PoolUsage{Pool: p.Pool, Error: err.Error()}
 	}
 	return d.Usage(ctx, p)
+}
+
+// Ready implements Readier.
+func (b ByType) Ready(ctx context.Context, p steps.PoolOnNode) error {
+	d, err := b.of(p.Type)
+	if err != nil {
+		return err
+	}
+	if r, ok := d.(Readier); ok {
+		return r.Ready(ctx, p)
+	}
+	return nil
+}
+
+// Keep implements Keeper. A driver of several types is asked once, with the pools of all of them.
+func (b ByType) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
+	var errs []error
+	var asked []Keeper
+	for _, kind := range slices.Sorted(maps.Keys(b)) {
+		if k, ok := b[kind].(Keeper); ok && !slices.Contains(asked, k) {
+			asked = append(asked, k)
+			errs = append(errs, k.Keep(ctx, pools))
+		}
+	}
+	return errors.Join(errs...)
 }

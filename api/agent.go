@@ -175,11 +175,13 @@ func (r *HostRecover) Validate() error {
 
 // Decision is where a VM goes and why. Long lists are cut; More says how many are left out.
 type Decision struct {
-	Node    string      `json:"node,omitempty" doc:"Agent ID; empty: no node can take it"`
-	Name    string      `json:"name,omitempty"`
-	Ranked  []Candidate `json:"ranked,omitempty" doc:"Nodes that can take it, best first"`
-	Refused []Refusal   `json:"refused,omitempty" doc:"Nodes that cannot, and why"`
-	More    int         `json:"more,omitempty"`
+	Node string `json:"node,omitempty" doc:"Agent ID; empty: no node can take it"`
+	Name string `json:"name,omitempty"`
+	// Strategy is missing in decisions of before there was a choice, and where nothing was decided.
+	Strategy string      `json:"strategy,omitempty" doc:"spread or pack: whether the emptier or the fuller node counts as the better one"`
+	Ranked   []Candidate `json:"ranked,omitempty" doc:"Nodes that can take it, best first"`
+	Refused  []Refusal   `json:"refused,omitempty" doc:"Nodes that cannot, and why"`
+	More     int         `json:"more,omitempty"`
 }
 
 // Candidate is a node that can take a VM.

@@ -41,7 +41,14 @@ type Placing struct {
 	Group      string            `json:"group,omitempty" doc:"VM group it belongs to"`
 	Arch       string            `json:"arch,omitempty" doc:"Architecture of its node, as agents report it; empty: any"`
 	CPUModel   string            `json:"cpuModel,omitempty" doc:"Named CPU model its node must be able to give it; empty: the node's choice"`
+	Placement  string            `json:"placement,omitempty" enum:"spread,pack" doc:"Which of the nodes with room is the better one: spread prefers the emptiest, pack the fullest; empty: what the server does by default"`
 }
+
+// Strategies of placement.
+const (
+	Spread = "spread"
+	Pack   = "pack"
+)
 
 // NIC is a network interface as it was asked for.
 type NIC struct {
@@ -147,6 +154,7 @@ func (p *Placing) check(v *problem.Validation) {
 	}
 	CheckLabels(v, "nodeLabels", p.NodeLabels)
 	v.Check(p.Arch == "" || cpuModelRE.MatchString(p.Arch), "arch", p.Arch, "must be an architecture as agents report it, like x86_64")
+	v.Check(p.Placement == "" || p.Placement == Spread || p.Placement == Pack, "placement", p.Placement, "must be %s or %s, or nothing: then the server's default counts", Spread, Pack)
 	v.Check(p.CPUModel == "" || cpuModelRE.MatchString(p.CPUModel), "cpuModel", p.CPUModel, "must be the name of a CPU model, like EPYC or Skylake-Server")
 }
 
@@ -156,7 +164,8 @@ type VMUpdate struct {
 	HA         *bool              `json:"ha,omitempty"`
 	NodeID     *string            `json:"nodeId,omitempty" doc:"Pin it to a node; it must be on that node. Empty: no pin"`
 	NodeLabels *map[string]string `json:"nodeLabels,omitempty" doc:"Count from the next move on"`
-	Group      *string            `json:"group,omitempty" doc:"Counts from the next move on; empty: none"`
+	Group      *string            `json:"group,omitempty" doc:"Counts at once; a VM that a hard rule would not have where it is must be moved first. Empty: none"`
+	Placement  *string            `json:"placement,omitempty" doc:"spread or pack; counts from the next move on; empty: what the server does by default"`
 }
 
 // Validate checks the shape of the request.
@@ -167,6 +176,9 @@ func (r *VMUpdate) Validate() error {
 	}
 	if r.NodeLabels != nil {
 		CheckLabels(&v, "nodeLabels", *r.NodeLabels)
+	}
+	if p := r.Placement; p != nil {
+		v.Check(*p == "" || *p == Spread || *p == Pack, "placement", *p, "must be %s or %s, or empty: then the server's default counts", Spread, Pack)
 	}
 	for path, ref := range map[string]*string{"nodeId": r.NodeID, "group": r.Group} {
 		if ref != nil && *ref != "" {

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -386,8 +387,12 @@ func (p *planner) plan(ctx context.Context, kind string, err error) (*api.DryRun
 }
 
 func (p *planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.DryRun, error) {
-	_, err := p.admission.Preview(ctx, h, o, req)
-	return p.plan(ctx, api.OpVMCreate, err)
+	vm, err := p.admission.Preview(ctx, h, o, req)
+	d, err := p.plan(ctx, api.OpVMCreate, err)
+	if vm != nil && d != nil && d.Decision != nil {
+		d.Decision.Strategy = cmp.Or(vm.Spec.Placement, api.Spread)
+	}
+	return d, err
 }
 
 func (p *planner) PlanMigrate(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMMigrate) (*api.DryRun, error) {

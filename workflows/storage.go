@@ -69,6 +69,10 @@ func removeImage(r *saga.Run, s *api.ImageRemoval) error {
 	return err
 }
 
+// nodesAtATime is how many nodes of a pool are asked at a time: a thousand one by one take a thousand times as long as
+// one, and a thousand at once would answer at once.
+const nodesAtATime = 32
+
 func startPool(op steps.Op) (s api.PoolWork, err error) {
 	err = json.Unmarshal(op.Input, &s)
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
@@ -106,19 +110,27 @@ func startPoolChange(op steps.Op) (s api.PoolChange, err error) {
 
 // prepareAdded makes the directory of each new node the pool. A shared one is that already, which the new ones must see.
 func prepareAdded(r *saga.Run, s *api.PoolChange) error {
-	for _, a := range s.Add {
-		p := s.Pool
-		p.Agent, p.Join = a.ID, p.Shared
+	return onEach(r, s.Pool, s.Add, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
+		p.Join = p.Shared
 		_, err := steps.PreparePool.Call(r, a.ID, p)
 		switch {
 		case err == nil:
+			return nil
 		case p.Join && problem.Is(err, problem.Conflict):
 			return notTheSame(err, a.Name, p.Path, "the other nodes of the pool", "mount the same file system there")
 		default:
 			return ofPool(err, p, a, len(s.Add))
 		}
-	}
-	return nil
+	})
+}
+
+// onEach asks agents about a pool, many at a time.
+func onEach(r *saga.Run, pool steps.PoolOnNode, agents []api.AgentRef, ask func(*saga.Run, api.AgentRef, steps.PoolOnNode) error) error {
+	return r.Each(len(agents), nodesAtATime, func(r *saga.Run, i int) error {
+		p := pool
+		p.Agent = agents[i].ID
+		return ask(r, agents[i], p)
+	})
 }
 
 // releaseAdded leaves a directory alone that has volumes in it: none can have come since, so they were there when the node had
@@ -127,36 +139,30 @@ func releaseAdded(r *saga.Run, s *api.PoolChange) error {
 	if s.Pool.Shared {
 		return nil // who joins makes nothing
 	}
-	for _, a := range s.Add {
-		p := s.Pool
-		p.Agent = a.ID
+	return onEach(r, s.Pool, s.Add, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil && !problem.Is(err, problem.InUse) {
 			return ofPool(err, p, a, len(s.Add))
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func releaseRemoved(r *saga.Run, s *api.PoolChange) error {
-	for _, a := range s.Remove {
-		p := s.Pool
-		p.Agent = a.ID
+	return onEach(r, s.Pool, s.Remove, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
 			return ofPool(err, p, a, len(s.Remove))
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func prepareRemoved(r *saga.Run, s *api.PoolChange) error {
-	for _, a := range s.Remove {
-		p := s.Pool
-		p.Agent = a.ID
+	return onEach(r, s.Pool, s.Remove, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.PreparePool.Call(r, a.ID, p); err != nil {
 			return ofPool(err, p, a, len(s.Remove))
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // ofPool says of which of several nodes an error is. If it is the only one, it is known that nothing has happened if it never
@@ -174,21 +180,29 @@ func notTheSame(err error, agent, path, others, fix string) error {
 		Because("%s", problem.From(err).What).Try("%s", fix)
 }
 
-// preparePool asks the agents in turn. A shared directory is made a pool by the first; the others must see that it is one.
+// preparePool asks all agents. A shared directory is made a pool by the first, alone; the others must see that it is one.
 func preparePool(r *saga.Run, s *api.PoolWork) error {
-	for i, a := range s.Agents {
-		p := s.Pool
-		p.Agent, p.Join = a.ID, p.Shared && i > 0
+	ask := func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		_, err := steps.PreparePool.Call(r, a.ID, p)
 		switch {
 		case err == nil:
+			return nil
 		case p.Join && problem.Is(err, problem.Conflict):
 			return notTheSame(err, a.Name, p.Path, "agent "+s.Agents[0].Name, "mount the same file system there, or leave --shared out")
 		default:
 			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
 		}
 	}
-	return nil
+	makers := len(s.Agents)
+	if s.Pool.Shared {
+		makers = min(1, makers)
+	}
+	if err := onEach(r, s.Pool, s.Agents[:makers], ask); err != nil {
+		return err
+	}
+	joined := s.Pool
+	joined.Join = true
+	return onEach(r, joined, s.Agents[makers:], ask)
 }
 
 // releasePool asks all agents; of a shared pool only the first, which stands for all of them.
@@ -197,14 +211,12 @@ func releasePool(r *saga.Run, s *api.PoolWork) error {
 	if s.Pool.Shared {
 		agents = agents[:min(1, len(agents))]
 	}
-	for _, a := range agents {
-		p := s.Pool
-		p.Agent = a.ID
+	return onEach(r, s.Pool, agents, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
 			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // partly wraps the error of a step that calls several nodes. That one of them never started says nothing about the others,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ var errNeverTaken = temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_ST
 type stage struct {
 	t        *testing.T
 	env      *testsuite.TestWorkflowEnvironment
+	mu       sync.Mutex
 	calls    []string // steps as they were called, "name" or "name@agent"
 	outcome  steps.Outcome
 	stuck    bool
@@ -56,7 +58,9 @@ func newStage(t *testing.T) *stage {
 func answer[In, Out any](st *stage, step steps.Step[In, Out], do func(In) (Out, error)) {
 	st.env.RegisterActivityWithOptions(func(_ context.Context, e steps.Envelope[In]) (Out, error) {
 		if step.Name != steps.SaveJournal.Name && step.Name != steps.Settle.Name {
+			st.mu.Lock()
 			st.calls = append(st.calls, step.Name)
+			st.mu.Unlock()
 		}
 		out, err := do(e.In)
 		if err == errNeverTaken { //nolint:errorlint // it is handed over as it is

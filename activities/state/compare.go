@@ -1,10 +1,12 @@
 package state
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -72,7 +74,7 @@ func (c *comparison) domains(n steps.NodeWorld) {
 }
 
 func (c *comparison) files(n steps.NodeWorld) {
-	seen := map[string]bool{}
+	seen, unread := map[string]bool{}, c.unread(n)
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
@@ -95,7 +97,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
 	for id, v := range c.volumes {
-		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] {
+		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] && !unread[v.Spec.Pool] {
 			c.missing(sidePool, "volume", id, n.Agent, "the file of volume "+v.Name)
 		}
 	}
@@ -203,6 +205,7 @@ func (c *comparison) claims() {
 		owner, ok := due[e.Key]
 		if ok && (owner.value == "" || owner.value == string(e.Value)) {
 			delete(due, e.Key)
+			c.counted(e, owner.owner)
 			continue
 		}
 		if c.claimMoving(e) {
@@ -216,6 +219,22 @@ func (c *comparison) claims() {
 			c.find(api.Finding{Side: sideStore, Kind: kindClaim, ID: key, Problem: "claim " + key + " is missing", Fix: "nothing: tell the developers how it came to this"})
 		}
 	}
+}
+
+// counted checks that a VM counts for the group that it belongs to, and for no other.
+func (c *comparison) counted(e store.Entry, owner string) {
+	vm := c.vms[owner]
+	if vm == nil || c.moving[owner] || !strings.HasPrefix(e.Key, store.NodesRoot) {
+		return
+	}
+	var p admission.Promise
+	if json.Unmarshal(e.Value, &p) == nil && p.Group == vm.Spec.Group && p.Joins == "" {
+		return
+	}
+	c.find(api.Finding{
+		Side: sideStore, Kind: kindClaim, ID: e.Key, Problem: "claim " + e.Key + " counts vm " + vm.Name + " for another group than its own",
+		Fix: "nothing: tell the developers how it came to this",
+	})
 }
 
 // claimMoving reports whether an operation that runs may own the claim.

@@ -158,7 +158,23 @@ func TestEveryKindOfLeakIsFound(t *testing.T) {
 			g := &api.VMGroup{Meta: api.Meta{ID: id, Name: "g", Project: opts.Project}}
 			v := vm(t, w)
 			v.Spec.Group = id
-			write(t, w, func(d *store.Draft) { d.Create(g); d.Update(v) })
+			counts, err := admission.PromiseOf(v).Encode()
+			require.NoError(t, err)
+			write(t, w, func(d *store.Draft) { d.Create(g); d.Update(v); d.Put(store.NodeClaim(v.Status.Agent, v.ID), counts) })
+		}, "store", "claim", false},
+		"counted for another group": {func(t *testing.T, w *fault.World) {
+			p := admission.PromiseOf(vm(t, w))
+			p.Group = id
+			counts, err := p.Encode()
+			require.NoError(t, err)
+			write(t, w, func(d *store.Draft) { d.Put(store.NodeClaim(vm(t, w).Status.Agent, vm(t, w).ID), counts) })
+		}, "store", "claim", false},
+		"still counted for a group that it does not come into": {func(t *testing.T, w *fault.World) {
+			p := admission.PromiseOf(vm(t, w))
+			p.Joins = id
+			counts, err := p.Encode()
+			require.NoError(t, err)
+			write(t, w, func(d *store.Draft) { d.Put(store.NodeClaim(vm(t, w).Status.Agent, vm(t, w).ID), counts) })
 		}, "store", "claim", false},
 		"group name":     {claim(store.NameClaim(api.KindVMGroup, "default", "ghost")), "store", "claim", true},
 		"fence password": {claim(store.SecretKey(api.NewID())), "store", "claim", true},

@@ -87,7 +87,10 @@ type noSealer struct{}
 func (noSealer) Seal(_, aad string) ([]byte, error) { return []byte(aad), nil }
 
 // following returns the steps over kv as the control plane has them: with a cache that follows it.
-func following(tb testing.TB, kv store.KV) central {
+func following(tb testing.TB, kv store.KV) central { return deciding(tb, kv, api.Spread) }
+
+// deciding is following, with a default of where VMs go.
+func deciding(tb testing.TB, kv store.KV, strategy string) central {
 	tb.Helper()
 	cache := store.NewCache(kv, store.Root)
 	running, stop := context.WithCancel(ctx)
@@ -96,7 +99,7 @@ func following(tb testing.TB, kv store.KV) central {
 	tb.Cleanup(func() { stop(); wg.Wait() })
 	require.NoError(tb, cache.WaitFor(running, 1))
 	c := central{}
-	state.New(kv, admission.New(kv, noSealer{}), none{}, none{}).Follow(cache).Register(c, &activities.Host{Log: slog.New(slog.DiscardHandler)})
+	state.New(kv, admission.New(kv, noSealer{}), none{}, none{}).Follow(cache).Pack(strategy).Register(c, &activities.Host{Log: slog.New(slog.DiscardHandler)})
 	return c
 }
 
@@ -169,6 +172,21 @@ func TestSixtyFourForFortyPlaces(t *testing.T) {
 		require.Equal(t, 40, vms)
 		require.Equal(t, api.Amount{VCPUs: 40, Memory: 40 * api.GiB}, amount)
 	}
+}
+
+// TestManyThatArePackedAtOnce: all of them want the same node, and get it as long as it has room; then the next one.
+func TestManyThatArePackedAtOnce(t *testing.T) {
+	w := base(t)
+	room(t, w, 40)
+	var ops []*api.Operation
+	for i := range 64 {
+		ops = append(ops, accept(t, w, fmt.Sprint("vm", i)))
+	}
+	kv := realStore(t, false)
+	replace(t, w.KV, kv)
+	placed, refused := placeAll(t, deciding(t, kv, api.Pack), ops)
+	require.Equal(t, map[string]int{w.Nodes[0].ID: 40, w.Nodes[1].ID: 24}, placed)
+	require.Zero(t, refused)
 }
 
 // grow adds nodes like the ones that there are.

@@ -163,6 +163,11 @@ func (s *State) placeMove(ctx context.Context, t steps.Token, in steps.MoveReque
 
 func (s *State) claimTarget(ctx context.Context, j *journey, in steps.MoveRequest) (*api.Decision, error) {
 	vm := j.vm
+	done, err := s.line(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	c, err := s.choose(ctx, vm, j.wish(s, in.To))
 	if err != nil {
 		return nil, err

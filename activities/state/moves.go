@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
@@ -75,10 +76,10 @@ func (t *traffic) poolName(vm *api.VM) string {
 }
 
 // passenger returns a VM as placement sees it; stays says why it cannot be moved, or is empty.
-func (t *traffic) passenger(vm *api.VM, stays string) placement.VM {
+func (s *State) passenger(t *traffic, vm *api.VM, stays string) placement.VM {
 	req := placement.Request{
-		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
-		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels,
+		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
+		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
 	if a := t.agents[vm.Status.Agent]; a != nil && req.Arch == "" {
 		req.Arch = a.Status.Inventory.Arch
@@ -142,7 +143,7 @@ func (s *State) drainPlan(ctx context.Context, in steps.DrainPlan) (api.MovePlan
 			why = fmt.Sprintf("its disk is in pool %s, which is not shared: say --copy-storage to have disks copied", t.poolName(vm))
 		}
 		vms[vm.ID] = vm
-		leaving = append(leaving, t.passenger(vm, why))
+		leaving = append(leaving, s.passenger(t, vm, why))
 	}
 	for _, d := range placement.Drain(t.world.nodes, leaving, in.Agent) {
 		vm := vms[d.VM.ID]
@@ -210,11 +211,12 @@ func (s *State) planBalance(ctx context.Context, _ steps.Token, in api.HostBalan
 	return s.balancePlan(ctx, in)
 }
 
-// balancePlan says which moves would even out the nodes. What cannot be moved without being noticed stays where it is.
+// balancePlan says which moves would even out the nodes. What cannot be moved without being noticed stays where it is, and so
+// do VMs that wish to be packed. That the server packs those that do not say is no reason: somebody asks for this balance.
 func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePlan, error) {
 	plan := api.MovePlan{Moves: []api.Move{}}
 	t, err := s.traffic(ctx, func(vm *api.VM) bool {
-		return vm.Status.Agent != "" && vm.Operation == "" && unmovable(vm) == ""
+		return vm.Status.Agent != "" && vm.Operation == "" && unmovable(vm) == "" && vm.Spec.Placement != api.Pack
 	})
 	if err != nil {
 		return plan, err
@@ -223,7 +225,7 @@ func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePl
 	var all []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
-		all = append(all, t.passenger(vm, ""))
+		all = append(all, s.passenger(t, vm, ""))
 	}
 	for _, p := range placement.Balance(t.world.nodes, all, placement.BalanceOptions{Moves: in.Moves}) {
 		m := t.goes(vms[p.VM.ID], p.To)
@@ -250,7 +252,7 @@ func (s *State) planRecovery(ctx context.Context, _ steps.Token, in steps.NodeRe
 	var lost []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
-		lost = append(lost, t.passenger(vm, t.unrecoverable(vm)))
+		lost = append(lost, s.passenger(t, vm, t.unrecoverable(vm)))
 	}
 	for _, d := range placement.Drain(t.world.nodes, lost, in.Agent) {
 		vm := vms[d.VM.ID]

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
@@ -33,6 +34,11 @@ func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (ou
 }
 
 func (s *State) claimNode(ctx context.Context, vm *api.VM) (*api.Decision, error) {
+	done, err := s.line(ctx, vm)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	c, err := s.choose(ctx, vm, s.wish)
 	if err != nil {
 		return nil, err
@@ -48,6 +54,32 @@ func (s *State) claimNode(ctx context.Context, vm *api.VM) (*api.Decision, error
 	}
 	_, err = d.Commit(ctx, s.kv)
 	return &c.decision, err
+}
+
+// line lets VMs that are packed decide one after the other. All want the same node: they would only lose each other's races.
+// Done must be called when the decision is written.
+func (s *State) line(ctx context.Context, vm *api.VM) (done func(), err error) {
+	if s.strategy(vm) != placement.Pack {
+		return func() {}, nil
+	}
+	select {
+	case s.packing <- struct{}{}:
+		return func() { <-s.packing }, nil
+	case <-ctx.Done():
+		return nil, problem.New(problem.Unavailable, "vm %s cannot be placed now", vm.Name).Because("too many others are being packed").Try("wait a moment")
+	}
+}
+
+// strategy says how a VM is placed: as it wishes, or as the server does by default.
+func (s *State) strategy(vm *api.VM) placement.Strategy {
+	switch {
+	case vm.Spec.Placement != "":
+		return placement.Strategy(vm.Spec.Placement)
+	case s.packs:
+		return placement.Pack
+	default:
+		return placement.Spread
+	}
 }
 
 // choice is a decision and what it rests on.
@@ -119,7 +151,7 @@ func (c *choice) settled(w *world) error {
 
 // claim drafts the promise of the chosen node, on the ledgers that the decision was made on.
 func (c *choice) claim(d *store.Draft, vm *api.VM) error {
-	value, err := claimOf(vm).encode()
+	value, err := admission.PromiseOf(vm).Encode()
 	if err != nil {
 		return err
 	}
@@ -153,8 +185,8 @@ func (s *State) groupLedger(ctx context.Context, group string) (int64, error) {
 // wish says what a VM needs of its first node.
 func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error) {
 	req := placement.Request{
-		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
-		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels,
+		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
+		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
 	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows"
+	"github.com/nextstack/nextstack/workflows/placement"
 	"github.com/nextstack/nextstack/workflows/saga"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -43,6 +44,15 @@ func planned(out *api.DryRun, err error) (*api.DryRun, error) {
 
 func dryRun(d saga.Definition) *api.DryRun { return &api.DryRun{Kind: d.Name(), Steps: d.Plan()} }
 
+// whole makes the decision tell of all nodes: what a plan says is kept nowhere, and need not be short.
+func whole(wish func(context.Context, *api.VM) (placement.Request, error)) func(context.Context, *api.VM) (placement.Request, error) {
+	return func(ctx context.Context, vm *api.VM) (placement.Request, error) {
+		req, err := wish(ctx, vm)
+		req.Whole = true
+		return req, err
+	}
+}
+
 // PlanVMCreate tells which node a new VM would go to, and why the others are refused.
 func (p *Planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.DryRun, error) {
 	out := dryRun(workflows.VMCreate)
@@ -51,7 +61,7 @@ func (p *Planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.O
 		return planned(out, err)
 	}
 	vm.Revision = 0 // it is in no store
-	c, err := p.s.choose(ctx, vm, p.s.wish)
+	c, err := p.s.choose(ctx, vm, whole(p.s.wish))
 	if c == nil {
 		return planned(out, err)
 	}
@@ -76,7 +86,7 @@ func (p *Planner) PlanMigrate(ctx context.Context, h auth.Handle, o admission.Op
 		return planned(out, err)
 	}
 	move := api.Move{VM: api.RefTo(vm), From: vm.Status.AgentName, Kind: j.kind, Copy: j.copied}
-	c, err := p.s.choose(ctx, vm, j.wish(p.s, req.To))
+	c, err := p.s.choose(ctx, vm, whole(j.wish(p.s, req.To)))
 	if c != nil {
 		out.Decision, move.To = &c.decision, c.decision.Name
 		out.Plan = &api.MovePlan{Moves: []api.Move{move}}

@@ -255,6 +255,145 @@ func TestADryRunSaysWhatWouldBeDoneAndWritesNothing(t *testing.T) {
 	require.Equal(t, before, after)
 }
 
+// strategist returns the steps and the planner of a control plane with a default of its own for where VMs go.
+func (c *cloud) strategist(strategy string) (central, *state.Planner) {
+	s := state.New(c.KV, c.Admission, none{}, none{}).Pack(strategy)
+	steer := central{}
+	s.Register(steer, &activities.Host{Log: slog.New(slog.DiscardHandler)})
+	return steer, s.Planner()
+}
+
+// another is a VM as large as web1, without an address of its own.
+func another(name string) fault.Accept {
+	return func(ctx context.Context, w *fault.World, h auth.Handle) (*api.Operation, error) {
+		web1, err := store.Find[api.VM](ctx, w.KV, h, opts.Project, "web1")
+		if err != nil {
+			return nil, err
+		}
+		return w.Admission.CreateVM(ctx, h, opts, api.VMCreate{Name: name, VCPUs: web1.Spec.VCPUs, Memory: web1.Spec.Memory, Image: "cirros", Pool: "vms"})
+	}
+}
+
+// third adds an empty node like the others.
+func (c *cloud) third() *api.Agent {
+	c.Helper()
+	a := *c.agent(c.over)
+	a.Meta = api.Meta{ID: api.NewID(), Name: "a9"}
+	write(c.T, c.World, func(d *store.Draft) { d.Create(&a) })
+	change(c.T, c.World, get[api.Pool](c.T, c.World, "", "vms"), func(p *api.Pool) { p.Spec.Agents = append(p.Spec.Agents, a.ID) })
+	return &a
+}
+
+// TestTheWishOfAVMCountsBeforeTheServersDefault: web1 is on a node, the other one is empty.
+func TestTheWishOfAVMCountsBeforeTheServersDefault(t *testing.T) {
+	for _, r := range []struct{ server, wish, want string }{
+		{"", "", api.Spread},
+		{api.Spread, "", api.Spread},
+		{api.Pack, "", api.Pack},
+		{api.Pack, api.Spread, api.Spread},
+		{api.Spread, api.Pack, api.Pack},
+	} {
+		t.Run(r.server+" "+r.wish, func(t *testing.T) {
+			c := newCloud(t, true)
+			steer, planner := c.strategist(r.server)
+			where := c.over.ID
+			if r.want == api.Pack {
+				where = c.here.ID
+			}
+			req := api.VMCreate{Name: "web2", VCPUs: 1, Memory: api.GiB, Image: "cirros", Pool: "vms"}
+			req.Placement = r.wish
+			dry, err := planner.PlanVMCreate(ctx, c.User, opts, req)
+			require.NoError(t, err)
+			require.Equal(t, []string{where, r.want}, []string{dry.Decision.Node, dry.Decision.Strategy})
+
+			op, err := c.Admission.CreateVM(ctx, c.User, opts, req)
+			require.NoError(t, err)
+			out, err := call(steer, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+			require.NoError(t, err)
+			require.Equal(t, []string{where, r.want}, []string{out.Decision.Node, out.Decision.Strategy})
+			require.Equal(t, r.wish, get[api.VM](t, c.World, opts.Project, "web2").Spec.Placement, "what the server does is not what was wished")
+		})
+	}
+}
+
+// TestMovesHonourTheWishOfAVM: web1 leaves its node; another VM makes one of the two others the fuller one.
+func TestMovesHonourTheWishOfAVM(t *testing.T) {
+	for _, wish := range []string{"", api.Pack} {
+		newCloud := func(t *testing.T) (c *cloud, want string) {
+			c = newCloud(t, true)
+			_, err := c.Do(ctx, another("web2"))
+			require.NoError(t, err)
+			require.Equal(t, c.over.ID, get[api.VM](t, c.World, opts.Project, "web2").Status.Agent)
+			want = c.third().Name
+			if wish == api.Pack {
+				want = c.over.Name
+			}
+			change(t, c.World, c.vm(), func(vm *api.VM) { vm.Spec.Placement = wish })
+			return c, want
+		}
+		t.Run("migrate "+wish, func(t *testing.T) {
+			c, want := newCloud(t)
+			dry, err := state.New(c.KV, c.Admission, none{}, none{}).Planner().PlanMigrate(ctx, c.User, opts, "web1", api.VMMigrate{})
+			require.NoError(t, err)
+			require.Equal(t, want, dry.Decision.Name)
+			tok, req := c.migrate(api.VMMigrate{})
+			m, err := call(c.c, steps.PlaceMove, tok, req)
+			require.NoError(t, err)
+			require.Equal(t, want, m.Target.AgentName)
+			require.NotEmpty(t, m.Decision.Strategy)
+		})
+		t.Run("drain "+wish, func(t *testing.T) {
+			c, want := newCloud(t)
+			plan := c.drain(api.HostDrain{})
+			require.Len(t, plan.Moves, 1)
+			require.Equal(t, want, plan.Moves[0].To)
+		})
+		t.Run("recovery "+wish, func(t *testing.T) {
+			c, want := newCloud(t)
+			c.ha()
+			c.dead()
+			plan, err := call(c.c, steps.PlanRecovery, steps.Token{}, steps.NodeRef{Agent: c.here.ID})
+			require.NoError(t, err)
+			require.Len(t, plan.Moves, 1)
+			require.Equal(t, want, plan.Moves[0].To)
+		})
+	}
+}
+
+// TestADryRunTellsOfEveryNode: a plan is kept nowhere, so it need not be short.
+func TestADryRunTellsOfEveryNode(t *testing.T) {
+	c := newCloud(t, true)
+	grow(t, c.World, 100)
+	req := api.VMCreate{Name: "web2", VCPUs: 1, Memory: api.TiB / 2, Image: "cirros", Pool: "vms"}
+	_, p := c.strategist(api.Spread)
+	out, err := p.PlanVMCreate(ctx, c.User, opts, req)
+	require.NoError(t, err)
+	require.Len(t, out.Decision.Refused, 102)
+	require.Zero(t, out.Decision.More)
+	require.Contains(t, out.Error.Why, "and 70 more nodes: 70 with too little memory")
+}
+
+func TestABalanceLeavesVMsAloneThatWishToBePacked(t *testing.T) {
+	c := newCloud(t, true)
+	for _, n := range c.Nodes {
+		change(t, c.World, c.agent(n), func(a *api.Agent) { a.Status.Inventory.Memory = a.Spec.ReservedMemory + 4*c.vm().Spec.Memory })
+	}
+	change(t, c.World, c.agent(c.over), func(a *api.Agent) { a.Spec.Cordoned = true })
+	_, err := c.Do(ctx, another("web2"))
+	require.NoError(t, err)
+	change(t, c.World, c.agent(c.over), func(a *api.Agent) { a.Spec.Cordoned = false })
+	packs, _ := c.strategist(api.Pack)
+	change(t, c.World, c.vm(), func(vm *api.VM) { vm.Spec.Placement = api.Pack })
+	plan, err := call(packs, steps.PlanBalance, steps.Token{}, api.HostBalance{})
+	require.NoError(t, err)
+	require.Len(t, plan.Moves, 1)
+	require.Equal(t, "web2", plan.Moves[0].VM.Name, "that the server packs is no reason: somebody asked for this balance")
+	change(t, c.World, get[api.VM](t, c.World, opts.Project, "web2"), func(vm *api.VM) { vm.Spec.Placement = api.Pack })
+	plan, err = call(packs, steps.PlanBalance, steps.Token{}, api.HostBalance{})
+	require.NoError(t, err)
+	require.Empty(t, plan.Moves)
+}
+
 func TestABalanceEvensOut(t *testing.T) {
 	c := newCloud(t, true)
 	change(t, c.World, c.agent(c.over), func(a *api.Agent) { a.Spec.Cordoned = true })

@@ -7,25 +7,14 @@ import (
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
 )
 
 // claim is the value of a node claim.
-type claim struct {
-	api.Amount
-	Group string `json:"group,omitempty"` // ID of the VM's group when it was placed
-}
-
-func claimOf(vm *api.VM) claim {
-	return claim{Amount: api.Amount{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory}, Group: vm.Spec.Group}
-}
-
-func (c claim) encode() (string, error) {
-	b, err := json.Marshal(c)
-	return string(b), problem.Wrap(err, problem.Internal, "the claim cannot be encoded")
-}
+type claim = admission.Promise
 
 // tally is what is promised of one node.
 type tally struct {
@@ -151,11 +140,13 @@ func (r *roster) setClaim(agent, vm string, c *claim) {
 	change := func(c claim, by int) {
 		t.sum.VCPUs += by * c.VCPUs
 		t.sum.Memory += int64(by) * c.Memory
-		if c.Group == "" {
-			return
-		}
-		if groups[c.Group] += by; groups[c.Group] == 0 {
-			delete(groups, c.Group)
+		for _, g := range []string{c.Group, c.Joins} {
+			if g == "" {
+				continue
+			}
+			if groups[g] += by; groups[g] == 0 {
+				delete(groups, g)
+			}
 		}
 	}
 	if old, had := t.claims[vm]; had {

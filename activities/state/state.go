@@ -22,7 +22,9 @@ type State struct {
 	settle  *admission.Admission
 	network NetworkView
 	images  ImageView
-	view    *view // nil: the store is read for each decision
+	view    *view         // nil: the store is read for each decision
+	packs   bool          // VMs that do not say are packed
+	packing chan struct{} // is held by the one that is being packed; see line
 	h       auth.Handle
 	clock   *fleet.Clock // that leases are judged by; nil: the process's
 }
@@ -48,7 +50,13 @@ type ImageView interface {
 
 // New returns the steps over kv; network and images are asked by audits only.
 func New(kv store.KV, a *admission.Admission, network NetworkView, images ImageView) *State {
-	return &State{kv: kv, settle: a, network: network, images: images, h: auth.ControlPlane("steps")}
+	return &State{kv: kv, settle: a, network: network, images: images, h: auth.ControlPlane("steps"), packing: make(chan struct{}, 1)}
+}
+
+// Pack makes s pack VMs that do not say how they want to be placed, if by is api.Pack; else they are spread. It returns s.
+func (s *State) Pack(by string) *State {
+	s.packs = by == api.Pack
+	return s
 }
 
 // Follow makes s decide on what a cache shows, which must be of all that is below store.Root, instead of reading the store for

@@ -112,19 +112,44 @@ func openRoot(path string) (*os.Root, error) {
 // writeFile writes a small file such that it is whole or not there, also after a power cut.
 func writeFile(root *os.Root, name string, b []byte) error {
 	tmp := name + tempExt
+	if err := writeTemp(root, tmp, b); err != nil {
+		return err
+	}
+	if err := root.Rename(tmp, name); err != nil {
+		return errors.Join(err, root.Remove(tmp))
+	}
+	return syncDir(root, ".")
+}
+
+// writeNew is writeFile for a file that must not be there yet, else it is fs.ErrExist. Who is one of several that may try it in
+// the same moment; on a file system without hard links, which no two nodes have in common, the last of them wins.
+func writeNew(root *os.Root, name, who string, b []byte) error {
+	tmp := name + "-" + who + tempExt
+	if err := writeTemp(root, tmp, b); err != nil {
+		return err
+	}
+	err := root.Link(tmp, name)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		if err = root.Rename(tmp, name); err == nil {
+			return syncDir(root, ".")
+		}
+	}
+	if err = errors.Join(err, root.Remove(tmp)); err != nil {
+		return err
+	}
+	return syncDir(root, ".")
+}
+
+func writeTemp(root *os.Root, tmp string, b []byte) error {
 	f, err := root.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = root.Rename(tmp, name)
-	}
-	if err != nil {
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, root.Remove(tmp))
 	}
-	return syncDir(root, ".")
+	return nil
 }
 
 func syncDir(root *os.Root, name string) error {

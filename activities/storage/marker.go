@@ -22,8 +22,22 @@ type marker struct {
 	Shared bool   `json:"shared,omitempty"`
 }
 
-// claim writes the marker, unless the directory belongs to somebody else or another agent has to write it.
-func claim(root *os.Root, p steps.PoolOnNode) error {
+// claimTries bounds how often claim looks again because another agent has written the marker in the same moment.
+const claimTries = 5
+
+// claim writes the marker, unless the directory belongs to somebody else or another agent has to write it. Agents that try it
+// in the same moment may see the same directory without anybody having said so: only one of them writes, the others look at
+// what it has written.
+func claim(root *os.Root, p steps.PoolOnNode) (err error) {
+	for range claimTries {
+		if err = tryClaim(root, p); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return problem.Wrap(err, problem.Unavailable, "the marker of %s comes and goes", p.Path)
+}
+
+func tryClaim(root *os.Root, p steps.PoolOnNode) error {
 	m, err := readMarker(root)
 	switch {
 	case err == nil && m.Pool == p.Pool:
@@ -48,7 +62,10 @@ func claim(root *os.Root, p steps.PoolOnNode) error {
 	}
 	b, err := json.Marshal(marker{Pool: p.Pool, Type: p.Type, Agent: p.Agent, Shared: p.Shared})
 	if err == nil {
-		err = writeFile(root, markerName, b)
+		err = writeNew(root, markerName, p.Agent, b)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", p.Path)
 }

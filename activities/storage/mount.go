@@ -48,8 +48,12 @@ func (g gluster) mount(ctx context.Context, p steps.PoolOnNode, logs string) err
 		args = append(args, "--volfile-server="+h)
 	}
 	args = append(args, "--volfile-id="+volume, "--process-name=fuse", "--log-file="+log, "--log-level=WARNING", "--pid-file="+g.pidFile(p),
-		// Nodes take turns by locks and by names that appear and go: none may be remembered.
+		// Nodes take turns by locks and by names that appear and go: none may be remembered. To open a file that another node has
+		// removed must fail at once, and not when it is locked: the client has been seen to lose a request then.
 		"--attribute-timeout=0", "--entry-timeout=0")
+	for _, cache := range []string{"open-behind", "md-cache", "nl-cache", "quick-read", "io-cache", "read-ahead", "readdir-ahead"} {
+		args = append(args, "--xlator-option=*"+cache+".pass-through=true")
+	}
 	if dir != "" {
 		args = append(args, "--subdir-mount=/"+dir)
 	}
@@ -59,11 +63,11 @@ func (g gluster) mount(ctx context.Context, p steps.PoolOnNode, logs string) err
 	}
 	if err != nil {
 		_ = unix.Unmount(p.Path, unix.MNT_DETACH)
-		why := lastError(log, begin)
+		why := complaint(log, begin)
 		if why == "" {
-			why = "see " + log
+			why = "no server answers; see " + log
 		}
-		return problem.New(problem.Unavailable, "GlusterFS volume %s cannot be mounted", from(p)).Because("%s: %s", err, why).
+		return problem.New(problem.Unavailable, "GlusterFS volume %s cannot be mounted", from(p)).Because("%s", why).
 			Try("see whether its servers run and can be reached from this node, and know the volume: gluster volume info %s", volume)
 	}
 	return nil
@@ -101,8 +105,10 @@ func length(file string) int64 {
 	return 0
 }
 
-// lastError returns what the client of GlusterFS has last complained about in its log after an offset.
-func lastError(log string, offset int64) string {
+const maxSaid = 300 // bytes
+
+// complaint returns why the client of GlusterFS has failed, by what it has written to its log after an offset.
+func complaint(log string, offset int64) string {
 	f, err := os.Open(log)
 	if err != nil {
 		return ""
@@ -116,12 +122,17 @@ func lastError(log string, offset int64) string {
 			if at := strings.LastIndex(what, "] 0-"); at >= 0 {
 				what = what[at+2:]
 			}
-			if strings.Contains(what, "remote-error=") || strings.Contains(what, "fail") || said == "" {
-				said = strings.TrimSpace(what)
+			what = strings.TrimSpace(what)
+			if _, reason, told := strings.Cut(what, "remote-error="); told {
+				reason, _, _ = strings.Cut(reason, "}")
+				return reason[:min(len(reason), maxSaid)]
+			}
+			if said == "" && !strings.Contains(what, "unmount") { // the first is the cause
+				said = what
 			}
 		}
 	}
-	return said[:min(len(said), 300)]
+	return said[:min(len(said), maxSaid)]
 }
 
 // nfs mounts exports of NFS servers by the kernel.

@@ -251,9 +251,14 @@ func (m *Mounts) note(p steps.PoolOnNode) error {
 	return problem.Wrap(err, problem.Unavailable, "pool %s cannot be noted on this node", p.Pool)
 }
 
+func (m *Mounts) noted(p steps.PoolOnNode) bool {
+	_, err := os.Lstat(filepath.Join(m.dir, p.Pool+noteExt))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
 // touched reports whether there is anything of the pool on this node, or may be something of it in the pool.
 func (m *Mounts) touched(p steps.PoolOnNode) (bool, error) {
-	if _, err := os.Lstat(filepath.Join(m.dir, p.Pool+noteExt)); !errors.Is(err, os.ErrNotExist) {
+	if m.noted(p) {
 		return true, nil
 	}
 	is, err := isMounted(p.Path)
@@ -331,9 +336,19 @@ func (m *Mounts) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, pr
 	return m.disk(ctx, plan, func(ctx context.Context) error { return m.files.MakeDisk(ctx, plan, src, progress) })
 }
 
-// RemoveDisk implements Pool.
+// RemoveDisk implements Pool. What has no marker was never a pool here if that was never prepared; otherwise the server shows
+// something else than it did, and the disk is there still.
 func (m *Mounts) RemoveDisk(ctx context.Context, plan steps.VMPlan) error {
-	return m.disk(ctx, plan, func(ctx context.Context) error { return m.files.RemoveDisk(ctx, plan) })
+	return m.disk(ctx, plan, func(ctx context.Context) error {
+		err := m.files.RemoveDisk(ctx, plan)
+		if !problem.Is(err, problem.Unavailable) || m.noted(plan.Disk.OnNode()) {
+			return err
+		}
+		if _, merr := os.Lstat(filepath.Join(plan.Disk.PoolPath, markerName)); errors.Is(merr, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
 }
 
 // ReceiveDisk implements Pool.

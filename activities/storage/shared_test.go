@@ -2,6 +2,7 @@ package storage_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -103,6 +104,43 @@ func conformShared(t *testing.T, fresh func(*testing.T) nodes) {
 		_, err := b.Prepare(t.Context(), theirs)
 		is(t, problem.Conflict, err)
 		require.Contains(t, problem.From(err).Fix, "--shared")
+	})
+
+	t.Run("two agents at once on one directory of a pool that is not shared", func(t *testing.T) {
+		for round := range 50 {
+			n := fresh(t)
+			a := newWorld(t, n.a)
+			a.pool.Path, a.pool.Agent = filepath.Join(n.net, "pool"), api.NewID()
+			b := a.as(n.b)
+			b.pool.Agent = api.NewID()
+			var errs [2]error
+			begin := make(chan struct{})
+			var wg sync.WaitGroup
+			for i, w := range []*world{a, b} {
+				wg.Go(func() {
+					<-begin
+					_, errs[i] = w.Prepare(t.Context(), w.pool)
+				})
+			}
+			close(begin)
+			wg.Wait()
+			winner, loser := a, b
+			if errs[0] != nil {
+				winner, loser = b, a
+			}
+			is(t, problem.Conflict, errors.Join(errs[0], errs[1]))
+			require.True(t, (errs[0] == nil) != (errs[1] == nil), "round %d: %v", round, errs)
+			_, err := winner.Prepare(t.Context(), winner.pool)
+			require.NoError(t, err)
+			_, err = loser.Prepare(t.Context(), loser.pool)
+			is(t, problem.Conflict, err)
+			for i, w := range []*world{a, b} { // the undo, at once as well
+				wg.Go(func() { errs[i] = w.Release(t.Context(), w.pool) })
+			}
+			wg.Wait()
+			require.NoError(t, errors.Join(errs[0], errs[1]))
+			require.NotEmpty(t, a.Usage(t.Context(), a.pool).Error, "it is no pool any more")
+		}
 	})
 
 	t.Run("many on two nodes at once", func(t *testing.T) {

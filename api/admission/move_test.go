@@ -52,9 +52,9 @@ func (d *desk) vm(name, node string, edit func(*api.VMCreate)) *api.VM {
 // promise promises a VM its part of a node.
 func (d *desk) promise(agent *api.Agent, vm *api.VM) {
 	d.Helper()
-	value, err := json.Marshal(api.Amount{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory})
+	value, err := admission.PromiseOf(vm).Encode()
 	require.NoError(d, err)
-	_, err = d.KV.Commit(ctx, store.Tx{Puts: []store.Put{{Key: store.NodeClaim(agent.ID, vm.ID), Value: value}}})
+	_, err = d.KV.Commit(ctx, store.Tx{Puts: []store.Put{{Key: store.NodeClaim(agent.ID, vm.ID), Value: []byte(value)}}})
 	require.NoError(d, err)
 }
 
@@ -206,6 +206,14 @@ func TestAVMIsUpdatedInPlace(t *testing.T) {
 		d.clean()
 	}
 	d.done(a.DeleteGroup(ctx, d.User, opts, "pack"))
+
+	for _, strategy := range []string{api.Pack, api.Spread, ""} {
+		d.done(a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{Placement: &strategy}))
+		require.Equal(t, strategy, find[api.VM](d, opts.Project, "web1").Spec.Placement)
+	}
+	heap := "heap"
+	bad, err := a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{Placement: &heap})
+	require.Equal(t, "placement", d.refuse(problem.Invalid, bad, err).Fields[0].Path)
 
 	elsewhere := "a2"
 	op, err := a.UpdateVM(ctx, d.User, opts, "web1", api.VMUpdate{NodeID: &elsewhere})

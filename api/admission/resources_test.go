@@ -226,6 +226,7 @@ func TestBadRequestsAreRefusedWithWhatToDo(t *testing.T) {
 		"bad name":            {problem.Invalid, vm(func(r *api.VMCreate) { r.Name = "Not Good" })},
 		"no vcpus":            {problem.Invalid, vm(func(r *api.VMCreate) { r.VCPUs = 0 })},
 		"memory in MiB":       {problem.Invalid, vm(func(r *api.VMCreate) { r.Memory = 1024 })},
+		"no such strategy":    {problem.Invalid, vm(func(r *api.VMCreate) { r.Placement = "stack" })},
 		"no such image":       {problem.NotFound, vm(func(r *api.VMCreate) { r.Image = "none" })},
 		"no such subnet":      {problem.NotFound, vm(func(r *api.VMCreate) { r.NICs[0].Subnet = "none" })},
 		"no such group":       {problem.NotFound, vm(func(r *api.VMCreate) { r.SecurityGroups = []string{"none"} })},

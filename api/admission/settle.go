@@ -45,12 +45,38 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 		for _, key := range release {
 			d.Release(key)
 		}
+		for _, w := range op.Plan.Rewrites {
+			if err := a.rewrite(ctx, d, w, done); err != nil {
+				return err
+			}
+		}
 		op.State, op.Error, op.Result, op.Ended, op.Checkpoint = out.State, out.Error, out.Result, now, nil
 		op.Steps = mergeSteps(op.Steps, out.Steps, now)
 		d.Update(op)
 		_, err = d.Commit(ctx, a.kv)
 		return err
 	})
+}
+
+// rewrite lets a claim say what is so from now on. One that is gone went with its record.
+func (a *Admission) rewrite(ctx context.Context, d *store.Draft, w api.Rewrite, done bool) error {
+	revision, err := store.LedgerRevision(ctx, a.kv, w.Set)
+	if err != nil {
+		return err
+	}
+	if _, err := a.kv.Get(ctx, w.Key); err != nil {
+		if problem.Is(err, problem.NotFound) {
+			return nil
+		}
+		return err
+	}
+	value := w.Undone
+	if done {
+		value = w.Done
+	}
+	d.Put(w.Key, value)
+	d.Touch(w.Set, revision)
+	return nil
 }
 
 // unlock brings one record to where the outcome wants it. A record that is gone, or that another operation holds, is not

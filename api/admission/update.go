@@ -42,6 +42,9 @@ func (a *Admission) changeVM(c *acceptance, vm, after *api.VM, req api.VMUpdate)
 	if req.NodeLabels != nil {
 		after.Spec.NodeLabels = *req.NodeLabels
 	}
+	if req.Placement != nil {
+		after.Spec.Placement = *req.Placement
+	}
 	if req.HA != nil {
 		after.Spec.HA = *req.HA
 	}
@@ -86,9 +89,10 @@ func (a *Admission) pin(c *acceptance, after *api.VM, ref string) error {
 // changeGroup brings a VM from its group to another one, or to none.
 func (a *Admission) changeGroup(c *acceptance, vm, after *api.VM, ref string) error {
 	after.Spec.Group = ""
+	var group *api.VMGroup
 	if ref != "" {
-		group, err := store.Find[api.VMGroup](c.ctx, c.kv, c.h, vm.Project, ref)
-		if err != nil {
+		var err error
+		if group, err = store.Find[api.VMGroup](c.ctx, c.kv, c.h, vm.Project, ref); err != nil {
 			return err
 		}
 		if after.Spec.Group = group.ID; group.ID == vm.Spec.Group {
@@ -98,8 +102,11 @@ func (a *Admission) changeGroup(c *acceptance, vm, after *api.VM, ref string) er
 			return err
 		}
 	}
+	if vm.Spec.Group == after.Spec.Group {
+		return nil
+	}
 	if vm.Spec.Group != "" {
 		c.releases(groupClaim(vm.Spec.Group, vm))
 	}
-	return nil
+	return a.changeClaim(c, vm, group)
 }

@@ -56,7 +56,7 @@ func AddressClaim(subnet, address string) string { return AddressPrefix(subnet) 
 // AddressPrefix returns the prefix of the used addresses of a subnet.
 func AddressPrefix(subnet string) string { return ClaimsRoot + "address/" + subnet + "/" }
 
-// NodeClaim says what of a node is promised to a VM; its value is an api.Amount, and the ID of the VM's group if it has one.
+// NodeClaim says what of a node is promised to a VM; its value is an admission.Promise.
 func NodeClaim(agent, vm string) string { return NodePrefix(agent) + vm }
 
 // NodesRoot is the prefix of all that is promised of all nodes.

@@ -334,6 +334,17 @@ func Users(ctx context.Context, kv KV, r api.Resource) ([]string, error) {
 	return out, nil
 }
 
+// UserIDs returns the IDs of the resources of a kind that need r, in order.
+func UserIDs(ctx context.Context, kv KV, r api.Resource, kind api.Kind) ([]string, error) {
+	prefix := UsePrefix(api.RefTo(r)) + string(kind) + "/"
+	entries, _, err := kv.List(ctx, prefix)
+	out := make([]string, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, strings.TrimPrefix(e.Key, prefix))
+	}
+	return out, err
+}
+
 // Claims is a set of claims and the revision of its ledger, which Draft.Touch compares.
 type Claims struct {
 	Claims   []Entry
@@ -344,13 +355,22 @@ type Claims struct {
 // fail, never succeed wrongly.
 func Ledger(ctx context.Context, kv KV, prefix string) (Claims, error) {
 	var out Claims
-	e, err := kv.Get(ctx, LedgerKey(prefix))
-	if err != nil && !problem.Is(err, problem.NotFound) {
+	var err error
+	if out.Revision, err = LedgerRevision(ctx, kv, prefix); err != nil {
 		return out, err
 	}
-	out.Revision = e.Revision
 	out.Claims, _, err = kv.List(ctx, prefix)
 	return out, err
+}
+
+// LedgerRevision returns the revision of the ledger of the claims below prefix, for those who know the claims by other means;
+// 0: it was never touched. It must be asked before them.
+func LedgerRevision(ctx context.Context, kv KV, prefix string) (int64, error) {
+	e, err := kv.Get(ctx, LedgerKey(prefix))
+	if problem.Is(err, problem.NotFound) {
+		return 0, nil
+	}
+	return e.Revision, err
 }
 
 // Load reads the record that ref points to into r.

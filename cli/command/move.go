@@ -87,8 +87,8 @@ func (a *app) planMigrate(ctx context.Context, refs []string, how api.VMMigrate)
 }
 
 func (a *app) vmUpdateCmd() *cobra.Command {
-	var ha, noHA, noGroup, noNode, noNodeLabels bool
-	var group, node string
+	var ha, noHA, noGroup, noNode, noNodeLabels, noPlacement bool
+	var group, node, placement string
 	var nodeLabels []string
 	cmd := updateCmd(a, vms, "Change what is written about a VM, which goes on running", func(*cobra.Command) (*api.VMUpdate, error) {
 		var r api.VMUpdate
@@ -100,6 +100,9 @@ func (a *app) vmUpdateCmd() *cobra.Command {
 		}
 		if node != "" || noNode {
 			r.NodeID = &node
+		}
+		if placement != "" || noPlacement {
+			r.Placement = &placement
 		}
 		if len(nodeLabels) > 0 || noNodeLabels {
 			l, err := parseLabels(nodeLabels)
@@ -116,13 +119,15 @@ func (a *app) vmUpdateCmd() *cobra.Command {
 	fl := cmd.Flags()
 	fl.BoolVar(&ha, "ha", false, "restart it on another node when its own is dead")
 	fl.BoolVar(&noHA, "no-ha", false, "do not")
-	a.refFlag(cmd, &group, "group", api.KindVMGroup, "VM group it belongs to; counts from the next move on")
+	a.refFlag(cmd, &group, "group", api.KindVMGroup, "VM group it belongs to; it must be where a hard rule of the group would have it")
 	fl.BoolVar(&noGroup, "no-group", false, "it belongs to no group")
 	a.refFlag(cmd, &node, "node", api.KindAgent, "pin it to the node that it is on")
 	fl.BoolVar(&noNode, "no-node", false, "do not pin it")
 	fl.StringArrayVar(&nodeLabels, "node-label", nil, "label that its node must have, as KEY=VALUE, in place of those asked for before (repeatable)")
 	fl.BoolVar(&noNodeLabels, "no-node-labels", false, "its node needs no labels")
-	for _, pair := range [][2]string{{"ha", "no-ha"}, {"group", "no-group"}, {"node", "no-node"}, {"node-label", "no-node-labels"}} {
+	placementFlag(cmd, &placement, "spread or pack; counts from the next move on")
+	fl.BoolVar(&noPlacement, "no-placement", false, "what the server does by default")
+	for _, pair := range [][2]string{{"ha", "no-ha"}, {"group", "no-group"}, {"node", "no-node"}, {"node-label", "no-node-labels"}, {"placement", "no-placement"}} {
 		cmd.MarkFlagsMutuallyExclusive(pair[0], pair[1])
 	}
 	return cmd

@@ -124,6 +124,9 @@ func writeDecision(w io.Writer, d *api.Decision) error {
 	if d.Node != "" {
 		chosen = "node " + cmp.Or(d.Name, d.Node)
 	}
+	if d.Node != "" && d.Strategy != "" {
+		chosen += " (" + d.Strategy + ")"
+	}
 	fmt.Fprintf(w, "chosen: %s\n", chosen)
 	var rows [][]string
 	for i, c := range d.Ranked {

@@ -43,6 +43,7 @@ var vms = &noun[*api.VM]{
 		col("NODE LABELS", func(v *api.VM) cell { return labels(v.Spec.NodeLabels) }),
 		col("ARCH", func(v *api.VM) cell { return text(v.Spec.Arch) }),
 		col("CPU MODEL", func(v *api.VM) cell { return text(v.Spec.CPUModel) }),
+		col("PLACEMENT", func(v *api.VM) cell { return text(v.Spec.Placement) }),
 		col("HA", func(v *api.VM) cell { return yes(v.Spec.HA) }),
 		col("SSH KEYS", func(v *api.VM) cell { return number(len(v.Spec.SSHKeys)) }),
 		col("USER DATA", func(v *api.VM) cell { return yes(v.Spec.UserData) }),
@@ -157,11 +158,18 @@ func (a *app) vmAddCmd() *cobra.Command {
 	a.refFlag(cmd, &r.Group, "group", api.KindVMGroup, "VM group it belongs to")
 	fl.StringVar(&r.Arch, "arch", "", "architecture of its node, like x86_64 (default: any)")
 	fl.StringVar(&r.CPUModel, "cpu-model", "", "named CPU model that its node must be able to give it (default: the node's choice)")
+	placementFlag(cmd, &r.Placement, "which of the nodes with room is the better one: spread prefers the emptiest, pack the fullest (default: what the server does)")
 	fl.BoolVar(&r.HA, "ha", false, "restart it on another node when its own is dead; its pool must be shared")
 	fl.BoolVar(&dry, "dry-run", false, "show where it would be placed and why, and do nothing")
 	must(cmd.RegisterFlagCompletionFunc("memory", cobra.NoFileCompletions))
 	must(cmd.RegisterFlagCompletionFunc("disk", cobra.NoFileCompletions))
 	return a.writes(cmd)
+}
+
+// placementFlag adds the flag that chooses a strategy of placement.
+func placementFlag(cmd *cobra.Command, to *string, usage string) {
+	cmd.Flags().StringVar(to, "placement", "", usage)
+	must(cmd.RegisterFlagCompletionFunc("placement", cobra.FixedCompletions([]string{api.Spread, api.Pack}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // fill makes the request out of the flags.

@@ -14,6 +14,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/fleet"
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -39,6 +40,7 @@ type config struct {
 	Lease          time.Duration `koanf:"ha-lease"`
 	CPURatio       float64       `koanf:"cpu-ratio"`
 	ReservedMemory int64         `koanf:"reserved-memory"`
+	Placement      string        `koanf:"placement"`
 }
 
 func flags(f *pflag.FlagSet) {
@@ -56,6 +58,7 @@ func flags(f *pflag.FlagSet) {
 	f.StringSlice("image-dir", nil, "directory on this server that images may be imported from; may be given more than once")
 	f.Float64("cpu-ratio", 4, "vCPUs that may be promised per core of a node, for nodes that join from now on")
 	f.Int64("reserved-memory", 512<<20, "bytes of memory kept for the host itself on a node that joins")
+	f.String("placement", api.Spread, "where VMs go that do not say: spread prefers the emptiest node, pack the fullest")
 	f.Duration("suspect-after", fleet.SilentAfter, "how long a node may be silent before it is suspected to be dead, and its recovery begins")
 	f.Duration("ha-lease", fleet.Lease, "how long a node may run HA VMs without hearing from the server; it stops them then")
 	f.String("debug-listen", "", "address at which profiles (pprof) are served, without a password; empty: nowhere")
@@ -108,6 +111,7 @@ func (c config) complete() (config, error) {
 	v.Check(strings.HasPrefix(c.OVNNorthbound, "unix:") || strings.HasPrefix(c.OVNNorthbound, "tcp:"), "ovn-nb", c.OVNNorthbound, "must be unix:PATH or tcp:HOST:PORT")
 	v.Check(c.CPURatio > 0 && c.CPURatio <= 1000, "cpu-ratio", c.CPURatio, "must be more than 0, at most 1000")
 	v.Check(c.ReservedMemory >= 0, "reserved-memory", c.ReservedMemory, "must not be negative")
+	v.Check(c.Placement == api.Spread || c.Placement == api.Pack, "placement", c.Placement, "must be %s or %s", api.Spread, api.Pack)
 	v.Check(c.SuspectAfter >= 10*time.Second && c.SuspectAfter <= time.Hour, "suspect-after", c.SuspectAfter.String(), "must be 10s to 1h: agents report every 5 seconds")
 	v.Check(c.Lease >= 10*time.Second && c.Lease <= 24*time.Hour, "ha-lease", c.Lease.String(), "must be 10s to 24h: agents report every 5 seconds")
 	v.Check(c.Lease >= c.SuspectAfter, "ha-lease", c.Lease.String(), "must not be shorter than suspect-after (%s): nodes would stop HA VMs before anybody thinks of starting them elsewhere", c.SuspectAfter)

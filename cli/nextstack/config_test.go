@@ -29,6 +29,7 @@ func TestFlagsWinOverTheEnvironmentAndThatOverTheFile(t *testing.T) {
 	t.Setenv("NEXTSTACK_NAMESPACE", "from-env")
 	t.Setenv("NEXTSTACK_LOG_LEVEL", "debug")
 	t.Setenv("NEXTSTACK_IMAGE_DIR", "/x,/y")
+	t.Setenv("NEXTSTACK_PLACEMENT", "pack")
 	c, err := load(t, "-C", path, "--log-level", "error")
 	require.NoError(t, err)
 	require.Equal(t, "/from/file", c.DataDir)
@@ -36,6 +37,7 @@ func TestFlagsWinOverTheEnvironmentAndThatOverTheFile(t *testing.T) {
 	require.Equal(t, "error", c.LogLevel)
 	require.Equal(t, []string{"a:1", "b:2"}, c.EtcdEndpoints)
 	require.Equal(t, []string{"/x", "/y"}, c.ImageDirs)
+	require.Equal(t, "pack", c.Placement)
 	require.Equal(t, []string{"127.0.0.1:8899"}, c.Listen, "nobody said, so the default")
 	require.Equal(t, "/from/file/join-token", c.JoinTokenFile)
 }
@@ -48,6 +50,7 @@ func TestWrongConfigurationIsExplained(t *testing.T) {
 		"log level":    {"--log-level", "loud"},
 		"ovn":          {"--ovn-nb", "10.0.0.1:6641"},
 		"ratio":        {"--cpu-ratio", "0"},
+		"placement":    {"--placement", "stack"},
 	} {
 		_, err := load(t, args...)
 		require.Equal(t, problem.Invalid, problem.KindOf(err), name)

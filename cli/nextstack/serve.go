@@ -122,7 +122,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		ui = eng.UIURL()
 	}
 	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
-	records := state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Follow(cache)
+	records := state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Follow(cache).Pack(c.Placement)
 	worker := control.New(control.Config{
 		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Hook: host.Hook, Log: log,
 		Register: func(reg activities.Registry) {

@@ -50,11 +50,12 @@ mapfile -t ALL < <(go list "${@:-./...}")
 # Race detection would have the whole Temporal server built again, which takes longer than all tests.
 mapfile -t SERVER < <(go list -test -f '{{.ImportPath}} {{join .Deps " "}}' "${ALL[@]}" | grep ' go\.temporal\.io/server/' |
   sed 's/ .*//; s/\.test$//' | sort -u | grep -xF -f <(printf '%s\n' "${ALL[@]}") || true)
-CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) FAULT=$(go list ./test/fault) OUTAGE=$(go list ./activities/compute/libvirt)
-RACE=() OUTAGES=() CRASHES=() MANY=() FAULTS=()
+NETWORK=$(go list ./activities/network) CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) FAULT=$(go list ./test/fault) OUTAGE=$(go list ./activities/compute/libvirt)
+KILLS=() RACE=() OUTAGES=() CRASHES=() MANY=() FAULTS=()
 for p in "${ALL[@]}"; do
   case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || [ "$p" = "$NODES" ] || continue ;; esac
   case $p in "$CRASH") CRASHES=("$p") ;; "$NODES") MANY=("$p") ;; "$FAULT") FAULTS=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
+  [ "$p" != "$NETWORK" ] || KILLS=("$p")
 done
 
 # --- real parts for the drivers' own tests ----------------------------------------------------------------------
@@ -97,6 +98,8 @@ group() {
   echo "($(secs "$t") s)"
 }
 [ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${RACE[@]}"
+# What its tests cannot do with race detection, and say why.
+[ ${#KILLS[@]} = 0 ] || group "network databases that are killed" -timeout 5m -run '^TestKilled' "${KILLS[@]}"
 # Thousands of runs in memory, which race detection would make take ten times as long.
 [ ${#FAULTS[@]} = 0 ] || group "faults" -timeout 20m "${FAULTS[@]}"
 # It kills and freezes its libvirtd, so it gets one of its own.

@@ -79,7 +79,7 @@ type injector struct {
 	mu       sync.Mutex
 	faults   []*armed
 	trace    []Call
-	twice    map[steps.Token]bool
+	modes    map[pending][]Mode // of calls that were made and do not run yet, in their order
 	late     []func()
 	lost     bool   // the workflow must not make another call
 	cancel   func() // cancels the operation
@@ -99,17 +99,42 @@ type armed struct {
 const maxCalls = 400
 
 func newInjector(faults []Fault) *injector {
-	j := &injector{twice: map[steps.Token]bool{}, cancel: func() {}}
+	j := &injector{modes: map[pending][]Mode{}, cancel: func() {}}
 	for _, f := range faults {
 		j.faults = append(j.faults, &armed{Fault: f})
 	}
 	return j
 }
 
-// begin notes a call and returns what shall go wrong with it.
-func (j *injector) begin(c Call) (m Mode) {
+// pending is a call that was made, as both its ends know it.
+type pending struct {
+	token steps.Token
+	call  Call
+}
+
+// begin notes a call that the workflow makes, and decides what shall go wrong with it. Calls that are made side by side run in
+// any order, but are made in the same one in every run.
+func (j *injector) begin(t steps.Token, c Call) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	key := pending{t, c}
+	j.modes[key] = append(j.modes[key], j.decide(c))
+}
+
+// take returns what shall go wrong with a call that is about to run.
+func (j *injector) take(t steps.Token, c Call) (m Mode) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	key := pending{t, c}
+	if modes := j.modes[key]; len(modes) > 0 {
+		m, j.modes[key] = modes[0], modes[1:]
+	} else {
+		j.wrong = fmt.Errorf("%s runs, and nobody has called it", c)
+	}
+	return m
+}
+
+func (j *injector) decide(c Call) (m Mode) {
 	at := len(j.trace)
 	j.trace = append(j.trace, c)
 	for _, f := range j.faults {
@@ -157,6 +182,12 @@ func (j *injector) over() bool {
 	return j.lost || j.hopeless || len(j.trace) > maxCalls
 }
 
+// callOf returns a call of an activity, and the attempt that makes it.
+func callOf(activity, queue string, args []any) (steps.Token, Call) {
+	t := reflect.Indirect(reflect.ValueOf(args[0])).FieldByName("Token").Interface().(steps.Token)
+	return t, Call{Step: t.Step, Undo: t.Undo, Activity: activity, Queue: queue}
+}
+
 type modeKey struct{}
 
 // hit is what goes wrong with a call, and whose call it is.
@@ -179,11 +210,8 @@ func failure(k problem.Kind) error { return problem.New(k, "this failure was inj
 type hook struct{ *injector }
 
 // Before implements activities.Hook.
-func (h *hook) Before(ctx context.Context, t steps.Token) error {
+func (h *hook) Before(ctx context.Context, _ steps.Token) error {
 	m := hitOf(ctx)
-	h.mu.Lock()
-	h.twice[t] = m.Twice
-	h.mu.Unlock()
 	if m.CancelBefore {
 		m.by.cancel()
 	}
@@ -212,15 +240,8 @@ func (h *hook) After(ctx context.Context, _ steps.Token, err error) error {
 	return err
 }
 
-// Repeat implements activities.Hook.
-func (h *hook) Repeat(t steps.Token) int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.twice[t] {
-		return 2
-	}
-	return 1
-}
+// Repeat implements activities.Hook. What runs twice is called twice.
+func (h *hook) Repeat(steps.Token) int { return 1 }
 
 // worker stands between Temporal and the workers: it makes them vanish, and workflows too.
 type worker struct {
@@ -243,12 +264,12 @@ type stepCalls struct {
 // ExecuteActivity implements interceptor.ActivityInboundInterceptor.
 func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.ExecuteActivityInput) (any, error) {
 	info := activity.GetInfo(ctx)
-	t := reflect.Indirect(reflect.ValueOf(in.Args[0])).FieldByName("Token").Interface().(steps.Token)
-	c := Call{Step: t.Step, Undo: t.Undo, Activity: info.ActivityType.Name}
-	if !info.IsLocalActivity {
-		c.Queue = info.TaskQueue
+	queue := info.TaskQueue
+	if info.IsLocalActivity {
+		queue = ""
 	}
-	m := s.j.begin(c)
+	t, c := callOf(info.ActivityType.Name, queue, in.Args)
+	m := s.j.take(t, c)
 	ctx = context.WithValue(ctx, modeKey{}, hit{m, s.j})
 	node := s.w.node(c.Queue)
 	if m.Kills != "" {
@@ -263,7 +284,9 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 		}
 		return nil, temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
 	case m.Late:
+		s.j.mu.Lock()
 		s.j.late = append(s.j.late, func() { _, _ = s.Next.ExecuteActivity(context.WithoutCancel(ctx), in) })
+		s.j.mu.Unlock()
 		return nil, temporal.NewHeartbeatTimeoutError()
 	}
 	// Who is cancelled while it waits must find that nothing has ended yet; who cannot be cancelled would wait in vain.
@@ -273,6 +296,9 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 		if err := s.w.runNext(ctx, watched.Operations); err != nil {
 			s.j.fail(err)
 		}
+	}
+	if m.Twice {
+		_, _ = s.Next.ExecuteActivity(ctx, in)
 	}
 	out, err := s.Next.ExecuteActivity(ctx, in)
 	s.w.watch(context.WithoutCancel(ctx))
@@ -314,12 +340,14 @@ func (w *workflowOut) check() {
 // ExecuteActivity implements interceptor.WorkflowOutboundInterceptor.
 func (w *workflowOut) ExecuteActivity(ctx workflow.Context, name string, args ...any) workflow.Future {
 	w.check()
+	w.j.begin(callOf(name, workflow.GetActivityOptions(ctx).TaskQueue, args))
 	return w.Next.ExecuteActivity(ctx, name, args...)
 }
 
 // ExecuteLocalActivity implements interceptor.WorkflowOutboundInterceptor.
 func (w *workflowOut) ExecuteLocalActivity(ctx workflow.Context, name string, args ...any) workflow.Future {
 	w.check()
+	w.j.begin(callOf(name, "", args))
 	return w.Next.ExecuteLocalActivity(ctx, name, args...)
 }
 

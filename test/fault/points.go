@@ -229,7 +229,11 @@ func (b *bench) then(ctx context.Context, first Fault) error {
 		ends = []api.OperationState{api.OpSucceeded, api.OpFailed}
 	}
 	for i := first.At + 1; i < len(j.trace); i++ {
-		if err := b.points(ctx, Point{first}, i, j.trace[i], ends); err != nil {
+		mays := ends
+		if c := j.trace[i]; c.Step == first.Call.Step && !c.Undo { // was made beside it, so it does not go back yet
+			mays = append(slices.Clone(ends), api.OpCancelled)
+		}
+		if err := b.points(ctx, Point{first}, i, j.trace[i], mays); err != nil {
 			return err
 		}
 	}

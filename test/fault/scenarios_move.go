@@ -35,7 +35,7 @@ func makeGroup(name string) Accept {
 
 // moves returns the scenarios of the operations on VMs that have several nodes in mind.
 func moves() map[string][]Scenario {
-	yes, no, group, none := true, false, "apart", ""
+	yes, no, group, other, none, packed := true, false, "apart", "near", "", api.Pack
 	copying, cold := api.VMMigrate{CopyStorage: true}, api.VMMigrate{Cold: true}
 	coldCopy := api.VMMigrate{Cold: true, CopyStorage: true}
 	out := map[string][]Scenario{
@@ -48,6 +48,10 @@ func moves() map[string][]Scenario {
 			{Name: "vm.update, group", Prepare: []Accept{makeGroup("apart"), makeVM("web1", nil)}, Accept: update("web1", api.VMUpdate{Group: &group})},
 			{Name: "vm.update, no group", Accept: update("web1", api.VMUpdate{Group: &none}), Prepare: []Accept{
 				makeGroup("apart"), makeVM("web1", func(r *api.VMCreate) { r.Group = "apart" }),
+			}},
+			{Name: "vm.update, another group", Accept: update("web1", api.VMUpdate{Group: &other, Placement: &packed}), Prepare: []Accept{
+				makeGroup("apart"), makeVM("web1", func(r *api.VMCreate) { r.Group = "apart" }),
+				with((*admit).CreateGroup, api.VMGroupCreate{Name: "near", VMGroupSpec: api.VMGroupSpec{Policy: api.Affinity}}),
 			}},
 		},
 		api.OpVMMigrate: {

@@ -68,6 +68,9 @@ func (d *dying) startTally(t *testing.T, from *stack.Host) *tally {
 func (ta *tally) answers(t *testing.T, d *dying, since time.Time) time.Duration {
 	t.Helper()
 	p, err := d.StartPings(within(t, bootTime), ta.from, ta.port, 22, d.vm(t, ta.name).Status.Addresses[0])
+	if err != nil {
+		t.Log(d.DescribeNetwork(t.Context(), d.vm(t, ta.name).Spec.NICs[0].Port, ta.port.ID))
+	}
 	require.NoError(t, err)
 	took := time.Since(since).Round(100 * time.Millisecond)
 	_, err = p.Stop()

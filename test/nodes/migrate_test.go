@@ -101,6 +101,10 @@ func (w *world) vm(t *testing.T, name string) *api.VM {
 func (w *world) answers(t *testing.T, g *guest) {
 	t.Helper()
 	p, err := w.StartPings(within(t, bootTime), g.from, g.port, 22, g.vm.Status.Addresses[0])
+	if err != nil {
+		console, _ := w.host(w.vm(t, g.vm.Name).Status.AgentName).Console(g.vm.ID)
+		t.Logf("its console: %s\n%s", console, w.DescribeNetwork(t.Context(), g.vm.Spec.NICs[0].Port, g.port.ID))
+	}
 	require.NoError(t, err, "%s does not answer", g.vm.Name)
 	_, err = p.Stop()
 	require.NoError(t, err)

@@ -25,6 +25,7 @@ func BenchmarkPlace(b *testing.B) {
 		req  placement.Request
 	}{
 		{"plain", request()},
+		{"packed", request(func(r *placement.Request) { r.Strategy, r.Seed = placement.Pack, 7 })},
 		{"all rules", request(grouped(api.AntiAffinity, false), func(r *placement.Request) {
 			r.CPUModel, r.NodeLabels, r.Network, r.Image, r.Seed = "EPYC", map[string]string{"zone": "a"}, true, "abc", 7
 		})},

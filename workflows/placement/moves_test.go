@@ -72,6 +72,22 @@ func TestDrain(t *testing.T) {
 }
 
 // A group that must stay together stays on a node that is drained, and says so; the dead do not hold anybody.
+// Each VM that leaves goes where it wishes: those that are packed to the fullest node, also once others have gone before them.
+func TestDrainHonoursStrategies(t *testing.T) {
+	packed := func(vm *placement.VM) { vm.Request.Strategy, vm.Request.Seed = placement.Pack, 7 }
+	nodes := []placement.Node{small("a"), small("b"), small("c"), small("d")}
+	vms := []placement.VM{
+		on(nodes, "1-packed", "a", packed), on(nodes, "2-spread", "a"), on(nodes, "3-packed", "a", packed),
+		on(nodes, "there", "c", sized(2, 5*api.GiB)), on(nodes, "full", "d", sized(2, 15*api.GiB)),
+	}
+	told := map[string]string{}
+	for _, d := range placement.Drain(nodes, vms, "id-a") {
+		require.Nil(t, d.Problem)
+		told[d.VM.Name] = d.Decision.Name + " " + d.Decision.Strategy
+	}
+	require.Equal(t, map[string]string{"1-packed": "c pack", "2-spread": "b spread", "3-packed": "c pack"}, told)
+}
+
 func TestDrainOfThoseTogether(t *testing.T) {
 	nodes := []placement.Node{small("a"), small("b"), small("c")}
 	vms := []placement.VM{on(nodes, "one", "a", rule(groups["near"])), on(nodes, "two", "a", rule(groups["near"]))}

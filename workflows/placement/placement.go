@@ -73,7 +73,7 @@ func Place(nodes []Node, req Request) (api.Decision, error) {
 	}
 	q := newQuery(nodes, req)
 	best := newTop(rankedShown, candidate.compare)
-	no := newTop(refusedShown, refused.compare)
+	no := newTop(q.told(len(nodes)), refused.compare)
 	counts := make([]int, len(filters))
 	for i := range nodes {
 		n := &nodes[i]
@@ -91,6 +91,14 @@ func Place(nodes []Node, req Request) (api.Decision, error) {
 	return d, nil
 }
 
+// told is of how many refused nodes the decision tells.
+func (q *query) told(nodes int) int {
+	if q.Whole {
+		return max(nodes, 1)
+	}
+	return refusedShown
+}
+
 // rate gives a node that passed every filter its score.
 func (q *query) rate(n *Node) candidate {
 	c := candidate{node: n}
@@ -98,7 +106,7 @@ func (q *query) rate(n *Node) candidate {
 		c.score += weighers[i].weight * weighers[i].value(n, q)
 	}
 	c.level = c.score
-	if q.Seed != 0 {
+	if q.Seed != 0 && q.strategy() != Pack {
 		c.level = math.Floor(c.score/scoreStep + 1e-9) // sums of fractions end up on either side of a whole number
 		c.lot = draw(q.Seed, n.ID)
 	}
@@ -106,7 +114,7 @@ func (q *query) rate(n *Node) candidate {
 }
 
 func (q *query) decision(best *top[candidate], no *top[refused]) api.Decision {
-	d := api.Decision{More: best.passed + no.passed}
+	d := api.Decision{Strategy: string(q.strategy()), More: best.passed + no.passed}
 	for _, c := range best.kept {
 		terms := make(map[string]float64, len(weighers))
 		for _, w := range weighers {
@@ -149,15 +157,16 @@ func (q *query) noCapacity(d api.Decision, no *top[refused], counts []int) error
 	if q.NodeID != "" && q.pin == nil {
 		return p.Because("it must be on node %s, which does not exist", q.NodeID).Try("name another node, or none")
 	}
-	reasons := make([]string, 0, len(d.Refused)+1)
-	for _, r := range d.Refused {
+	shown := min(len(d.Refused), refusedShown)
+	reasons := make([]string, 0, shown+1)
+	for _, r := range d.Refused[:shown] {
 		reasons = append(reasons, r.Name+": "+r.Reason)
 	}
-	if no.passed > 0 {
-		for _, r := range no.kept {
+	if more := len(no.kept) + no.passed - shown; more > 0 {
+		for _, r := range no.kept[:shown] {
 			counts[r.filter]--
 		}
-		reasons = append(reasons, rest(no.passed, counts))
+		reasons = append(reasons, rest(more, counts))
 	}
 	return p.Because("%s", strings.Join(reasons, "; ")).Try("ask for less, delete what is not needed, or add a node")
 }

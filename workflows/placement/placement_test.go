@@ -1,6 +1,7 @@
 package placement_test
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strings"
@@ -77,6 +78,9 @@ func TestBestFirst(t *testing.T) {
 		{"ratios make a node larger", []placement.Node{
 			node("a", claimed(0, 8*api.GiB)), node("b", claimed(0, 8*api.GiB), func(n *placement.Node) { n.MemoryRatio = 2 }),
 		}, request(), "b a"},
+		{"both used evenly", []placement.Node{node("a", claimed(0, 30*api.GiB)), node("b", claimed(24, 21*api.GiB))}, request(), "b a"},
+		{"both used evenly, packed", []placement.Node{node("a", claimed(0, 30*api.GiB)), node("b", claimed(24, 20*api.GiB))}, request(pack), "b a"},
+		{"emptier counts more than even", []placement.Node{node("a", claimed(16, 15*api.GiB)), node("b", claimed(0, 10*api.GiB))}, request(), "b a"},
 		{"to pack is to fill", []placement.Node{node("a"), node("b", claimed(8, 16*api.GiB)), node("c", claimed(60, 55*api.GiB))}, request(pack), "c b a"},
 		{"image at hand", []placement.Node{node("a"), node("b", image)}, request(func(r *placement.Request) { r.Image = "abc" }), "b a"},
 		{"image in another pool", []placement.Node{node("a"), node("b", image)}, request(func(r *placement.Request) { r.Image = "def" }), "a b"},
@@ -92,6 +96,7 @@ func TestBestFirst(t *testing.T) {
 			require.Equal(t, tc.want, strings.Join(names(d), " "))
 			require.Equal(t, d.Ranked[0].Node, d.Node)
 			require.Equal(t, d.Ranked[0].Name, d.Name)
+			require.Equal(t, cmp.Or(string(tc.req.Strategy), api.Spread), d.Strategy)
 			require.Empty(t, d.Refused)
 			for _, c := range d.Ranked {
 				sum := 0.0
@@ -107,7 +112,7 @@ func TestBestFirst(t *testing.T) {
 func TestTermsAreWithTheVM(t *testing.T) {
 	d, err := placement.Place([]placement.Node{node("a", claimed(14, 26*api.GiB))}, request())
 	require.NoError(t, err)
-	require.Equal(t, []api.Candidate{{Node: "id-a", Name: "a", Score: 0.35, Terms: map[string]float64{"memory": 0.2, "vcpus": 0.15}}}, d.Ranked)
+	require.Equal(t, []api.Candidate{{Node: "id-a", Name: "a", Score: 0.3625, Terms: map[string]float64{"memory": 0.175, "vcpus": 0.1125, "balance": 0.075}}}, d.Ranked)
 }
 
 // Each filter's words, and how close a node may come.
@@ -263,6 +268,14 @@ func TestLongListsAreCut(t *testing.T) {
 	require.Contains(t, err.Error(), "; and 968 more nodes: 97 not ready, 871 with too few vCPUs (")
 	require.Len(t, d.Refused, 32)
 	require.Equal(t, 968, d.More)
+
+	// Who plans wants to know it all, and the problem is no longer for that.
+	short := err
+	d, err = placement.Place(full, request(func(r *placement.Request) { r.Whole = true }))
+	require.EqualError(t, err, short.Error())
+	require.Len(t, d.Refused, 1000)
+	require.Equal(t, "not ready", d.Refused[999].Reason)
+	require.Zero(t, d.More)
 
 	d, err = placement.Place(append(free, full...), request())
 	require.NoError(t, err)

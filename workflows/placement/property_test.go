@@ -326,6 +326,79 @@ func TestSeedCostsLittle(t *testing.T) {
 	})
 }
 
+// alike makes nodes of one size on which something is promised, or nothing.
+func alike(t *rapid.T) []placement.Node {
+	nodes := make([]placement.Node, rapid.IntRange(2, 6).Draw(t, "nodes"))
+	for i := range nodes {
+		n := node(fmt.Sprintf("n%d", i))
+		n.Cores, n.CPURatio, n.Memory, n.ReservedMemory = 4, 4, 16, 0
+		if rapid.Bool().Draw(t, n.Name+" used") {
+			n.Claimed = api.Amount{VCPUs: rapid.IntRange(1, 16).Draw(t, n.Name+" vcpus"), Memory: rapid.Int64Range(1, 16).Draw(t, n.Name+" memory")}
+		}
+		nodes[i] = n
+	}
+	return nodes
+}
+
+// To pack is to begin a node when nothing else is left, to spread is to begin one as long as there is one. Seeds change
+// neither: VMs that are packed at the same time must not be spread over empty nodes because those are all alike.
+func TestPackingBeginsNoNodeWithoutNeedAndSpreadingDoes(t *testing.T) {
+	begun, filled := 0, 0
+	rapid.Check(t, func(t *rapid.T) {
+		nodes := alike(t)
+		strategy := rapid.SampledFrom([]placement.Strategy{"", placement.Spread, placement.Pack}).Draw(t, "strategy")
+		for i := range rapid.IntRange(1, 40).Draw(t, "vms") {
+			req := placement.Request{VM: "vm", Strategy: strategy, Seed: rapid.Uint64().Draw(t, "seed"), Amount: api.Amount{
+				VCPUs: rapid.IntRange(1, 4).Draw(t, "want vcpus"), Memory: rapid.Int64Range(1, 4).Draw(t, "want memory"),
+			}}
+			var used, empty []string // with room
+			for _, n := range nodes {
+				switch {
+				case !within(n, req.Amount):
+				case n.Claimed == api.Amount{}:
+					empty = append(empty, n.ID)
+				default:
+					used = append(used, n.ID)
+				}
+			}
+			d, err := placement.Place(nodes, req)
+			switch {
+			case len(used)+len(empty) == 0:
+				require.True(t, problem.Is(err, problem.NoCapacity), "%v", err)
+				continue
+			case strategy == placement.Pack && len(used) > 0:
+				require.Contains(t, used, d.Node, "vm %d", i)
+				filled++
+			case strategy == placement.Pack:
+				require.Equal(t, empty[0], d.Node, "all who pack begin the same node")
+			case len(empty) > 0 && req.Seed == 0:
+				require.Contains(t, empty, d.Node, "vm %d", i)
+				begun++
+			}
+			require.NoError(t, err)
+			put(nodes, d.Node, req)
+		}
+	})
+	require.NotZero(t, begun)
+	require.NotZero(t, filled)
+}
+
+// The more is promised on one node, the better it is for who packs, and the worse for who spreads, whatever the balance.
+func TestMoreOnANodeIsWorthMoreToWhoPacksAndLessToWhoSpreads(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		less := node("less", claimed(rapid.IntRange(0, 30).Draw(t, "vcpus"), rapid.Int64Range(0, 28).Draw(t, "memory")*api.GiB))
+		more := node("more", claimed(less.Claimed.VCPUs+rapid.IntRange(0, 30).Draw(t, "more vcpus"), less.Claimed.Memory+rapid.Int64Range(0, 28).Draw(t, "more memory")*api.GiB))
+		if less.Claimed == more.Claimed {
+			return
+		}
+		for strategy, want := range map[placement.Strategy]string{placement.Spread: "less", placement.Pack: "more"} {
+			d, err := placement.Place([]placement.Node{less, more}, request(func(r *placement.Request) { r.Strategy = strategy }))
+			require.NoError(t, err)
+			require.Equal(t, want, d.Name, "to %s, of %+v and %+v", strategy, less.Claimed, more.Claimed)
+		}
+	})
+}
+
 // Whatever a broken agent reports or a broken record holds: no panic, and no VM on what makes no sense.
 func TestNonsense(t *testing.T) {
 	numbers := rapid.OneOf(rapid.Int64(), rapid.SampledFrom([]int64{0, -1, 1, math.MinInt64, math.MaxInt64}))

@@ -13,8 +13,8 @@ type Strategy string
 
 // The strategies.
 const (
-	Spread Strategy = "spread" // the emptiest, which is the default: neighbours disturb each other
-	Pack   Strategy = "pack"   // the fullest, which keeps others free for VMs that need a whole node
+	Spread Strategy = api.Spread // the emptiest, which is the default: neighbours disturb each other
+	Pack   Strategy = api.Pack   // the fullest, which keeps others free for VMs that need a whole node
 )
 
 // Group is a VM group as its next VM sees it. How many of its VMs are where is in Node.Groups.
@@ -47,8 +47,20 @@ type Request struct {
 	Strategy Strategy // empty: Spread
 
 	// Seed chooses between nodes that are about equally good, so that decisions made at the same time go to different ones.
-	// The same seed makes the same choice. 0: the best to the last digit, and of equals the first by name.
+	// The same seed makes the same choice. 0: the best to the last digit, and of equals the first by name. When VMs are
+	// packed it counts for nothing: all are to go to the same node.
 	Seed uint64
+
+	// Whole lets the decision tell of every node that is refused, not of the first few only.
+	Whole bool
+}
+
+// strategy returns the strategy, which is never empty.
+func (r *Request) strategy() Strategy {
+	if r.Strategy == "" {
+		return Spread
+	}
+	return r.Strategy
 }
 
 // check returns why the request makes no sense, as an invalid problem, or nil.

@@ -294,6 +294,9 @@ func (c *comparison) due() map[string]dueClaim {
 				uses(api.KindSecurityGroup, g)
 			}
 		case *api.Pool:
+			if r.Spec.Type == api.PoolRBD {
+				out[store.SecretKey(id)] = dueClaim{owner: id}
+			}
 			for _, agent := range r.Spec.Agents {
 				out[store.PoolPathClaim(agent, r.Spec.Path)] = dueClaim{id, id}
 			}

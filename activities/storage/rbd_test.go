@@ -158,7 +158,9 @@ func TestRBDNodesShareOneImport(t *testing.T) {
 	for i := range cap(errs) {
 		plan := w.plan()
 		plans = append(plans, plan)
-		go func() { errs <- []storage.Pool{a, b}[i%2].MakeDisk(context.WithoutCancel(t.Context()), plan, w.src, nil) }()
+		go func() {
+			errs <- []storage.Pool{a, b}[i%2].MakeDisk(context.WithoutCancel(t.Context()), plan, w.src, nil)
+		}()
 	}
 	require.Eventually(t, func() bool { return w.src.opened.Load() > 0 }, 20*time.Second, 10*time.Millisecond)
 	is(t, problem.InUse, c.other(t, p, key).EvictImage(t.Context(), w.cached()))
@@ -268,7 +270,7 @@ func TestRBDRefusesWhatIsNotItsOwn(t *testing.T) {
 	foreign.Source.Name = "vms" // there is such a pool, and the user may not use it
 	_, err = d.Prepare(t.Context(), foreign)
 	is(t, problem.Invalid, err)
-	for _, bad := range []string{"", "hunter2", "AQBBLAprAJqBARAAfqwAG7hKwGMcn4KXe18qjg=="} {
+	for _, bad := range []string{"", "hunter2", "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg=="} {
 		d := rbd.New(rbd.Config{Key: func(context.Context, string) (string, error) { return bad, nil }, TempDir: t.TempDir()})
 		_, err = d.Prepare(t.Context(), p)
 		is(t, problem.Invalid, err)

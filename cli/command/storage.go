@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,6 +61,9 @@ var pools = &noun[*api.Pool]{
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
+		col("SERVERS", func(p *api.Pool) cell { return text(strings.Join(p.Spec.Source.Hosts, "\n")) }),
+		col("SOURCE", func(p *api.Pool) cell { return text(p.Spec.Source.Name) }),
+		col("CEPH USER", func(p *api.Pool) cell { return text(p.Spec.Source.User) }),
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
 }
@@ -70,13 +74,15 @@ func (a *app) volCmd() *cobra.Command {
 
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a directory of the nodes a pool of volumes", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext pool add default --type dir --path /vms"
-	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir")
+	add := addCmd(a, pools, "Make a directory of the nodes, or a pool of a Ceph cluster, a pool of volumes", &r, &r.Name, &r.Labels)
+	add.Example = "  gnext pool add default --type dir --path /vms\n" +
+		"  gnext pool add ceph1 --type rbd --monitors 10.0.0.1,10.0.0.2 --ceph-pool vms --ceph-user libvirt --ceph-key-file libvirt.key"
+	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir or rbd (a pool of a Ceph cluster)")
 	add.Flags().StringVar(&r.Path, "path", "", "absolute directory, the same on every node")
 	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
+	a.cephFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
-	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir}, cobra.ShellCompDirectiveNoFileComp)))
+	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir, api.PoolRBD}, cobra.ShellCompDirectiveNoFileComp)))
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
 }
 

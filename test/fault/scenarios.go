@@ -119,10 +119,12 @@ func Scenarios() map[string][]Scenario {
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
 		api.OpPoolAdd: {
 			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},
+			{Name: "pool.add, Ceph", Accept: cephOn()},
 			{Name: "pool.add, shared", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: netDir + "/fast", Shared: true})},
 		},
 		api.OpPoolDelete: {
 			{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")},
+			{Name: "pool.delete, Ceph", Prepare: []Accept{cephOn("a1", "a2")}, Accept: about((*admit).DeletePool, "fast")},
 			{Name: "pool.delete, shared", Accept: about((*admit).DeletePool, "shared")},
 		},
 

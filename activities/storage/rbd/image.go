@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	baseSnap    = "base" // of an image's copy that is whole
+	baseSnap = "base" // of an image's copy that is whole
 	// What is kept in the directory for what is on its way.
 	tempPattern = "nextstack-image-*"
 	seedPattern = "nextstack-seed-*"

@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
@@ -152,6 +153,16 @@ func (c *comparison) ovsPorts(n steps.NodeWorld) {
 		// Ours are called by their port's ID; other names are of interfaces that somebody else has bound.
 		if c.ports[p.Port] == nil && !c.moving[p.Port] && api.IsUUID(p.Port) {
 			c.extra(sideOVS, "port", p.Name, n.Agent, "", fmt.Sprintf("interface %s of port %s exists on %s", p.Name, p.Port, n.AgentName))
+		}
+	}
+}
+
+// keys are those that hypervisors open disks with; a node forgets that of a pool it has no more.
+func (c *comparison) keys(n steps.NodeWorld) {
+	for _, id := range n.Secrets {
+		c.report.Checked["secret"]++
+		if p := c.pools[id]; (p == nil || !slices.Contains(p.Spec.Agents, n.Agent)) && !c.moving[id] {
+			c.extra(sideLibvirt, "secret", id, n.Agent, "", "the key of pool "+id+" is known to the hypervisor of "+n.AgentName)
 		}
 	}
 }

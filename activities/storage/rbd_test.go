@@ -16,6 +16,7 @@ import (
 	cephrbd "github.com/ceph/go-ceph/rbd"
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/activities/storage/rbd"
 	"github.com/nextstack/nextstack/api"
@@ -282,4 +283,44 @@ func TestRBDRefusesWhatIsNotItsOwn(t *testing.T) {
 	nobody.Source.User = "nobody"
 	_, err = d.Prepare(t.Context(), nobody)
 	is(t, problem.Invalid, err)
+}
+
+func TestRBDHypervisorKnowsTheKeyAsLongAsThePoolIsHere(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "secrets")
+	hv := &compute.Fake{}
+	d := rbd.New(rbd.Config{Key: key, Secrets: hv, TempDir: t.TempDir()})
+	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, empty)
+	known := func() []string {
+		t.Helper()
+		list, err := hv.ListSecrets(t.Context())
+		require.NoError(t, err)
+		return list
+	}
+	ready := func() error { return d.(storage.Readier).Ready(t.Context(), w.pool) }
+	keep := func(pools ...steps.PoolOnNode) {
+		t.Helper()
+		require.NoError(t, d.(storage.Keeper).Keep(t.Context(), pools))
+	}
+	is(t, problem.NotFound, ready())
+	require.Empty(t, known(), "what is no pool needs no key")
+	_, err := d.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+	for range 2 {
+		require.NoError(t, ready())
+	}
+	require.Equal(t, []string{w.pool.Pool}, known())
+	keep()
+	require.Equal(t, []string{w.pool.Pool}, known(), "it may be on its way to become one")
+	keep(w.pool)
+	require.Equal(t, []string{w.pool.Pool}, known())
+	require.NoError(t, hv.SetSecret(t.Context(), api.NewID(), "of a pool that was here before the agent was started"))
+	require.NoError(t, ready())
+	keep(w.pool)
+	require.Equal(t, []string{w.pool.Pool}, known())
+	keep()
+	require.Empty(t, known())
+	require.NoError(t, ready())
+	require.NoError(t, d.Release(t.Context(), w.pool))
+	require.Empty(t, known())
 }

@@ -21,7 +21,8 @@ var (
 	_ storage.Keeper  = (*Driver)(nil)
 )
 
-// keptFor is how long what a pool needs is kept after its last use, though nobody names the pool: it may be on its way to become one.
+// keptFor is how long what a pool needs is kept after its last use, though nobody has named the pool yet: it may be on its way to become
+// one of this node.
 const keptFor = 2 * time.Minute
 
 // Ready implements storage.Readier: the cluster answers, and the hypervisor knows the key. A guest that is started may have been
@@ -57,12 +58,18 @@ func (d *Driver) key(ctx context.Context, p steps.PoolOnNode) (string, error) {
 
 // Keep implements storage.Keeper: of pools that are not this node's any more, connections end and the hypervisor forgets the keys.
 func (d *Driver) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
+	named := func(pool string) bool {
+		return slices.ContainsFunc(pools, func(p steps.PoolOnNode) bool { return p.Pool == pool })
+	}
 	stays := func(pool string) bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return slices.ContainsFunc(pools, func(p steps.PoolOnNode) bool { return p.Pool == pool }) || time.Since(d.used[pool]) < keptFor
+		return named(pool) || !d.named[pool] && time.Since(d.used[pool]) < keptFor
 	}
 	d.mu.Lock()
+	for _, p := range pools {
+		d.named[p.Pool] = true
+	}
 	var known []string
 	for pool := range d.clusters {
 		known = append(known, pool)
@@ -84,9 +91,10 @@ func (d *Driver) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
 	waits := false
 	for _, pool := range secrets {
 		switch {
-		case !slices.ContainsFunc(pools, func(p steps.PoolOnNode) bool { return p.Pool == pool }) && stays(pool):
+		case named(pool):
+		case stays(pool):
 			waits = true
-		case !stays(pool):
+		default:
 			errs = append(errs, d.cfg.Secrets.DropSecret(ctx, pool))
 		}
 	}

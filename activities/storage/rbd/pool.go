@@ -32,6 +32,7 @@ type Driver struct {
 	clusters map[string]*connecting   // by pool
 	calls    map[string]chan struct{} // likewise
 	used     map[string]time.Time     // likewise: when it was last worked with
+	named    map[string]bool          // likewise: it was this node's at some time
 	kept     []string                 // pools of this node when the hypervisor's keys were last right; nil: they may be wrong
 }
 
@@ -40,7 +41,7 @@ var _ storage.Pool = (*Driver)(nil)
 // New returns the driver. It connects when a pool is first used.
 func New(cfg Config) storage.Pool {
 	cfg.complete()
-	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}, used: map[string]time.Time{}}
+	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}, used: map[string]time.Time{}, named: map[string]bool{}}
 	if cfg.TempDir != "" {
 		d.clearAway(tempPattern)
 		d.clearAway(seedPattern)

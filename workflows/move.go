@@ -188,7 +188,7 @@ func move(r *saga.Run, s *moveState) (err error) {
 	}
 	there, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
 	if err != nil {
-		return partly(err, "a look at vm %s on %s", s.Move.Target.Name, s.target()) // that nobody looked does not undo the move
+		return err
 	}
 	if !there.Exists || there.Phase == api.PhaseStopped || there.Broken {
 		return problem.New(problem.Internal, "vm %s has left %s and does not run on %s", s.Move.Source.Name, s.source(), s.target())

@@ -135,10 +135,7 @@ func noDiskOfMove(r *saga.Run, s *moveState) error {
 		return nil
 	}
 	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
-	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
-		return nil // nobody uses it, and the audit finds it when the node is back
-	}
-	return err
+	return absent(r, s.Move.Target, err) // then nobody uses it, and the audit finds it when the node is back
 }
 
 // bindMove: during a live move both nodes may have the port, and the target gets it with the first packet from there.
@@ -250,21 +247,6 @@ func stateAtSource(r *saga.Run, s *moveState) (state steps.DomainState, asked bo
 	return state, true, err
 }
 
-// down returns the proof that a node is down; nil: it is not, as far as anybody knows.
-func down(r *saga.Run, agent string) *api.Proof {
-	status, err := steps.LookAtAgent.Call(r, "", steps.NodeRef{Agent: agent})
-	if err != nil || status.Phase != api.PhaseDown {
-		return nil
-	}
-	return status.Proof
-}
-
-// off reports whether a node certainly does not run the guest, being down: that its lease has ended says so of HA guests only.
-func (s *moveState) off(r *saga.Run, agent string) bool {
-	proof := down(r, agent)
-	return proof != nil && (proof.Kind != api.ProofLease || s.Move.Source.HA)
-}
-
 func createAtTarget(r *saga.Run, s *moveState) error {
 	_, err := steps.CreateDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
 	return err
@@ -273,10 +255,7 @@ func createAtTarget(r *saga.Run, s *moveState) error {
 // removeAtTarget removes what has come to the target. A node that died meanwhile is told when it is back what it must not keep.
 func removeAtTarget(r *saga.Run, s *moveState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
-	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
-		return nil
-	}
-	return err
+	return absent(r, s.Move.Target, err)
 }
 
 func switchMove(r *saga.Run, s *moveState) error {

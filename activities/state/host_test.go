@@ -104,7 +104,11 @@ func TestJudgeNode(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, beat.Down, "no report renews its lease")
 		k.at = k.at.Add(time.Hour)
-		require.Equal(t, v, k.judge(steps.Judgement{Confirmed: "admin"}), "asked again, it says the same")
+		require.Equal(t, v, k.judge(steps.Judgement{Fenced: &api.Proof{Kind: api.ProofFence}}), "asked again, it says the same")
+		since := k.agent().Status.Since
+		require.Equal(t, api.ProofOperator, k.judge(steps.Judgement{Confirmed: "admin"}).Proof.Kind, "somebody who has looked says more: of all VMs, HA or not")
+		require.Equal(t, api.ProofOperator, k.judge(steps.Judgement{}).Proof.Kind)
+		require.Equal(t, since, k.agent().Status.Since)
 	})
 	t.Run("a lease that nobody guarded", func(t *testing.T) {
 		k := newHostKit(t)

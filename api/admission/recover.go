@@ -93,6 +93,12 @@ func (a *Admission) confirmOff(ctx context.Context, h auth.Handle, ref, by strin
 		if err := dead(agent); err != nil {
 			return err
 		}
+		if p := agent.Status.Proof; agent.Status.Phase == api.PhaseDown && p != nil {
+			if p.Kind != api.ProofLease {
+				op = holder
+			}
+			return nil // what it is about has been decided; who says more than that says it to another one
+		}
 		agent.Status.ConfirmedOff = by
 		d := store.NewDraft(h)
 		d.Update(agent) // on the revision at which this recovery held it

@@ -48,7 +48,7 @@ func absent(r *saga.Run, plan steps.VMPlan, err error) error {
 	if excludes(proof, plan) {
 		return nil
 	}
-	p := problem.Caused(err, problem.Unavailable, "nobody knows whether vm %s runs on node %s", plan.Name, plan.AgentName)
+	p := problem.Caused(err, problem.Unavailable, "nobody knows whether node %s still has vm %s", plan.AgentName, plan.Name)
 	what := "nothing proves that the node is off: it is " + string(status.Phase)
 	if proof != nil {
 		what = "that the node's lease has ended proves of HA VMs only that they do not run there, and this is none"

@@ -69,17 +69,6 @@ func (d *dying) dies(proof *api.Proof) {
 	}
 }
 
-// whenStuck does something once the operation says for the first time that it is stuck.
-func (d *dying) whenStuck(do func(why *problem.Problem)) {
-	answer(d.stage, steps.SaveJournal, func(j steps.Journal) (steps.Nothing, error) {
-		if j.State == api.OpStuck && !d.stuck {
-			d.stuck = true
-			do(j.Error)
-		}
-		return steps.Nothing{}, nil
-	})
-}
-
 var (
 	byLease    = &api.Proof{Kind: api.ProofLease}
 	byOperator = &api.Proof{Kind: api.ProofOperator}
@@ -104,7 +93,7 @@ func TestADeadNodeHoldsUpNoDelete(t *testing.T) {
 			d := newDying(t, c.ha, c.shared)
 			d.dies(c.proof)
 			var why *problem.Problem
-			d.whenStuck(func(p *problem.Problem) {
+			d.onStuck(func(p *problem.Problem) {
 				why = p
 				d.gone, d.where, d.proof = false, api.PhaseReady, nil // so that the test ends
 			})
@@ -116,7 +105,7 @@ func TestADeadNodeHoldsUpNoDelete(t *testing.T) {
 				return
 			}
 			require.NotNil(t, why)
-			require.Contains(t, why.Error(), "nobody knows whether vm web1 runs on node a")
+			require.Contains(t, why.Error(), "nobody knows whether node a still has vm web1")
 			require.Contains(t, why.Fix, "gnext host recover a --confirm-off")
 			require.Equal(t, []string{"remove /a", "remove disk /a"}, d.world)
 		})
@@ -179,7 +168,7 @@ func TestADeadNodeHoldsUpNoUndo(t *testing.T) {
 			case steps.StartDomain.Name:
 				answer(d.stage, steps.StartDomain, func(steps.VMPlan) (steps.PowerResult, error) { return steps.PowerResult{}, dies() })
 			}
-			d.whenStuck(func(*problem.Problem) { d.gone, d.where, d.proof = false, api.PhaseReady, nil })
+			d.onStuck(func(*problem.Problem) { d.gone, d.where, d.proof = false, api.PhaseReady, nil })
 			d.run(c.table, steps.Op{Input: input(t, api.VMStop{})})
 			require.Equal(t, api.OpFailed, d.outcome.State)
 			require.Equal(t, c.stuck, d.stuck)

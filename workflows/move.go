@@ -225,7 +225,9 @@ func settleMove(r *saga.Run, s *moveState) error {
 			return err
 		}
 		return saga.ErrDone
-	case dst.Exists && !asked && dst.Phase == api.PhaseStopped: // nothing is defined there before it has arrived
+	case dst.Exists && !asked && dst.Phase == api.PhaseStopped && s.copies(): // it may be one of an earlier stay
+		return eitherDisk(s)
+	case dst.Exists && !asked && dst.Phase == api.PhaseStopped: // whether it has arrived or not: the disk is one and the same
 		if err := notAtSource(r, s); err != nil {
 			return err
 		}
@@ -262,9 +264,7 @@ func settleWithoutTarget(r *saga.Run, s *moveState, src steps.DomainState, asked
 	// It does not run at the target.
 	switch {
 	case !asked && s.copies():
-		return problem.New(problem.Unavailable, "nobody knows on which node vm %s ran last", s.Move.Source.Name).
-			Because("nodes %s and %s are both down, and each may have its disk as it was last", s.source(), s.target()).
-			Try("bring one of them back: the operation goes on by itself")
+		return eitherDisk(s)
 	case !asked: // there is one disk, which others reach; the VM is recovered from it as from any dead node
 		return notAtSource(r, s)
 	case src.Broken && s.copies():
@@ -277,6 +277,13 @@ func settleWithoutTarget(r *saga.Run, s *moveState, src steps.DomainState, asked
 		}
 	}
 	return startAtSource(r, s)
+}
+
+// eitherDisk is the problem of a move with its disk whose source cannot be asked whether the guest has left.
+func eitherDisk(s *moveState) error {
+	return problem.New(problem.Unavailable, "nobody knows on which node vm %s ran last", s.Move.Source.Name).
+		Because("node %s is down, and the disk there or the one on node %s may be as it was last", s.source(), s.target()).
+		Try("bring node %s back: the operation goes on by itself", s.source())
 }
 
 // notAtSource returns nil if the source, which is down, certainly does not run the guest.

@@ -161,7 +161,7 @@ func TestAMoveWithItsDiskWaitsForTheNodeThatHasIt(t *testing.T) {
 	}{
 		"both, the source comes back, it had not left": {"ab", "b", paused, nothing, "nobody knows on which node vm web1 ran last", api.OpFailed, []string{"start@a", "bind ca"}},
 		"both, the source comes back, it had left":     {"ab", "b", nothing, nothing, "nobody knows on which node vm web1 ran last", api.OpSucceeded, []string{"bind cb", "remove@a"}},
-		"both, the target comes back, it had arrived":  {"ab", "a", nothing, stopped, "nobody knows on which node vm web1 ran last", api.OpSucceeded, []string{"start@b", "bind cb"}},
+		"source, it has arrived and is off":            {"a", "", nothing, stopped, "nobody knows on which node vm web1 ran last", api.OpSucceeded, []string{"start@b", "bind cb", "remove@a"}},
 		"target, its memory is torn":                   {"b", "", broken, paused, "ran on node b last", api.OpSucceeded, []string{"remove@b", "create@b", "bind cb", "remove@a"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -63,7 +63,7 @@ func add(t *testing.T, report Report) {
 }
 
 // TestMovesWhoseNodesDie lets each of the two nodes of a move die at each of its calls, and both at once: the move ends, one way or
-// the other, and where its record says. A live move with its disk is the exception: when both are dead it waits for one of them.
+// the other, and where its record says. A live move with its disk is the exception: when both are dead it waits for its source.
 func TestMovesWhoseNodesDie(t *testing.T) {
 	ctx := context.Background()
 	base, err := Base(ctx)

@@ -62,7 +62,8 @@ func dead(agent *api.Agent) error {
 }
 
 // takeOver takes a node away from its drain. A drain waits for moves away from the node, and those may wait for the proof
-// that the node is off, which only its recovery brings. The drain goes on, and finds at its end that it holds nothing.
+// that the node is off, which only its recovery brings. The drain goes on, and finds at its end that it holds nothing;
+// if it is cancelled, it takes its cordon back all the same.
 func (a *Admission) takeOver(c *acceptance, agent *api.Agent) error {
 	if agent.Operation == "" {
 		return nil

@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -16,6 +17,8 @@ type vmState struct {
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
 	Power  steps.PowerResult `json:"power"`
+	// Left: its domain was not removed, because its node is proven to be down.
+	Left bool `json:"left,omitempty"`
 }
 
 func (s *vmState) node() string { return s.Placed.Plan.AgentName }
@@ -35,7 +38,8 @@ var VMCreate = saga.Table[vmState]{
 	},
 }
 
-// VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away.
+// VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away, but not for a
+// node that is proven not to run it.
 var VMDelete = saga.Table[vmState]{
 	Kind: api.OpVMDelete, Start: startVM,
 	Steps: []saga.Step[vmState]{
@@ -173,9 +177,45 @@ func makeDisk(r *saga.Run, s *vmState) error {
 	return err
 }
 
+// removeDisk waits for no node that is proven not to run the VM: a disk in a shared pool is removed by another node of the pool,
+// and any other stays where it is until the node is back, and is then what the audit finds.
 func removeDisk(r *saga.Run, s *vmState) error {
+	if s.Left && down(r, s.Placed.Plan.Agent) == nil { // it has come back meanwhile
+		if err := removeDomain(r, s); err != nil {
+			return err
+		}
+	}
 	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	gone := errors.Is(err, steps.ErrNeverStarted)
+	if err = absent(r, s.Placed.Plan, err); err != nil || !gone || !s.Placed.Plan.Disk.Shared {
+		return err
+	}
+	other, err := otherOfPool(r, s.Placed.Plan)
+	if err == nil {
+		_, err = steps.RemoveDisk.Call(r, other.Agent, other)
+	}
 	return err
+}
+
+// otherOfPool returns the plan for another node that sees the same disk.
+func otherOfPool(r *saga.Run, plan steps.VMPlan) (steps.VMPlan, error) {
+	list, err := steps.LoadAgents.Call(r, "", steps.Nothing{})
+	if err != nil {
+		return plan, err
+	}
+	for _, a := range list.Agents {
+		if a.ID == plan.Agent || !a.Ready {
+			continue
+		}
+		for _, p := range a.Pools {
+			if p.Pool == plan.Disk.Pool {
+				plan.Agent, plan.AgentName, plan.Disk.PoolPath = a.ID, a.Name, p.Path
+				return plan, nil
+			}
+		}
+	}
+	return plan, problem.New(problem.Unavailable, "the disk of vm %s cannot be removed", plan.Name).
+		Because("node %s is down, and no other node of its pool is ready", plan.AgentName).Try("bring one of the pool's nodes back: gnext host list")
 }
 
 func createDomain(r *saga.Run, s *vmState) error {
@@ -183,8 +223,13 @@ func createDomain(r *saga.Run, s *vmState) error {
 	return err
 }
 
+// removeDomain waits for no node that is proven not to run the VM. Such a node is told when it is back what it must not keep.
 func removeDomain(r *saga.Run, s *vmState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	gone := errors.Is(err, steps.ErrNeverStarted)
+	if err = absent(r, s.Placed.Plan, err); err == nil {
+		s.Left = gone
+	}
 	return err
 }
 
@@ -211,12 +256,16 @@ func reboot(r *saga.Run, s *vmState) error {
 	return err
 }
 
-// powerBack brings the VM back to the power state that it had when the operation began.
+// powerBack brings the VM back to the power state that it had when the operation began. One that ran on a node that is proven to
+// be down is lost with its node, as if nobody had touched it.
 func powerBack(r *saga.Run, s *vmState) (err error) {
-	if s.Power.Before == api.PhaseRunning {
-		_, err = steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
-	} else {
+	if s.Power.Before != api.PhaseRunning {
 		_, err = steps.StopDomain.Call(r, s.Placed.Plan.Agent, steps.StopVM{Plan: s.Placed.Plan, Force: true})
+		return absent(r, s.Placed.Plan, err)
+	}
+	_, err = steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Placed.Plan.Agent) != nil {
+		return nil
 	}
 	return err
 }

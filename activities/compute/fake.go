@@ -25,6 +25,7 @@ type Fake struct {
 	rack     *Rack // nil: it is alone
 	uri      string
 	restless bool
+	lingers  bool
 	hook     func(vm string, at MovePoint) MoveFate
 }
 
@@ -36,6 +37,7 @@ type fakeDomain struct {
 	cpu      string        // model; empty: any
 	ha       bool          //
 	broken   bool          // paused with half of its memory
+	left     bool          // off because it has moved away
 	move     *fakeMove     // under way; nil: none
 	incoming chan struct{} // of a guest that is just arriving: closed when it has, or is gone
 	turnAway func()        // has the source of such a guest look again
@@ -153,7 +155,7 @@ func (f *Fake) define(ctx context.Context, plan steps.VMPlan, files DomainFiles)
 		f.put(plan.VM, d)
 	}
 	if d.phase == api.PhaseStopped {
-		d.ha, d.cpu = plan.HA, plan.CPUModel
+		d.ha, d.cpu, d.left = plan.HA, plan.CPUModel, false
 	}
 	return d, nil
 }
@@ -168,7 +170,7 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 	if d.phase == api.PhaseStopped || d.broken {
 		d.boots++
 	}
-	d.phase, d.broken = api.PhaseRunning, false
+	d.phase, d.broken, d.left = api.PhaseRunning, false, false
 	go f.publish(vm)
 	return nil
 }

@@ -33,6 +33,12 @@ func fakes(t *testing.T) computetest.Rig {
 			return computetest.Guest{Plan: plan, At: files, To: files, Restless: restless}
 		},
 		Slow: func(*steps.MoveDomain) func() { a.Restless(true); return func() { a.Restless(false) } },
+		Linger: func(t *testing.T, m steps.MoveDomain) {
+			a.Linger(true)
+			defer a.Linger(false)
+			_, err := a.Migrate(t.Context(), m, nil)
+			require.NoError(t, err)
+		},
 		Running: func(t *testing.T, vm string) (n int) {
 			for _, f := range nodes {
 				if p, err := f.State(t.Context(), vm); err == nil && p == api.PhaseRunning {

@@ -235,42 +235,64 @@ func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePl
 	return plan, nil
 }
 
-// planRecovery says which VMs of a dead node are started elsewhere, and writes of all of them that nobody knows whether they
-// run, and of those that stay why they do. It may be asked again: what it has written, it would write again.
-func (s *State) planRecovery(ctx context.Context, _ steps.Token, in steps.NodeRef) (api.MovePlan, error) {
-	plan := api.MovePlan{Moves: []api.Move{}}
-	t, err := s.traffic(ctx, func(vm *api.VM) bool { return vm.Status.Agent == in.Agent })
+// rescue is a VM of a dead node, and the move that it makes or does not make.
+type rescue struct {
+	vm   *api.VM
+	move api.Move
+	goes bool
+}
+
+// rescues says which VMs of a dead node would be started elsewhere now, and why the others stay. There are none if nothing
+// proves that the node is down. It writes nothing.
+func (s *State) rescues(ctx context.Context, agent string) (out []rescue, down string, err error) {
+	t, err := s.traffic(ctx, func(vm *api.VM) bool { return vm.Status.Agent == agent })
 	if err != nil {
-		return plan, err
+		return nil, "", err
 	}
-	node := t.agents[in.Agent]
+	node := t.agents[agent]
 	if node == nil || node.Status.Phase != api.PhaseDown || node.Status.Proof == nil {
-		return plan, nil // it is back, and runs what it runs
+		return nil, "", nil // it is back, and runs what it runs
 	}
-	down := fmt.Sprintf("node %s is down", node.Name)
+	down = fmt.Sprintf("node %s is down", node.Name)
 	vms := map[string]*api.VM{}
 	var lost []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
 		lost = append(lost, s.passenger(t, vm, t.unrecoverable(vm)))
 	}
-	for _, d := range placement.Drain(t.world.nodes, lost, in.Agent) {
-		vm := vms[d.VM.ID]
-		why, m := down, api.Move{}
-		if d.Problem != nil {
-			m = t.stays(vm, whyOf(d.Problem))
-			why = down + ", and it is not restarted elsewhere: " + m.Reason
+	for _, d := range placement.Drain(t.world.nodes, lost, agent) {
+		r := rescue{vm: vms[d.VM.ID], goes: d.Problem == nil}
+		if r.goes {
+			r.move = t.goes(r.vm, d.Decision.Node)
+			r.move.Kind, r.move.Copy, r.move.Reason = api.MoveRestart, false, down
 		} else {
-			m = t.goes(vm, d.Decision.Node)
-			m.Kind, m.Copy, m.Reason = api.MoveRestart, false, down
+			r.move = t.stays(r.vm, whyOf(d.Problem))
 		}
-		if err := s.lose(ctx, vm, in.Agent, why); err != nil {
+		out = append(out, r)
+	}
+	return out, down, nil
+}
+
+// planRecovery says which VMs of a dead node are started elsewhere, and writes of all of them that nobody knows whether they
+// run, and of those that stay why they do. It may be asked again: what it has written, it would write again.
+func (s *State) planRecovery(ctx context.Context, _ steps.Token, in steps.NodeRef) (api.MovePlan, error) {
+	plan := api.MovePlan{Moves: []api.Move{}}
+	all, down, err := s.rescues(ctx, in.Agent)
+	if err != nil {
+		return plan, err
+	}
+	for _, r := range all {
+		why := down
+		if !r.goes {
+			why = down + ", and it is not restarted elsewhere: " + r.move.Reason
+		}
+		if err := s.lose(ctx, r.vm, in.Agent, why); err != nil {
 			return plan, err
 		}
-		if d.Problem != nil {
-			plan.Stays = append(plan.Stays, m)
+		if r.goes {
+			plan.Moves = append(plan.Moves, r.move)
 		} else {
-			plan.Moves = append(plan.Moves, m)
+			plan.Stays = append(plan.Stays, r.move)
 		}
 	}
 	return plan, nil

@@ -56,7 +56,7 @@ func (a *Admission) migrateVM(c *acceptance, ref string, req api.VMMigrate) (*ap
 	if err := c.holds(vm, api.PhaseMigrating, was); err != nil {
 		return nil, req, err
 	}
-	if err := movable(vm, was); err != nil {
+	if err := Movable(vm, was); err != nil {
 		return nil, req, err
 	}
 	if req, err = a.moveTarget(c, vm, req); err != nil {
@@ -70,8 +70,8 @@ func (a *Admission) migrateVM(c *acceptance, ref string, req api.VMMigrate) (*ap
 	return vm, req, firstOf(a.holdVolumes(c, vm), c.input(req))
 }
 
-// movable checks that a VM that was in this phase can leave its node.
-func movable(vm *api.VM, was api.Phase) error {
+// Movable checks that a VM that was in this phase can leave its node, as far as its own record tells.
+func Movable(vm *api.VM, was api.Phase) error {
 	no := problem.New(problem.Conflict, "vm %s cannot be moved", vm.Name)
 	switch {
 	case was == api.PhaseUnknown:
@@ -81,9 +81,17 @@ func movable(vm *api.VM, was api.Phase) error {
 	case was != api.PhaseRunning && was != api.PhaseStopped:
 		return no.Because("it is %s", was).Try("see: gnext vm get %s", vm.Name)
 	case vm.Spec.NodeID != "":
-		return no.Because("it is pinned to node %s", vm.Status.AgentName).Try("take the pin away first: gnext vm update %s --no-node", vm.Name)
+		return no.Because("it is pinned to node %s", PinnedTo(vm)).Try("take the pin away first: gnext vm update %s --no-node", vm.Name)
 	}
 	return nil
+}
+
+// PinnedTo returns what to call the node that a VM is pinned to.
+func PinnedTo(vm *api.VM) string {
+	if vm.Spec.NodeID == vm.Status.Agent {
+		return vm.Status.AgentName
+	}
+	return vm.Spec.NodeID
 }
 
 // moveTarget resolves the node that a VM shall move to, if one is named.

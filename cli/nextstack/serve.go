@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -107,11 +108,6 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	if created {
 		fmt.Printf("admin password: %s\n", password)
 	}
-	nodes := fleet.New(fleet.Options{
-		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
-		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log, SuspectAfter: c.SuspectAfter, Lease: c.Lease,
-		Recover: recoverHost(adm), Restart: restartVM(adm),
-	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
 	stored, err := images.Open(c.DataDir, c.ImageDirs)
 	if err != nil {
@@ -123,6 +119,11 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	}
 	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
 	records := state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Follow(cache).Pack(c.Placement)
+	nodes := fleet.New(fleet.Options{
+		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
+		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log, SuspectAfter: c.SuspectAfter, Lease: c.Lease,
+		Recover: recoverHost(adm), Recoverable: records.Planner().Recoverable, Restart: restartVM(adm),
+	})
 	worker := control.New(control.Config{
 		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Hook: host.Hook, Log: log,
 		Register: func(reg activities.Registry) {
@@ -152,11 +153,15 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	return group.Wait()
 }
 
-// recoverHost begins the recovery of a node that has fallen silent: one for each silence.
+// recoverHost begins the recovery of a node that has fallen silent: one for each silence. One that is down is recovered once
+// more for each state of its record, which every recovery changes.
 func recoverHost(adm *admission.Admission) func(context.Context, *api.Agent) error {
 	h := auth.ControlPlane("fleet")
 	return func(ctx context.Context, a *api.Agent) error {
 		key := "silence/" + a.ID + "/" + a.Status.Observed.UTC().Format(time.RFC3339Nano)
+		if a.Status.Phase == api.PhaseDown {
+			key = "again/" + a.ID + "/" + strconv.FormatInt(a.Revision, 10)
+		}
 		_, err := adm.RecoverHost(ctx, h, admission.Options{IdempotencyKey: key}, a.ID, "")
 		return err
 	}

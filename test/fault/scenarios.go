@@ -104,6 +104,8 @@ func Scenarios() map[string][]Scenario {
 		api.OpVMDelete: {
 			{Name: "vm.delete", Prepare: []Accept{createVM}, Accept: deleteVM},
 			{Name: "vm.delete, stopped", Prepare: []Accept{createVM, stopVM}, Accept: deleteVM},
+			{Name: "vm.delete on a dead node", Prepare: []Accept{createVM}, Plant: died("a1"), Accept: deleteVM},
+			{Name: "vm.delete on a dead node, shared", Prepare: []Accept{makeVM("web1", nil)}, Plant: died("a1"), Accept: deleteVM},
 		},
 		api.OpVMStart: {
 			{Name: "vm.start", Prepare: []Accept{createVM, stopVM}, Accept: about((*admit).StartVM, "web1")},

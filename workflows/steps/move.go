@@ -94,8 +94,8 @@ type Moved struct {
 
 // DomainState is what a node has of a VM.
 type DomainState struct {
-	Exists bool      `json:"exists"`
-	Phase  api.Phase `json:"phase"` // running, stopped or paused; stopped if it does not exist
+	Exists bool      `json:"exists"` // a domain that has moved away, and is only still defined, does not
+	Phase  api.Phase `json:"phase"`  // running, stopped or paused; stopped if it does not exist
 	// Broken: it is paused and can never go on, because its memory is partly somewhere else.
 	Broken bool `json:"broken,omitempty"`
 }

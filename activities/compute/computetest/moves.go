@@ -2,6 +2,7 @@ package computetest
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ func Moves(t *testing.T, r Rig) {
 	t.Run("ended in the middle", func(t *testing.T) { ended(t, r) })
 	t.Run("joined", func(t *testing.T) { joined(t, r) })
 	t.Run("powered off in the middle", func(t *testing.T) { poweredOff(t, r) })
+	t.Run("still defined where it was", func(t *testing.T) { lingers(t, r) })
 	t.Run("guest that does not converge", func(t *testing.T) { restless(t, r) })
 	t.Run("refusals", func(t *testing.T) { refusals(t, r) })
 	t.Run("definitions", func(t *testing.T) { definitions(t, r) })
@@ -145,6 +147,33 @@ func poweredOff(t *testing.T, r Rig) {
 	s, err = r.B.Look(t.Context(), g.Plan.VM)
 	require.NoError(t, err)
 	require.Equal(t, steps.DomainState{Phase: api.PhaseStopped}, s)
+}
+
+// lingers: that a domain is still there does not mean that there is a guest to go back to.
+func lingers(t *testing.T, r Rig) {
+	g := r.Boot(t, true, false)
+	vm := g.Plan.VM
+	m := r.begin(t, g)
+	r.Linger(t, m)
+	listed := func() bool {
+		list, err := r.A.List(t.Context())
+		require.NoError(t, err)
+		return slices.Contains(list, steps.DomainFound{ID: vm, Name: compute.DomainName(vm), Phase: api.PhaseStopped, Ours: true})
+	}
+	require.True(t, listed(), "it is defined")
+	r.AtTarget(t, vm)
+	moved, err := r.A.Migrate(t.Context(), m, nil)
+	require.NoError(t, err)
+	require.Zero(t, moved, "it has left")
+	_, err = r.B.Stop(t.Context(), vm, true, 0, nil)
+	require.NoError(t, err)
+	for _, look := range []func(context.Context, string) (steps.DomainState, error){r.A.Settle, r.A.Look} {
+		s, err := look(t.Context(), vm)
+		require.NoError(t, err)
+		require.Equal(t, steps.DomainState{Phase: api.PhaseStopped}, s, "whatever has become of it where it is now")
+	}
+	require.NoError(t, r.A.Remove(t.Context(), vm))
+	require.False(t, listed())
 }
 
 func restless(t *testing.T, r Rig) {

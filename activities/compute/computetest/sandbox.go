@@ -81,9 +81,19 @@ func (n *Nodes) Rig(t *testing.T) Rig {
 	}
 	return Rig{
 		A: d[0], B: d[1], Running: Processes,
-		Boot: func(t *testing.T, shared, restless bool) Guest { return n.boot(t, d, shared, restless) },
-		Slow: func(m *steps.MoveDomain) func() { m.Bandwidth = api.MiB; return func() {} },
+		Boot:   func(t *testing.T, shared, restless bool) Guest { return n.boot(t, d, shared, restless) },
+		Linger: func(t *testing.T, m steps.MoveDomain) { n.linger(t, m) },
+		Slow:   func(m *steps.MoveDomain) func() { m.Bandwidth = api.MiB; return func() {} },
 	}
+}
+
+// linger moves a guest as the driver does, but does not have libvirt forget it afterwards.
+func (n *Nodes) linger(t *testing.T, m steps.MoveDomain) {
+	t.Helper()
+	xml := filepath.Join(t.TempDir(), "target.xml")
+	require.NoError(t, os.WriteFile(xml, []byte(m.Incoming.XML), 0o600))
+	run(t, "virsh", "-c", n.Options(t, 0).URI, "migrate", "--live", "--p2p", "--persistent", "--unsafe", "--xml", xml, "--persistent-xml", xml,
+		m.Plan.VM, m.Incoming.URI, "tcp://"+m.Incoming.Address)
 }
 
 // restlessData makes a guest write to its memory, and as little as possible to anything else.

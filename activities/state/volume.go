@@ -45,13 +45,14 @@ func (s *State) placeVolume(ctx context.Context, t steps.Token, in steps.VolumeO
 			out.Plan.From = &steps.VolumeFrom{Volume: in.From.Volume, Layer: in.From.Layer, Snapshot: in.From.Snapshot}
 		}
 		if out.Plan.Agent = v.Status.Agent; out.Plan.Agent != "" {
-			return nil
+			out.Node, err = s.agentName(ctx, out.Plan.Agent)
+			return err
 		}
 		decision, ledger, err := s.nodeFor(ctx, v, pool, in)
 		if err != nil {
 			return err
 		}
-		out.Decision, out.Plan.Agent = decision, decision.Node
+		out.Decision, out.Plan.Agent, out.Node = decision, decision.Node, decision.Name
 		if pool.Spec.Shared {
 			return nil // it is on no node; this one makes it
 		}
@@ -121,8 +122,8 @@ func (s *State) loadVolume(ctx context.Context, t steps.Token, ref steps.VolumeR
 	}
 	out.Disk = diskOf(v, pool)
 	vms := v.VMs()
-	if ref.VM != "" && v.Attachment(ref.VM) == nil {
-		vms = append(vms, ref.VM)
+	if ref.VM != "" {
+		vms = []string{ref.VM}
 	}
 	for _, id := range vms {
 		vm, err := s.loadVM(ctx, t, steps.VMRef{Project: v.Project, VM: id})
@@ -145,7 +146,16 @@ func (s *State) loadVolume(ctx context.Context, t steps.Token, ref steps.VolumeR
 		}
 		out.Plan.Agent = d.Node
 	}
-	return out, nil
+	out.Node, err = s.agentName(ctx, out.Plan.Agent)
+	return out, err
+}
+
+func (s *State) agentName(ctx context.Context, id string) (string, error) {
+	a, err := store.Get[api.Agent](ctx, s.kv, s.h, "", id)
+	if err != nil {
+		return "", err
+	}
+	return a.Name, nil
 }
 
 // volumePlan describes a volume, but for who does the work.

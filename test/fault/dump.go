@@ -94,6 +94,11 @@ func record(value []byte) (string, error) {
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
 		delete(status, "since")
+		for _, when := range []string{"deleted", "expires"} {
+			if status[when] != nil {
+				status[when] = "then"
+			}
+		}
 		if status["phase"] == string(api.PhaseUnknown) {
 			delete(status, "reason") // whoever looked last says it in other words
 		}

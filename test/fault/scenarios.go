@@ -158,6 +158,7 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, moves())
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
+	maps.Copy(all, volumes())
 	return all
 }
 

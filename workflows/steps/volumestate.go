@@ -6,11 +6,11 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-// VolumeRef names a volume, and the VM that an operation on it is about.
+// VolumeRef names a volume, and the VM that an operation on it is about: others that have it are not its business.
 type VolumeRef struct {
 	Project string `json:"project"`
 	Volume  string `json:"volume"`
-	VM      string `json:"vm,omitempty"` // besides those that have the volume
+	VM      string `json:"vm,omitempty"` // empty: all that have it
 }
 
 // VolumeOrder is a volume that is to be made.
@@ -23,7 +23,8 @@ type VolumeOrder struct {
 type VolumePlaced struct {
 	Plan VolumePlan  `json:"plan"`
 	Disk DataDisk    `json:"disk"`          // of VMs that have it; what it is called, each VM says
-	VMs  []Placement `json:"vms,omitempty"` // that have it, or were named
+	VMs  []Placement `json:"vms,omitempty"` // that have it, or the one that was named
+	Node string      `json:"node"`          // name of the plan's agent, for people
 	// Decision is why it is there; nil if it was not decided now.
 	Decision *api.Decision `json:"decision,omitempty"`
 }

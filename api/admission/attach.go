@@ -80,7 +80,7 @@ func (a *Admission) within(c *acceptance, v *api.Volume, vm *api.VM, no *problem
 			Try("move the VM there (gnext vm migrate %s --to NODE), or keep the volume in a pool that is shared", vm.Name)
 	case !pool.Spec.Shared && vm.Spec.HA:
 		return no.Because("the VM is to be restarted elsewhere when its node is dead, and pool %s is not shared: no other node reaches the volume", pool.Name).
-			Try("use a volume in a shared pool, or turn that off: gnext vm update %s --ha=false", vm.Name)
+			Try("use a volume in a shared pool, or turn that off: gnext vm update %s --no-ha", vm.Name)
 	}
 	return nil
 }

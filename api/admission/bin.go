@@ -125,7 +125,7 @@ func (a *Admission) deletable(c *acceptance, ref string, req api.VolumeDelete) (
 		no.Kind = problem.InUse
 		return nil, nil, no.Because("vm %s has it", vms[0].Name).Try("detach it first: gnext vol detach %s --vm %s", v.Name, vms[0].Name)
 	case v.Spec.Protected:
-		return nil, nil, no.Because("it is protected against that").Try("take the protection away first: gnext vol update %s --protected=false", v.Name)
+		return nil, nil, no.Because("it is protected against that").Try("take the protection away first: gnext vol update %s --no-protect", v.Name)
 	case len(snaps) > 0 && !req.Snapshots && v.Status.Phase != api.PhaseDeleted:
 		var names []string
 		for _, s := range snaps {

@@ -227,3 +227,26 @@ func volumes() map[string][]Scenario {
 		},
 	}
 }
+
+// withVolumes returns more scenarios of operations on VMs: of those that have a volume.
+func withVolumes() map[string][]Scenario {
+	net, disk := makeVolume("data", "shared", nil), makeVolume("data", "vms", nil)
+	remote := []Accept{makeVM("web1", ha), net, attach("data", "web1")}
+	return map[string][]Scenario{
+		api.OpVMDelete:  {{Name: "vm.delete with a volume", Prepare: []Accept{createVM, disk, attach("data", "web1")}, Accept: deleteVM, Check: shows("data", "")}},
+		api.OpVMStart:   {{Name: "vm.start with a volume", Prepare: []Accept{createVM, stopVM, disk, attach("data", "web1")}, Accept: about((*admit).StartVM, "web1")}},
+		api.OpVMRecover: {{Name: "vm.recover with a volume", Prepare: remote, Plant: died("a1"), Accept: about((*admit).RecoverVM, "web1"), Check: is("web1", "a2", api.PhaseRunning)}},
+		api.OpVMMigrate: {
+			{Name: "vm.migrate with a volume", Prepare: remote, Accept: migrate("web1", api.VMMigrate{}), Check: is("web1", "a2", api.PhaseRunning), Turns: true, Every: 3},
+			{Name: "vm.migrate cold with a volume", Prepare: remote, Accept: migrate("web1", api.VMMigrate{Cold: true}), Check: is("web1", "a2", api.PhaseRunning), Turns: true, Every: 3},
+			{
+				Name: "vm.migrate with its disk and a volume", Prepare: []Accept{createVM, net, attach("data", "web1")}, Turns: true, Every: 3,
+				Accept: migrate("web1", api.VMMigrate{CopyStorage: true}), Check: is("web1", "a2", api.PhaseRunning),
+			},
+		},
+		api.OpHostDrain: {{
+			Name: "host.drain with a volume", Prepare: []Accept{makeVM("web1", nil), disk, attach("data", "web1")}, Accept: drain(api.HostDrain{CopyStorage: true}), Orders: true, Every: 4,
+			Check: is("web1", "a1", api.PhaseRunning),
+		}},
+	}
+}

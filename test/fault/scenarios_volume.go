@@ -156,8 +156,8 @@ func volumes() map[string][]Scenario {
 			{Name: "volume.create from a volume", Prepare: also(halt, kept), Accept: from(func(r *api.VolumeCreate) { r.Volume = "data" }), Check: shows("copy", "one ")},
 		},
 		api.OpVolumeUpdate: {
-			{Name: "volume.update", Prepare: run, Accept: retune("data", api.VolumeUpdate{Name: &name, Labels: &labels, Protected: &yes})},
 			{Name: "volume.update, limits", Prepare: run, Accept: retune("data", api.VolumeUpdate{QoS: &qos})},
+			{Name: "volume.update", Prepare: run, Accept: retune("data", api.VolumeUpdate{Name: &name, Labels: &labels, Protected: &yes})},
 			{Name: "volume.update, limits of one that no vm has", Prepare: []Accept{data}, Accept: retune("data", api.VolumeUpdate{QoS: &qos})},
 			{Name: "volume.update, limits in two vms", Accept: retune("data", api.VolumeUpdate{QoS: &qos}), Prepare: []Accept{
 				makeVM("web1", nil), makeVM("web2", nil), net, lend("data", "web1"), lend("data", "web2"),

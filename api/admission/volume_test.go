@@ -337,6 +337,14 @@ func TestSnapshotsAreATree(t *testing.T) {
 	require.Contains(t, d.refuse(problem.Conflict, none, err).Fix, "--restart")
 	none, err = a.DeleteVM(ctx, h, opts, "web1")
 	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "snapshots")
+	d.takes("r2", root)
+	vm := find[api.VM](d, opts.Project, "web1")
+	op := d.ask(a.DeleteVMWith(ctx, h, opts, "web1", api.VMDelete{Snapshots: true}))
+	var gone api.VolumeRemoval
+	require.NoError(t, json.Unmarshal(op.Plan.Input, &gone))
+	require.Equal(t, []string{d.vol(root).Status.Layer, d.snap("r2").Status.Layer, ""}, gone.Layers, "each before what it stands on")
+	d.settle(op, api.OpSucceeded)
+	d.write(func(x *store.Draft) { x.Release(store.NodeClaim(vm.Status.Agent, vm.ID)) }) // as its step does
 	d.clean()
 }
 

@@ -16,6 +16,7 @@ type vmState struct {
 	Ref    steps.VMRef       `json:"ref"`
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
+	Layers api.VolumeRemoval `json:"layers,omitzero"` // of its root disk, if it has snapshots
 	Power  steps.PowerResult `json:"power"`
 	// Left: its domain was not removed, because its node is proven to be down.
 	Left bool `json:"left,omitempty"`
@@ -41,10 +42,11 @@ var VMCreate = saga.Table[vmState]{
 // VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away, but not for a
 // node that is proven not to run it.
 var VMDelete = saga.Table[vmState]{
-	Kind: api.OpVMDelete, Start: startVM,
+	Kind: api.OpVMDelete, Start: startVMDelete,
 	Steps: []saga.Step[vmState]{
 		{Name: "load", Where: control, Do: loadVM}, // reads only
 		{Name: "stop", Where: node, On: (*vmState).node, Do: removeDomain, Commit: true},
+		{Name: "snapshots", Where: node, On: (*vmState).node, Do: removeSnapshots},
 		{Name: "disk", Where: node, On: (*vmState).node, Do: removeDisk},
 		{Name: "unwire", Where: control, Do: unwireVM},
 		{Name: "unplace", Where: control, Do: unplaceVM},
@@ -180,19 +182,28 @@ func makeDisk(r *saga.Run, s *vmState) error {
 // removeDisk waits for no node that is proven not to run the VM: a disk in a shared pool is removed by another node of the pool,
 // and any other stays where it is until the node is back, and is then what the audit finds.
 func removeDisk(r *saga.Run, s *vmState) error {
+	return withDisk(r, s, func(plan steps.VMPlan) error {
+		_, err := steps.RemoveDisk.Call(r, plan.Agent, plan)
+		return err
+	})
+}
+
+// withDisk removes something of a VM's disk, on its node or, if that is proven not to run the VM, on another that sees it.
+func withDisk(r *saga.Run, s *vmState, remove func(steps.VMPlan) error) error {
 	if s.Left && down(r, s.Placed.Plan.Agent) == nil { // it has come back meanwhile
 		if err := removeDomain(r, s); err != nil {
 			return err
 		}
 	}
-	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	plan := s.Placed.Plan
+	err := remove(plan)
 	gone := errors.Is(err, steps.ErrNeverStarted)
-	if err = absent(r, s.Placed.Plan, err); err != nil || !gone || !s.Placed.Plan.Disk.Shared {
+	if err = absent(r, plan, err); err != nil || !gone || !plan.Disk.Shared {
 		return err
 	}
-	other, err := otherOfPool(r, s.Placed.Plan)
+	other, err := otherOfPool(r, plan)
 	if err == nil {
-		_, err = steps.RemoveDisk.Call(r, other.Agent, other)
+		err = remove(other)
 	}
 	return err
 }
@@ -216,6 +227,27 @@ func otherOfPool(r *saga.Run, plan steps.VMPlan) (steps.VMPlan, error) {
 	}
 	return plan, problem.New(problem.Unavailable, "the disk of vm %s cannot be removed", plan.Name).
 		Because("node %s is down, and no other node of its pool is ready", plan.AgentName).Try("bring one of the pool's nodes back: gnext host list")
+}
+
+func startVMDelete(op steps.Op) (vmState, error) {
+	s, err := startVM(op)
+	if err == nil && len(op.Input) > 0 {
+		err = json.Unmarshal(op.Input, &s.Layers)
+	}
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// removeSnapshots removes the root disk with all that it consists of; without snapshots the next step does.
+func removeSnapshots(r *saga.Run, s *vmState) error {
+	if len(s.Layers.Layers) == 0 {
+		return nil
+	}
+	return withDisk(r, s, func(vm steps.VMPlan) error {
+		return removeLayers(r, s.Layers, steps.VolumePlan{
+			Volume: vm.Disk.Volume, Name: vm.Name, Project: vm.Project, Agent: vm.Agent, Size: vm.Disk.Size,
+			Pool: steps.PoolOnNode{Pool: vm.Disk.Pool, Type: vm.Disk.Type, Path: vm.Disk.PoolPath, Shared: vm.Disk.Shared, Source: vm.Disk.Source},
+		})
+	})
 }
 
 func createDomain(r *saga.Run, s *vmState) error {

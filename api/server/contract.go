@@ -16,7 +16,7 @@ import (
 // API and nothing else, so that a write cannot be added in one place only.
 type Admission interface {
 	CreateVM(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.Operation, error)
-	DeleteVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	DeleteVMWith(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMDelete) (*api.Operation, error)
 	StartVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	StopVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
 	RebootVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
@@ -36,6 +36,17 @@ type Admission interface {
 	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)
 	UpdatePool(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PoolUpdate) (*api.Operation, error)
 	DeletePool(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
+	CreateVolume(ctx context.Context, h auth.Handle, o admission.Options, req api.VolumeCreate) (*api.Operation, error)
+	UpdateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeUpdate) (*api.Operation, error)
+	AttachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeAttach) (*api.Operation, error)
+	DetachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDetach) (*api.Operation, error)
+	ResizeVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeResize) (*api.Operation, error)
+	DeleteVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDelete) (*api.Operation, error)
+	RestoreVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreateSnapshot(ctx context.Context, h auth.Handle, o admission.Options, req api.SnapshotCreate) (*api.Operation, error)
+	DeleteSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	RevertSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SnapshotRevert) (*api.Operation, error)
 
 	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)
 	UpdateVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VPCUpdate) (*api.Operation, error)

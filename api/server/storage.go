@@ -14,5 +14,5 @@ func (s *Server) routeStorage() {
 	creatable(s, api.KindImage, "From an upload (PUT /v1/uploads/{id} first) or from a file on the server.", Admission.CreateImage)
 	deletable(s, api.KindImage, "No volume must have been made from it.", Admission.DeleteImage)
 
-	readable[api.Volume](s)
+	s.routeVolumes()
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/fleet"
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -41,6 +42,7 @@ type config struct {
 	CPURatio       float64       `koanf:"cpu-ratio"`
 	ReservedMemory int64         `koanf:"reserved-memory"`
 	Placement      string        `koanf:"placement"`
+	KeepDeleted    time.Duration `koanf:"keep-deleted"`
 }
 
 func flags(f *pflag.FlagSet) {
@@ -61,6 +63,7 @@ func flags(f *pflag.FlagSet) {
 	f.String("placement", api.Spread, "where VMs go that do not say: spread prefers the emptiest node, pack the fullest")
 	f.Duration("suspect-after", fleet.SilentAfter, "how long a node may be silent before it is suspected to be dead, and its recovery begins")
 	f.Duration("ha-lease", fleet.Lease, "how long a node may run HA VMs without hearing from the server; it stops them then")
+	f.Duration("keep-deleted", admission.DefaultKeep, "how long deleted volumes stay in the recycle bin")
 	f.String("debug-listen", "", "address at which profiles (pprof) are served, without a password; empty: nowhere")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
@@ -115,6 +118,7 @@ func (c config) complete() (config, error) {
 	v.Check(c.SuspectAfter >= 10*time.Second && c.SuspectAfter <= time.Hour, "suspect-after", c.SuspectAfter.String(), "must be 10s to 1h: agents report every 5 seconds")
 	v.Check(c.Lease >= 10*time.Second && c.Lease <= 24*time.Hour, "ha-lease", c.Lease.String(), "must be 10s to 24h: agents report every 5 seconds")
 	v.Check(c.Lease >= c.SuspectAfter, "ha-lease", c.Lease.String(), "must not be shorter than suspect-after (%s): nodes would stop HA VMs before anybody thinks of starting them elsewhere", c.SuspectAfter)
+	v.Check(c.KeepDeleted >= time.Minute && c.KeepDeleted <= 10*365*24*time.Hour, "keep-deleted", c.KeepDeleted.String(), "must be 1m to 10 years (87600h)")
 	var level slog.Level
 	v.Check(level.UnmarshalText([]byte(c.LogLevel)) == nil, "log-level", c.LogLevel, "must be debug, info, warn or error")
 	if c.JoinTokenFile == "" {

@@ -40,7 +40,7 @@ writer() {
     [ $((N-s)) -lt 100 ] || { say "$1 wrote $i rate $((k*100/(N-s))) worst $worst"; s=$N; k=0; worst=0; }
   done
 }
-(say sees; old=
+(say sees; old=; turn=0
 while :; do
   cur=
   for d in /sys/block/vd[c-z]; do
@@ -54,15 +54,15 @@ while :; do
     done
     old=$cur
   }
+  turn=$((turn+1)); [ $((turn%10)) != 0 ] || say "sees$cur"  # writers may have talked at the same time
   sleep 0.2
 done) >/dev/null 2>&1 &
 `
 
 // agentScript is as much of a guest's agent as it takes to bring file systems to rest. The writer above is the file system.
 const agentScript = `
-insmod /lib/modules/virtio_console.ko
-(while [ ! -e /dev/vport*p1 ]; do sleep 0.1; done
-exec 3<>/dev/vport*p1
+(while [ ! -e /dev/vport0p1 ]; do sleep 0.1; done
+exec 3<>/dev/vport0p1
 while read -r line <&3; do
   case $line in
   *guest-sync*) echo "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" >&3 ;;

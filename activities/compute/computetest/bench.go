@@ -114,11 +114,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 	return Bench{
 		Driver: o,
 		Boot:   func(t *testing.T, agent bool) BenchGuest { return n.benchGuest(t, o, agent) },
-		Empty: func(t *testing.T, size int64) compute.DiskSource {
-			path := filepath.Join(n.Dir, api.NewID()+".qcow2")
-			require.NoError(t, qemuimg.Create(t.Context(), path, size))
-			return compute.QCOW2(path)
-		},
+		Empty:  n.empty,
 		Layer: func(t *testing.T, below compute.DiskSource) compute.DiskSource {
 			info, err := qemuimg.InspectOpen(t.Context(), below.File, api.FormatQCOW2)
 			require.NoError(t, err)
@@ -128,9 +124,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 		},
 		Stubborn: func(t *testing.T) BenchGuest {
 			g := n.benchPlan(t, o)
-			empty := filepath.Join(n.Dir, g.Plan.VM+".qcow2")
-			require.NoError(t, qemuimg.Create(t.Context(), empty, api.MiB))
-			require.NoError(t, o.Create(t.Context(), g.Plan, compute.DomainFiles{Disk: compute.QCOW2(empty)}), "its firmware finds nothing to start")
+			require.NoError(t, o.Create(t.Context(), g.Plan, compute.DomainFiles{Disk: n.empty(t, api.MiB)}), "its firmware finds nothing to start")
 			return g
 		},
 	}

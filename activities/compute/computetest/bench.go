@@ -43,8 +43,14 @@ writer() {
 (say sees; old=; turn=0
 while :; do
   cur=
+  for f in /run/serial-*; do
+    [ -e /sys/block/${f#*-}/size ] || rm -f $f
+  done
   for d in /sys/block/vd[c-z]; do
-    [ ! -e $d/size ] || cur="$cur ${d##*/}:$(cat $d/serial):$(($(cat $d/size)*512))"
+    n=${d##*/}
+    [ -e $d/size ] || continue
+    [ -s /run/serial-$n ] || cat $d/serial >/run/serial-$n  # once: a disk that is just going never answers
+    cur="$cur $n:$(cat /run/serial-$n):$(($(cat $d/size)*512))"
   done
   [ "$cur" = "$old" ] || {
     say "sees$cur"
@@ -63,7 +69,8 @@ done) >/dev/null 2>&1 &
 const agentScript = `
 (while [ ! -e /dev/vport0p1 ]; do sleep 0.1; done
 exec 3<>/dev/vport0p1
-while read -r line <&3; do
+while :; do
+  read -r line <&3 || { sleep 0.1; continue; }  # nobody has connected yet
   case $line in
   *guest-sync*) echo "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" >&3 ;;
   *fsfreeze-freeze*) : >/run/frozen; sleep 0.05; echo '{"return": 1}' >&3 ;;
@@ -144,7 +151,8 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 	}}
 }
 
-const guestPatience = 2 * time.Minute
+// Patience is how long a guest may take for anything.
+const Patience = 2 * time.Minute
 
 func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	t.Helper()
@@ -156,7 +164,7 @@ func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	g.Files = compute.DomainFiles{Disk: compute.QCOW2(n.disk(t, g.Plan.Disk.Volume)), Seed: compute.Raw(n.seed(t, vm, script))}
 	until := func(t *testing.T, what string, ok func() bool) {
 		t.Helper()
-		require.Eventually(t, ok, guestPatience, 50*time.Millisecond, what)
+		require.Eventually(t, ok, Patience, 50*time.Millisecond, what)
 	}
 	g.Sees = func(t *testing.T, volume string, size int64) {
 		t.Helper()

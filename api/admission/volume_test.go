@@ -142,8 +142,16 @@ func TestWhereAVolumeIsMadeAndAttached(t *testing.T) {
 	}
 	none, err := a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "copy", Volume: "here", Node: "a2"})
 	_ = d.refuse(problem.Conflict, none, err)
-	none, err = a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "ours", Size: api.GiB, Pool: "net", Shareable: true})
+	d.volume("ours", "net", func(r *api.VolumeCreate) { r.Shareable = true })
+	none, err = a.CreateSnapshot(ctx, h, opts, api.SnapshotCreate{Name: "s1", Volume: "ours"})
 	_ = d.refuse(problem.Unsupported, none, err)
+	off, on := false, true
+	none, err = a.UpdateVolume(ctx, h, opts, "ours", api.VolumeUpdate{Shareable: &off})
+	_ = d.refuse(problem.Unsupported, none, err)
+	d.done(a.UpdateVolume(ctx, h, opts, "ours", api.VolumeUpdate{Shareable: &on}))
+	for _, vm := range []string{"web1", "web2"} {
+		d.done(a.AttachVolume(ctx, h, opts, "ours", api.VolumeAttach{VM: vm}))
+	}
 
 	away := d.vol("here")
 	away.Status.Agent = d.Nodes[1].ID

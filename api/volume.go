@@ -103,7 +103,7 @@ type VolumeCreate struct {
 	Node      string            `json:"node,omitempty" doc:"Agent to keep it, if the pool is not shared; empty: the one with the most space"`
 	VM        string            `json:"vm,omitempty" doc:"VM that it is meant for: it is made where that VM reaches it"`
 	Protected bool              `json:"protected,omitempty" doc:"It cannot be deleted"`
-	Shareable bool              `json:"shareable,omitempty" doc:"It may be attached to several VMs at once; not in pools of files"`
+	Shareable bool              `json:"shareable,omitempty" doc:"It may be attached to several VMs at once, which must agree on who writes; in a pool of files it has no snapshots then"`
 	QoS       VolumeQoS         `json:"qos,omitzero"`
 }
 

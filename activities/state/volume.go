@@ -160,7 +160,7 @@ func (s *State) agentName(ctx context.Context, id string) (string, error) {
 
 // volumePlan describes a volume, but for who does the work.
 func (s *State) volumePlan(ctx context.Context, v *api.Volume, pool *api.Pool) (steps.VolumePlan, error) {
-	out := steps.VolumePlan{Volume: v.ID, Name: v.Name, Project: v.Project, Pool: onNode(pool), Size: v.Spec.Size, Layer: v.Status.Layer}
+	out := steps.VolumePlan{Volume: v.ID, Name: v.Name, Project: v.Project, Pool: onNode(pool), Size: v.Spec.Size, Layer: v.Status.Layer, Shareable: v.Spec.Shareable}
 	if v.Spec.Image == "" {
 		return out, nil
 	}

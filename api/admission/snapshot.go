@@ -32,6 +32,11 @@ func (a *Admission) CreateSnapshot(ctx context.Context, h auth.Handle, o Options
 		if err != nil {
 			return err
 		}
+		if v.Spec.Shareable && pool.Spec.Files() {
+			no.Kind = problem.Unsupported
+			return no.Because("several VMs may write to it, and pool %s keeps such volumes as raw files, which have no snapshots", pool.Name).
+				Try("make a copy of it: gnext vol add NAME --from-volume %s", v.Name)
+		}
 		if len(snaps) >= api.MaxSnapshots {
 			return no.Because("it has %d snapshots, and each makes it slower", len(snaps)).Try("delete one that is not needed: gnext snap list --volume %s", v.Name)
 		}

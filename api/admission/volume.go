@@ -27,7 +27,7 @@ func (a *Admission) CreateVolume(ctx context.Context, h auth.Handle, o Options, 
 			return err
 		}
 		v.Spec.Pool = pool.ID
-		if err := firstOf(c.needs(api.RefTo(v), pool), sized(v, src), shareable(v, pool)); err != nil {
+		if err := firstOf(c.needs(api.RefTo(v), pool), sized(v, src)); err != nil {
 			return err
 		}
 		work := api.VolumeMake{From: src.origin}
@@ -128,15 +128,6 @@ func sized(v *api.Volume, src volumeSource) error {
 		Try("ask for at least that, or leave the size out")
 }
 
-// shareable checks that a volume that several VMs may write to can be such.
-func shareable(v *api.Volume, pool *api.Pool) error {
-	if !v.Spec.Shareable || !pool.Spec.Files() {
-		return nil
-	}
-	return problem.New(problem.Unsupported, "volume %s cannot be shareable", v.Name).
-		Because("pool %s keeps volumes as qcow2 files, which only one VM at a time can write to", pool.Name).Try("use a pool of type %s, or attach it read-only", api.PoolRBD)
-}
-
 // volumeNode says which node a new volume must be on; empty: any of the pool.
 func (a *Admission) volumeNode(c *acceptance, pool *api.Pool, src volumeSource, req api.VolumeCreate) (string, error) {
 	node, why := "", ""
@@ -224,6 +215,10 @@ func (a *Admission) onlyVM(c *acceptance, v *api.Volume, no *problem.Problem) (*
 	if err := reachable(vm, no); err != nil {
 		return nil, err
 	}
+	if at := v.Attachment(vm.ID); at != nil && at.ReadOnly && vm.Operation == "" && vm.Status.Phase == api.PhaseRunning {
+		return nil, no.Because("vm %s has it read-only, and runs: its hypervisor does not change such a disk", vm.Name).
+			Try("stop it first (gnext vm poweroff %s), or detach the volume: gnext vol detach %s --vm %s", vm.Name, v.Name, vm.Name)
+	}
 	return vm, c.keeps(vm)
 }
 
@@ -297,10 +292,12 @@ func (a *Admission) changeVolume(c *acceptance, v, after *api.Volume, req api.Vo
 		return problem.New(problem.Conflict, "whether volume %s is shareable cannot be changed", v.Name).Because("a VM has it").Try("detach it first: gnext vol detach %s", v.Name)
 	}
 	pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", v.Spec.Pool)
-	if err != nil {
+	if err != nil || !pool.Spec.Files() {
 		return err
 	}
-	return shareable(after, pool)
+	return problem.New(problem.Unsupported, "whether volume %s is shareable cannot be changed", v.Name).
+		Because("pool %s keeps volumes that several VMs may write to in files of another format", pool.Name).
+		Try("make a copy that is what you want: gnext vol add NAME --from-volume %s, with or without --shareable", v.Name)
 }
 
 // ResizeVolume accepts making a volume bigger.

@@ -27,6 +27,7 @@ func attach(volume, vm string) Accept {
 func lend(volume, vm string) Accept {
 	return on((*admit).AttachVolume, volume, api.VolumeAttach{VM: vm, ReadOnly: true})
 }
+
 func detach(volume, vm string) Accept {
 	return on((*admit).DetachVolume, volume, api.VolumeDetach{VM: vm})
 }
@@ -44,7 +45,8 @@ func snap(name, volume string) Accept {
 }
 
 func revert(name string, r api.SnapshotRevert) Accept { return on((*admit).RevertSnapshot, name, r) }
-func unsnap(name string) Accept                       { return about((*admit).DeleteSnapshot, name) }
+
+func unsnap(name string) Accept { return about((*admit).DeleteSnapshot, name) }
 
 // root makes a request about the root volume of a VM, whose name nobody knows beforehand.
 func root(vm string, accept func(volume string) Accept) Accept {
@@ -91,7 +93,7 @@ func (w *World) find(ctx context.Context, v *api.Volume) (*Node, steps.VolumePla
 		node = at
 	}
 	p := steps.PoolOnNode{Pool: pool.ID, Type: pool.Spec.Type, Path: pool.Spec.Path, Shared: pool.Spec.Shared}
-	return node, steps.VolumePlan{Volume: v.ID, Pool: p, Layer: v.Status.Layer}, nil
+	return node, steps.VolumePlan{Volume: v.ID, Pool: p, Layer: v.Status.Layer, Shareable: v.Spec.Shareable}, nil
 }
 
 // then carries a plant out after a request, as if it belonged to it.
@@ -135,6 +137,7 @@ func shows(volume, text string) func(ctx context.Context, w *World) (string, err
 func volumes() map[string][]Scenario {
 	name, yes := "renamed", true
 	labels := map[string]string{"tier": "gold"}
+	ours := makeVolume("data", "shared", func(r *api.VolumeCreate) { r.Shareable = true })
 	qos := api.VolumeQoS{IOPS: 500, IOPSBurst: 1000, Bandwidth: api.MiB}
 	data, net := makeVolume("data", "vms", nil), makeVolume("data", "shared", nil)
 	run, halt := []Accept{createVM, data, attach("data", "web1")}, []Accept{createVM, stopVM, data, attach("data", "web1")}
@@ -150,6 +153,7 @@ func volumes() map[string][]Scenario {
 		api.OpVolumeCreate: {
 			{Name: "volume.create", Accept: data},
 			{Name: "volume.create, shared", Accept: net},
+			{Name: "volume.create, shareable", Accept: ours},
 			{Name: "volume.create from an image", Accept: makeVolume("data", "vms", func(r *api.VolumeCreate) { r.Image = "cirros" })},
 			{Name: "volume.create for a vm", Prepare: []Accept{createVM, migrate("web1", api.VMMigrate{CopyStorage: true})}, Accept: makeVolume("data", "vms", func(r *api.VolumeCreate) { r.VM = "web1" })},
 			{Name: "volume.create from a snapshot", Prepare: also(run, kept), Accept: from(func(r *api.VolumeCreate) { r.Snapshot = "s1" }), Check: shows("copy", "")},
@@ -170,6 +174,7 @@ func volumes() map[string][]Scenario {
 			{Name: "volume.attach, shared", Prepare: []Accept{makeVM("web1", ha), net}, Accept: attach("data", "web1")},
 			{Name: "volume.attach once more", Prepare: run, Accept: attach("data", "web1")},
 			{Name: "volume.attach to a second vm", Prepare: []Accept{makeVM("web1", nil), makeVM("web2", nil), net, lend("data", "web1")}, Accept: lend("data", "web2")},
+			{Name: "volume.attach of a shareable one to a second vm", Prepare: []Accept{makeVM("web1", nil), makeVM("web2", nil), ours, attach("data", "web1")}, Accept: attach("data", "web2")},
 		},
 		api.OpVolumeDetach: {
 			{Name: "volume.detach", Prepare: run, Accept: detach("data", "")},
@@ -191,6 +196,7 @@ func volumes() map[string][]Scenario {
 		},
 		api.OpVolumePurge: {
 			{Name: "volume.purge", Prepare: []Accept{data}, Accept: discard("data", now)},
+			{Name: "volume.purge, shareable", Prepare: []Accept{ours}, Accept: discard("data", now)},
 			{Name: "volume.purge, shared", Prepare: []Accept{net, discard("data", api.VolumeDelete{})}, Accept: discard("data", now)},
 			{
 				Name: "volume.purge with snapshots", Prepare: []Accept{data, snap("s1", "data"), snap("s2", "data"), revert("s1", api.SnapshotRevert{}), snap("s3", "data")},

@@ -41,8 +41,19 @@ type PoolStatus struct {
 	Reason   string `json:"reason,omitempty"`
 	Capacity int64  `json:"capacity" doc:"Bytes"`
 	Free     int64  `json:"free" doc:"Bytes"`
+	Promised int64  `json:"promised,omitempty" doc:"Bytes that its volumes take when they are written to the end; more than the capacity: it is overcommitted"`
+	Volumes  int    `json:"volumes,omitempty"`
+	// Agents is what was found out by asking them, not what was said when the pool was made.
+	Agents []PoolAgent `json:"agents,omitempty" doc:"Which of its agents reach it"`
 	// Leaving is set by the operation that changes the pool's nodes, and for as long as it runs.
 	Leaving []string `json:"leaving,omitempty" doc:"Agent IDs that are being taken out of the pool: nothing new is put there"`
+}
+
+// PoolAgent is a pool as one of its agents sees it.
+type PoolAgent struct {
+	Agent   string `json:"agent" doc:"Agent ID"`
+	Reaches bool   `json:"reaches" doc:"It could use the pool when it last looked"`
+	Reason  string `json:"reason,omitempty" doc:"Why it cannot"`
 }
 
 // Takes reports whether something new may be put into the pool on a node: it has the pool, and keeps it.

@@ -70,13 +70,9 @@ func (a *app) volCmd() *cobra.Command {
 
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a directory of the nodes a pool of volumes", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext pool add default --type dir --path /vms"
-	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir")
-	add.Flags().StringVar(&r.Path, "path", "", "absolute directory, the same on every node")
-	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
+	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes or of a file server", &r, &r.Name, &r.Labels)
+	a.poolFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
-	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir}, cobra.ShellCompDirectiveNoFileComp)))
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
 }
 

@@ -1,6 +1,10 @@
 package command
 
 import (
+	"context"
+	"fmt"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/nextstack/nextstack/api"
@@ -41,4 +45,36 @@ func (a *app) poolFlags(add *cobra.Command, r *api.PoolCreate) {
 		r.Source.Name = volume + export
 		return plain(cmd, args)
 	}
+}
+
+// poolPlace is where a pool is: its directory, or what agents mount.
+func poolPlace(p *api.Pool) string {
+	s := p.Spec.Source
+	if len(s.Hosts) == 0 {
+		return p.Spec.Path
+	}
+	return strings.Join(s.Hosts, ",") + ":" + s.Name
+}
+
+// promised says how much the volumes of a pool may take, against what it has.
+func promised(s *api.PoolStatus) string {
+	if s.Capacity <= 0 {
+		return formatSize(s.Promised)
+	}
+	out := fmt.Sprintf("%s (%.0f%%)", formatSize(s.Promised), 100*float64(s.Promised)/float64(s.Capacity))
+	if s.Promised > s.Capacity {
+		out += ", overcommitted"
+	}
+	return out
+}
+
+// reachedBy says which nodes reach a pool, and why the others do not.
+func (a *app) reachedBy(ctx context.Context, p *api.Pool) string {
+	return strings.Join(mapped(p.Status.Agents, func(g api.PoolAgent) string {
+		name := a.nameOf(ctx, api.KindAgent, g.Agent)
+		if g.Reaches {
+			return name
+		}
+		return "not by " + name + ": " + g.Reason
+	}), "\n")
 }

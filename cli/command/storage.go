@@ -51,7 +51,7 @@ var pools = &noun[*api.Pool]{
 	columns: []column[*api.Pool]{
 		nameCol[*api.Pool](),
 		col("TYPE", func(p *api.Pool) cell { return text(p.Spec.Type) }),
-		col("PATH", func(p *api.Pool) cell { return text(p.Spec.Path) }),
+		col("PATH", func(p *api.Pool) cell { return text(poolPlace(p)) }),
 		col("PHASE", func(p *api.Pool) cell { return phase(p.Status.Phase) }),
 		col("CAPACITY", func(p *api.Pool) cell { return size(p.Status.Capacity) }),
 		col("FREE", func(p *api.Pool) cell { return size(p.Status.Free) }),
@@ -59,7 +59,11 @@ var pools = &noun[*api.Pool]{
 	},
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
+		col("USED", func(p *api.Pool) cell { return size(p.Status.Capacity - p.Status.Free) }),
+		col("VOLUMES", func(p *api.Pool) cell { return number(p.Status.Volumes) }),
+		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
+		{"REACHED BY", func(ctx context.Context, a *app, p *api.Pool) cell { return text(a.reachedBy(ctx, p)) }},
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
 }

@@ -39,7 +39,12 @@ func glusterNodes(t *testing.T) (box sandbox, a, b *farNode) {
 
 func TestGlusterConforms(t *testing.T) {
 	_, a, _ := glusterNodes(t)
-	conform(t, func() storage.Pool { return a })
+	conform(t, func() storage.Pool { return a }, directory)
+}
+
+func TestGlusterVolumesConform(t *testing.T) {
+	_, a, _ := glusterNodes(t)
+	conformVolumes(t, func() storage.Pool { return a })
 }
 
 func TestGlusterNodesConform(t *testing.T) {

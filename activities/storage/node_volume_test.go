@@ -19,8 +19,9 @@ import (
 var _ hand = (*farNode)(nil)
 
 func (n *farNode) volume(v steps.VolumePlan) *steps.VolumePlan {
+	pool := v.Pool.Pool
 	v.Pool = n.there(v.Pool)
-	if v.Image != nil {
+	if v.Image != nil && v.Image.Pool == pool {
 		c := *v.Image
 		c.Pool, c.PoolPath, c.PoolType, c.PoolSource = v.Pool.Pool, v.Pool.Path, v.Pool.Type, v.Pool.Source
 		v.Image = &c

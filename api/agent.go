@@ -364,6 +364,8 @@ type AgentPool struct {
 	Type   string `json:"type"`
 	Path   string `json:"path"`
 	Shared bool   `json:"shared,omitempty"`
+	// Source is where the storage is that is not the node's own.
+	Source PoolSource `json:"source,omitzero"`
 }
 
 // AgentOrders is the answer to a report.

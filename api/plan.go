@@ -151,6 +151,9 @@ type CachedImage struct {
 	SHA256   string `json:"sha256"`
 	Pool     string `json:"pool"`
 	PoolPath string `json:"poolPath"`
+	// PoolType and PoolSource are the pool's; an empty type is PoolDir.
+	PoolType   string     `json:"poolType,omitempty"`
+	PoolSource PoolSource `json:"poolSource,omitzero"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.

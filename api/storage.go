@@ -26,17 +26,10 @@ const (
 	PoolRBD     = "rbd"       // block devices of a Ceph cluster
 )
 
-// PoolSource says where the storage of a pool is that does not belong to its nodes. Secrets are not in it.
-type PoolSource struct {
-	Hosts []string `json:"hosts,omitempty" doc:"Servers, as HOST or HOST:PORT: Ceph monitors, the NFS server, GlusterFS servers"`
-	Name  string   `json:"name,omitempty" doc:"Ceph pool, GlusterFS volume, or exported path of the NFS server"`
-	User  string   `json:"user,omitempty" doc:"User of the Ceph cluster, without client."`
-}
-
 // PoolSpec says where a pool is.
 type PoolSpec struct {
-	Type   string     `json:"type" enum:"dir"`
-	Path   string     `json:"path" doc:"Absolute directory, the same on every agent of the pool"`
+	Type   string     `json:"type" enum:"dir,nfs,glusterfs"`
+	Path   string     `json:"path,omitempty" doc:"Absolute directory, the same on every agent of the pool; of NFS and GlusterFS, where the agents mount it"`
 	Shared bool       `json:"shared,omitempty" doc:"All its agents see the same files there: a network file system"`
 	Source PoolSource `json:"source,omitzero"`
 	Agents []string   `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
@@ -51,8 +44,19 @@ type PoolStatus struct {
 	Reason   string `json:"reason,omitempty"`
 	Capacity int64  `json:"capacity" doc:"Bytes"`
 	Free     int64  `json:"free" doc:"Bytes"`
+	Promised int64  `json:"promised,omitempty" doc:"Bytes that its volumes take when they are written to the end; more than the capacity: it is overcommitted"`
+	Volumes  int    `json:"volumes,omitempty"`
+	// Agents is what was found out by asking them, not what was said when the pool was made.
+	Agents []PoolAgent `json:"agents,omitempty" doc:"Which of its agents reach it"`
 	// Leaving is set by the operation that changes the pool's nodes, and for as long as it runs.
 	Leaving []string `json:"leaving,omitempty" doc:"Agent IDs that are being taken out of the pool: nothing new is put there"`
+}
+
+// PoolAgent is a pool as one of its agents sees it.
+type PoolAgent struct {
+	Agent   string `json:"agent" doc:"Agent ID"`
+	Reaches bool   `json:"reaches" doc:"It could use the pool when it last looked"`
+	Reason  string `json:"reason,omitempty" doc:"Why it cannot"`
 }
 
 // Takes reports whether something new may be put into the pool on a node: it has the pool, and keeps it.
@@ -64,9 +68,10 @@ func (v *Pool) Takes(agent string) bool {
 type PoolCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Type   string            `json:"type" enum:"dir"`
-	Path   string            `json:"path"`
-	Shared bool              `json:"shared,omitempty" doc:"All its agents see the same files there, which is tried out"`
+	Type   string            `json:"type" enum:"dir,nfs,glusterfs"`
+	Path   string            `json:"path,omitempty" doc:"Of a directory; the mount points of NFS and GlusterFS are the agents' own"`
+	Shared bool              `json:"shared,omitempty" doc:"All its agents see the same files there, which is tried out; NFS and GlusterFS always are"`
+	Source PoolSource        `json:"source,omitzero" doc:"Of NFS and GlusterFS"`
 	Agents []string          `json:"agents,omitempty" doc:"Names or IDs; empty: all agents that are ready now"`
 }
 
@@ -75,9 +80,7 @@ func (r *PoolCreate) Validate() error {
 	var v problem.Validation
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
-	v.Check(r.Type == PoolDir, "type", r.Type, "must be %q", PoolDir)
-	v.Check(filepath.IsAbs(r.Path) && filepath.Clean(r.Path) == r.Path && r.Path != "/" && !strings.ContainsAny(r.Path, "\n\r\x00,"), "path", r.Path,
-		"must be an absolute, clean directory path, like /vms")
+	r.checkWhere(&v)
 	checkRefs(&v, "agents", r.Agents)
 	return v.Err("pool " + r.Name)
 }

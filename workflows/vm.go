@@ -245,7 +245,7 @@ func removeSnapshots(r *saga.Run, s *vmState) error {
 	return withDisk(r, s, func(vm steps.VMPlan) error {
 		return removeLayers(r, s.Layers, steps.VolumePlan{
 			Volume: vm.Disk.Volume, Name: vm.Name, Project: vm.Project, Agent: vm.Agent, Size: vm.Disk.Size,
-			Pool: steps.PoolOnNode{Pool: vm.Disk.Pool, Type: vm.Disk.Type, Path: vm.Disk.PoolPath, Shared: vm.Disk.Shared, Source: vm.Disk.Source},
+			Pool: vm.Disk.OnNode(),
 		})
 	})
 }

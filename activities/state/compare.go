@@ -76,7 +76,7 @@ func (c *comparison) domains(n steps.NodeWorld) {
 }
 
 func (c *comparison) files(n steps.NodeWorld) {
-	seen := map[string]bool{}
+	seen, unread := map[string]bool{}, c.unread(n)
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
@@ -103,7 +103,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
 	for name, l := range c.layers {
-		if l.volume.Status.Agent == n.Agent && !c.sharedPool(l.volume.Spec.Pool) && !seen["volume"+name] && !c.layerMoving(name, l) {
+		if l.volume.Status.Agent == n.Agent && !c.sharedPool(l.volume.Spec.Pool) && !seen["volume"+name] && !c.layerMoving(name, l) && !unread[l.volume.Spec.Pool] {
 			c.missing(sidePool, "volume", name, n.Agent, l.what())
 		}
 	}

@@ -159,7 +159,7 @@ func (s *State) loadAgents(ctx context.Context, _ steps.Token, _ steps.Nothing) 
 		ref := steps.AgentPools{AgentRef: steps.AgentRef{ID: a.ID, Name: a.Name, Ready: able}}
 		for _, p := range pools {
 			if slices.Contains(p.Spec.Agents, a.ID) {
-				ref.Pools = append(ref.Pools, onNode(p))
+				ref.Pools = append(ref.Pools, p.OnNode())
 			}
 		}
 		out.Agents = append(out.Agents, ref)

@@ -160,7 +160,7 @@ func (s *State) agentName(ctx context.Context, id string) (string, error) {
 
 // volumePlan describes a volume, but for who does the work.
 func (s *State) volumePlan(ctx context.Context, v *api.Volume, pool *api.Pool) (steps.VolumePlan, error) {
-	out := steps.VolumePlan{Volume: v.ID, Name: v.Name, Project: v.Project, Pool: onNode(pool), Size: v.Spec.Size, Layer: v.Status.Layer, Shareable: v.Spec.Shareable}
+	out := steps.VolumePlan{Volume: v.ID, Name: v.Name, Project: v.Project, Pool: pool.OnNode(), Size: v.Spec.Size, Layer: v.Status.Layer, Shareable: v.Spec.Shareable}
 	if v.Spec.Image == "" {
 		return out, nil
 	}
@@ -172,13 +172,9 @@ func (s *State) volumePlan(ctx context.Context, v *api.Volume, pool *api.Pool) (
 	return out, nil
 }
 
-func onNode(p *api.Pool) steps.PoolOnNode {
-	return steps.PoolOnNode{Pool: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared, Source: p.Spec.Source}
-}
-
 // diskOf describes a volume as a disk of a VM, but for how that one has it.
 func diskOf(v *api.Volume, pool *api.Pool) steps.DataDisk {
-	return steps.DataDisk{Volume: v.ID, Pool: onNode(pool), Layer: v.Status.Layer, Shareable: v.Spec.Shareable, QoS: v.Spec.QoS}
+	return steps.DataDisk{Volume: v.ID, Pool: pool.OnNode(), Layer: v.Status.Layer, Shareable: v.Spec.Shareable, QoS: v.Spec.QoS}
 }
 
 // disks fills in the disks of a VM, as its volumes say.

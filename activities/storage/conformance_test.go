@@ -79,12 +79,14 @@ type world struct {
 	img  string
 }
 
-func newWorld(t *testing.T, p storage.Pool) *world {
-	return newWorldWith(t, p, func(string) {})
+func newWorld(t *testing.T, p storage.Pool) *world { return newWorldOn(t, p, directory) }
+
+func newWorldOn(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode) *world {
+	return newWorldWith(t, p, on, func(string) {})
 }
 
-// newWorldWith is newWorld with an image to which fill writes.
-func newWorldWith(t *testing.T, p storage.Pool, fill func(path string)) *world {
+// newWorldWith is newWorldOn with an image to which fill writes.
+func newWorldWith(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode, fill func(path string)) *world {
 	path := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(path, image(t), 0o600))
 	fill(path)
@@ -93,14 +95,21 @@ func newWorldWith(t *testing.T, p storage.Pool, fill func(path string)) *world {
 	sum := sha256.Sum256(b)
 	w := &world{Pool: p, src: &server{images: map[string][]byte{}}, sha: hex.EncodeToString(sum[:]), size: int64(len(b)), img: api.NewID()}
 	w.src.images[w.img] = b
-	w.pool = steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "pool")}
+	w.pool = on(t)
+	w.pool.Pool = api.NewID()
 	return w
 }
 
 func (w *world) plan() steps.VMPlan {
 	return steps.VMPlan{VM: api.NewID(), Name: "web", NICs: []steps.NICPlan{{Port: api.NewID(), MAC: "52:54:00:00:00:01"}}, Disk: steps.DiskPlan{
 		Volume: api.NewID(), Pool: w.pool.Pool, PoolPath: w.pool.Path, Size: 2 * api.MiB, Image: w.img, ImageSHA256: w.sha, ImageSize: w.size,
+		Type: w.pool.Type, Source: w.pool.Source, Shared: w.pool.Shared,
 	}}
+}
+
+// cached is the image's copy in the pool.
+func (w *world) cached() steps.CachedImage {
+	return steps.CachedImage{Image: w.img, SHA256: w.sha, Pool: w.pool.Pool, PoolPath: w.pool.Path, PoolType: w.pool.Type, PoolSource: w.pool.Source}
 }
 
 func (w *world) kinds(t *testing.T) map[string]int {
@@ -114,19 +123,30 @@ func (w *world) kinds(t *testing.T) map[string]int {
 	return n
 }
 
-func TestFakeConforms(t *testing.T) { conform(t, func() storage.Pool { return &storage.Fake{} }) }
-func TestDirConforms(t *testing.T)  { conform(t, func() storage.Pool { return storage.NewDir(nil) }) }
+// directory is a pool that is one, which is not there yet.
+func directory(t *testing.T) steps.PoolOnNode {
+	return steps.PoolOnNode{Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "pool")}
+}
 
-func conform(t *testing.T, fresh func() storage.Pool) {
+func TestFakeConforms(t *testing.T) {
+	conform(t, func() storage.Pool { return &storage.Fake{} }, directory)
+}
+
+func TestDirConforms(t *testing.T) {
+	conform(t, func() storage.Pool { return storage.NewDir(nil) }, directory)
+}
+
+// conform holds a driver against what is expected of all of them. On says where a pool can be made, which is not one yet.
+func conform(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.PoolOnNode) {
 	prepared := func(t *testing.T) *world {
-		w := newWorld(t, fresh())
+		w := newWorldOn(t, fresh(), on)
 		_, err := w.Prepare(t.Context(), w.pool)
 		require.NoError(t, err)
 		return w
 	}
 
 	t.Run("prepare and release", func(t *testing.T) {
-		w := newWorld(t, fresh())
+		w := newWorldOn(t, fresh(), on)
 		require.NotEmpty(t, w.Usage(t.Context(), w.pool).Error)
 		require.NoError(t, w.Release(t.Context(), w.pool), "nothing to release")
 		for range 2 {
@@ -150,7 +170,7 @@ func conform(t *testing.T, fresh func() storage.Pool) {
 	})
 
 	t.Run("paths that are none are refused", func(t *testing.T) {
-		w := newWorld(t, fresh())
+		w := newWorldOn(t, fresh(), on)
 		for _, path := range []string{"", "/", "vms", "/vms/../etc", "/vms/", "/a,b"} {
 			p := w.pool
 			p.Path = path
@@ -173,21 +193,21 @@ func conform(t *testing.T, fresh func() storage.Pool) {
 		require.EqualValues(t, 1, w.src.opened.Load(), "the image is fetched once")
 		require.Equal(t, map[string]int{storage.KindVolume: 2, storage.KindSeed: 2, storage.KindBacking: 1}, w.kinds(t))
 		is(t, problem.InUse, w.Release(t.Context(), w.pool))
-		is(t, problem.InUse, w.EvictImage(t.Context(), steps.CachedImage{Image: w.img, SHA256: w.sha, Pool: w.pool.Pool, PoolPath: w.pool.Path}))
+		is(t, problem.InUse, w.EvictImage(t.Context(), w.cached()))
 		for range 2 {
 			require.NoError(t, w.RemoveDisk(t.Context(), a))
 		}
-		is(t, problem.InUse, w.EvictImage(t.Context(), steps.CachedImage{Image: w.img, SHA256: w.sha, Pool: w.pool.Pool, PoolPath: w.pool.Path}))
+		is(t, problem.InUse, w.EvictImage(t.Context(), w.cached()))
 		require.NoError(t, w.RemoveDisk(t.Context(), b))
 		for range 2 {
-			require.NoError(t, w.EvictImage(t.Context(), steps.CachedImage{Image: w.img, SHA256: w.sha, Pool: w.pool.Pool, PoolPath: w.pool.Path}))
+			require.NoError(t, w.EvictImage(t.Context(), w.cached()))
 		}
 		require.Empty(t, w.kinds(t))
 		require.NoError(t, w.Release(t.Context(), w.pool))
 	})
 
 	t.Run("what is not there is said so", func(t *testing.T) {
-		w := newWorld(t, fresh())
+		w := newWorldOn(t, fresh(), on)
 		is(t, problem.NotFound, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
 		require.NoError(t, w.RemoveDisk(t.Context(), w.plan()))
 		list, err := w.List(t.Context(), w.pool)
@@ -231,7 +251,7 @@ func conform(t *testing.T, fresh func() storage.Pool) {
 				is(t, problem.InUse, w.Remove(t.Context(), w.pool, f))
 			}
 		}
-		outside := filepath.Join(filepath.Dir(w.pool.Path), "precious")
+		outside := filepath.Join(t.TempDir(), "precious")
 		require.NoError(t, os.WriteFile(outside, nil, 0o600))
 		for _, path := range []string{outside, w.pool.Path + "/../precious", w.pool.Path + "/volumes/../../precious", w.pool.Path, w.pool.Path + "/volumes", w.pool.Path + "/.nextstack-pool", "/", ""} {
 			is(t, problem.Invalid, w.Remove(t.Context(), w.pool, steps.FileFound{Pool: w.pool.Pool, Path: path}))

@@ -17,7 +17,7 @@ import (
 type Fake struct {
 	Capacity int64 // bytes of each pool; 0: 100 GiB
 	// Net is a network file system that is mounted at NetDir: pools below that are those of Net, which other nodes may have,
-	// too. Nil: there is none.
+	// too. Nil: there is none. What agents mount themselves (api.MountDir) is of Net as well.
 	Net    *Fake
 	NetDir string
 	// InUse reports whether the root disk of a VM is in use on this node; nil: none is.
@@ -25,6 +25,22 @@ type Fake struct {
 
 	mu    sync.Mutex
 	pools map[string]*fakePool // by path
+	away  bool
+}
+
+// Away says whether the servers of what agents mount are away. Of a network file system only.
+func (f *Fake) Away(away bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away = away
+}
+
+// lost is called with the lock held.
+func (f *Fake) lost(path string) error {
+	if f.away && strings.HasPrefix(path, api.MountDir+"/") {
+		return problem.New(problem.Unavailable, "pool %s is away", path)
+	}
+	return nil
 }
 
 type fakePool struct {
@@ -44,7 +60,7 @@ type fakeFile struct {
 
 // on returns who has the directory: this node itself, or what is mounted there.
 func (f *Fake) on(path string) *Fake {
-	if f.Net != nil && strings.HasPrefix(path, f.NetDir+"/") {
+	if f.Net != nil && (strings.HasPrefix(path, f.NetDir+"/") || strings.HasPrefix(path, api.MountDir+"/")) {
 		return f.Net
 	}
 	return f
@@ -64,7 +80,7 @@ func (f *Fake) Put(p steps.PoolOnNode, name, kind, id string) {
 func (f *Fake) Clone() *Fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, pools: map[string]*fakePool{}}
+	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, away: f.away, pools: map[string]*fakePool{}}
 	for path, p := range f.pools {
 		out.pools[path] = &fakePool{id: p.id, agent: p.agent, files: maps.Clone(p.files)} // contents are never changed, only replaced
 	}
@@ -79,6 +95,9 @@ func (f *Fake) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, er
 	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := f.lost(p.Path); err != nil {
+		return api.PoolUsage{}, err
+	}
 	switch old := f.pools[p.Path]; {
 	case p.Join && (old == nil || old.id != p.Pool):
 		return api.PoolUsage{}, notJoined(p, "it is not this pool here")
@@ -115,6 +134,9 @@ func (f *Fake) usage(p steps.PoolOnNode) api.PoolUsage {
 // find is called with the lock held.
 func (f *Fake) find(pool, path string) (*fakePool, error) {
 	p := f.pools[path]
+	if err := f.lost(path); err != nil {
+		return nil, err
+	}
 	switch {
 	case p == nil:
 		return nil, problem.New(problem.NotFound, "%s is not a pool on this node", path)
@@ -129,7 +151,13 @@ func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
 	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.pools[p.Path] == nil {
+		return nil
+	}
 	pool, err := f.find(p.Pool, p.Path)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil {
 		return nil
 	}
@@ -148,6 +176,9 @@ func (f *Fake) EvictImage(_ context.Context, c steps.CachedImage) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(c.Pool, c.PoolPath)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil {
 		return nil
 	}
@@ -190,6 +221,9 @@ func (f *Fake) Remove(_ context.Context, p steps.PoolOnNode, file steps.FileFoun
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil || file.Pool != p.Pool {
 		return problem.New(problem.Invalid, "file %s is not in pool %s", file.Path, p.Path)
 	}

@@ -176,7 +176,11 @@ func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
 	f = f.on(plan.Disk.PoolPath)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath); err == nil {
+	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
+	if err == nil {
 		delete(pool.files, where.Disk.File)
 		delete(pool.files, where.Seed.File)
 	}

@@ -80,6 +80,9 @@ func lockMarker(ctx context.Context, root *os.Root, path string, how int) (*os.F
 			return nil, problem.Wrap(err, problem.Unavailable, "the marker of %s cannot be opened", path)
 		}
 		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if errors.Is(err, unix.ESTALE) {
+			err = unix.EINTR // a network file system has opened what another node has just removed
+		}
 		if err == nil {
 			if same(root, markerName, f) {
 				return f, nil

@@ -51,53 +51,25 @@ func content(t *testing.T, p storage.Pool, plan steps.VMPlan) (string, error) {
 	return string(b), nil
 }
 
-// conformNodes is for what several nodes do to the same pool.
-func conformNodes(t *testing.T, fresh func(*testing.T) nodes) {
-	// shared is a pool that both nodes have.
-	shared := func(t *testing.T) (a, b *world) {
-		n := fresh(t)
-		a = newWorld(t, n.a)
-		a.pool.Path, a.pool.Shared, a.pool.Agent = filepath.Join(n.net, "pool"), true, api.NewID()
-		b = a.as(n.b)
-		b.pool.Agent, b.pool.Join = api.NewID(), true
-		for range 2 {
-			for _, w := range []*world{a, b} {
-				u, err := w.Prepare(t.Context(), w.pool)
-				require.NoError(t, err)
-				require.Positive(t, u.Capacity)
-			}
-		}
-		return a, b
-	}
-	// apart is a pool of which each node has its own directory.
-	apart := func(t *testing.T) (a, b *world) {
-		n := fresh(t)
-		a = newWorld(t, n.a)
-		a.pool.Path, a.pool.Agent = filepath.Join(n.own, "pool"), api.NewID()
-		b = a.as(n.b)
-		b.pool.Agent = api.NewID()
+// sharedPool is a pool that both nodes have.
+func sharedPool(t *testing.T, n nodes) (a, b *world) {
+	a = newWorld(t, n.a)
+	a.pool.Path, a.pool.Shared, a.pool.Agent = filepath.Join(n.net, "pool"), true, api.NewID()
+	b = a.as(n.b)
+	b.pool.Agent, b.pool.Join = api.NewID(), true
+	for range 2 {
 		for _, w := range []*world{a, b} {
-			_, err := w.Prepare(t.Context(), w.pool)
+			u, err := w.Prepare(t.Context(), w.pool)
 			require.NoError(t, err)
+			require.Positive(t, u.Capacity)
 		}
-		return a, b
 	}
-	// sent makes b receive the disk of a, or what spoil makes of it.
-	sent := func(t *testing.T, a, b *world, plan steps.VMPlan, spoil func(io.Reader) io.Reader, tell func(api.Progress)) error {
-		var x storage.Exchange
-		o, err := x.Offer(t.Context(), plan.Disk.Volume, func(ctx context.Context) (storage.Disk, error) { return a.OpenDisk(ctx, plan) })
-		require.NoError(t, err)
-		return b.ReceiveDisk(t.Context(), plan, b.src, func(ctx context.Context) (io.ReadCloser, error) {
-			r, err := x.Fetch(ctx, o)
-			if err != nil || spoil == nil {
-				return r, err
-			}
-			return struct {
-				io.Reader
-				io.Closer
-			}{spoil(r), r}, nil
-		}, tell)
-	}
+	return a, b
+}
+
+// conformShared is for what several nodes do to the same pool at once.
+func conformShared(t *testing.T, fresh func(*testing.T) nodes) {
+	shared := func(t *testing.T) (a, b *world) { return sharedPool(t, fresh(t)) }
 
 	t.Run("a shared pool is one pool", func(t *testing.T) {
 		a, b := shared(t)
@@ -118,24 +90,6 @@ func conformNodes(t *testing.T, fresh func(*testing.T) nodes) {
 			require.NoError(t, w.Release(t.Context(), w.pool))
 		}
 		require.NotEmpty(t, a.Usage(t.Context(), a.pool).Error)
-	})
-
-	t.Run("who joins must see what the first has made", func(t *testing.T) {
-		a, b := shared(t)
-		elsewhere := b.pool
-		elsewhere.Path = filepath.Join(t.TempDir(), "not-mounted")
-		_, err := b.Prepare(t.Context(), elsewhere)
-		is(t, problem.Conflict, err)
-		require.NotEmpty(t, b.Usage(t.Context(), elsewhere).Error, "it must not make a pool there")
-		other := elsewhere
-		other.Pool, other.Join = api.NewID(), false
-		_, err = b.Prepare(t.Context(), other)
-		require.NoError(t, err)
-		_, err = b.Prepare(t.Context(), elsewhere)
-		is(t, problem.Conflict, err)
-		require.NoError(t, b.Release(t.Context(), elsewhere), "it is another pool's")
-		require.Empty(t, b.Usage(t.Context(), other).Error)
-		require.Empty(t, a.Usage(t.Context(), a.pool).Error)
 	})
 
 	t.Run("two agents on one directory of a pool that is not shared", func(t *testing.T) {
@@ -224,6 +178,59 @@ func conformNodes(t *testing.T, fresh func(*testing.T) nodes) {
 			require.NoError(t, err)
 		}
 		require.Equal(t, map[string]int{storage.KindVolume: 10, storage.KindSeed: 10, storage.KindBacking: 1}, a.kinds(t), "no volume without what it is a child of")
+	})
+}
+
+// conformNodes is for what several nodes do to the same pool.
+func conformNodes(t *testing.T, fresh func(*testing.T) nodes) {
+	conformShared(t, fresh)
+	shared := func(t *testing.T) (a, b *world) { return sharedPool(t, fresh(t)) }
+	// apart is a pool of which each node has its own directory.
+	apart := func(t *testing.T) (a, b *world) {
+		n := fresh(t)
+		a = newWorld(t, n.a)
+		a.pool.Path, a.pool.Agent = filepath.Join(n.own, "pool"), api.NewID()
+		b = a.as(n.b)
+		b.pool.Agent = api.NewID()
+		for _, w := range []*world{a, b} {
+			_, err := w.Prepare(t.Context(), w.pool)
+			require.NoError(t, err)
+		}
+		return a, b
+	}
+	// sent makes b receive the disk of a, or what spoil makes of it.
+	sent := func(t *testing.T, a, b *world, plan steps.VMPlan, spoil func(io.Reader) io.Reader, tell func(api.Progress)) error {
+		var x storage.Exchange
+		o, err := x.Offer(t.Context(), plan.Disk.Volume, func(ctx context.Context) (storage.Disk, error) { return a.OpenDisk(ctx, plan) })
+		require.NoError(t, err)
+		return b.ReceiveDisk(t.Context(), plan, b.src, func(ctx context.Context) (io.ReadCloser, error) {
+			r, err := x.Fetch(ctx, o)
+			if err != nil || spoil == nil {
+				return r, err
+			}
+			return struct {
+				io.Reader
+				io.Closer
+			}{spoil(r), r}, nil
+		}, tell)
+	}
+
+	t.Run("who joins must see what the first has made", func(t *testing.T) {
+		a, b := shared(t)
+		elsewhere := b.pool
+		elsewhere.Path = filepath.Join(t.TempDir(), "not-mounted")
+		_, err := b.Prepare(t.Context(), elsewhere)
+		is(t, problem.Conflict, err)
+		require.NotEmpty(t, b.Usage(t.Context(), elsewhere).Error, "it must not make a pool there")
+		other := elsewhere
+		other.Pool, other.Join = api.NewID(), false
+		_, err = b.Prepare(t.Context(), other)
+		require.NoError(t, err)
+		_, err = b.Prepare(t.Context(), elsewhere)
+		is(t, problem.Conflict, err)
+		require.NoError(t, b.Release(t.Context(), elsewhere), "it is another pool's")
+		require.Empty(t, b.Usage(t.Context(), other).Error)
+		require.Empty(t, a.Usage(t.Context(), a.pool).Error)
 	})
 
 	t.Run("a disk goes to another node", func(t *testing.T) {

@@ -165,7 +165,7 @@ func checkPlan(plan steps.VMPlan) error {
 func checkPool(p steps.PoolOnNode) error {
 	var v problem.Validation
 	v.Check(api.IsUUID(p.Pool), "pool", p.Pool, "must be a UUID")
-	v.Check(p.Type == api.PoolDir, "type", p.Type, "must be %q", api.PoolDir)
+	v.Check(p.Type == api.PoolDir || api.Mounted(p.Type), "type", p.Type, "must be a pool of files")
 	checkPath(&v, "path", p.Path)
 	return v.Err("pool")
 }

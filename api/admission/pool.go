@@ -27,7 +27,7 @@ func (a *Admission) UpdatePool(ctx context.Context, h auth.Handle, o Options, re
 		if req.Labels != nil {
 			after.Labels = *req.Labels
 		}
-		change := api.PoolChange{Pool: poolOnNode(pool)}
+		change := api.PoolChange{Pool: pool.OnNode()}
 		if err := a.joins(c, pool, &after, &change, req.AddAgents); err != nil {
 			return err
 		}

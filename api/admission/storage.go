@@ -2,6 +2,7 @@ package admission
 
 import (
 	"context"
+	"path"
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
@@ -58,7 +59,7 @@ func (a *Admission) DeleteImage(ctx context.Context, h auth.Handle, o Options, r
 				}
 			}
 			for _, agent := range ids {
-				removal.Copies = append(removal.Copies, api.ImageCopy{Agent: agent, Copy: api.CachedImage{Image: img.ID, SHA256: img.Status.SHA256, Pool: p.ID, PoolPath: p.Spec.Path}})
+				removal.Copies = append(removal.Copies, api.ImageCopy{Agent: agent, Copy: p.Copy(img)})
 			}
 		}
 		return firstOf(c.input(removal), c.deletes(img))
@@ -84,14 +85,17 @@ func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, re
 		if err != nil {
 			return err
 		}
-		pool := &api.Pool{Meta: c.meta("", req.Name, req.Labels), Spec: api.PoolSpec{Type: req.Type, Path: req.Path, Shared: req.Shared}}
-		work := api.PoolWork{Pool: poolOnNode(pool)}
+		pool := &api.Pool{Meta: c.meta("", req.Name, req.Labels), Spec: api.PoolSpec{Type: req.Type, Path: req.Path, Shared: req.Shared, Source: req.Source}}
+		if api.Mounted(req.Type) {
+			pool.Spec.Path, pool.Spec.Shared = path.Join(api.MountDir, pool.ID), true
+		}
+		work := api.PoolWork{Pool: pool.OnNode()}
 		for _, ag := range agents {
 			pool.Spec.Agents = append(pool.Spec.Agents, ag.ID)
 			work.Agents = append(work.Agents, agentRef(ag))
-			key := store.PoolPathClaim(ag.ID, req.Path)
+			key := store.PoolPathClaim(ag.ID, pool.Spec.Path)
 			c.claims(key, pool.ID)
-			c.Meaning(key, problem.New(problem.Conflict, "directory %s is a pool already", req.Path).Because("on agent %s", ag.Name).Try("choose another directory"))
+			c.Meaning(key, problem.New(problem.Conflict, "directory %s is a pool already", pool.Spec.Path).Because("on agent %s", ag.Name).Try("choose another directory"))
 		}
 		c.makes(pool, api.PhaseReady)
 		return firstOf(c.target(pool), c.input(work))
@@ -151,10 +155,6 @@ func readiness(ag *api.Agent) int {
 	}
 }
 
-func poolOnNode(p *api.Pool) api.PoolOnNode {
-	return api.PoolOnNode{Pool: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared}
-}
-
 func agentRef(ag *api.Agent) api.AgentRef {
 	return api.AgentRef{ID: ag.ID, Name: ag.Name, Ready: ag.Status.Phase == api.PhaseReady}
 }
@@ -170,7 +170,7 @@ func (a *Admission) DeletePool(ctx context.Context, h auth.Handle, o Options, re
 		if err != nil {
 			return err
 		}
-		work := api.PoolWork{Pool: poolOnNode(pool)}
+		work := api.PoolWork{Pool: pool.OnNode()}
 		for _, ag := range agents {
 			work.Agents = append(work.Agents, agentRef(ag))
 			c.releases(store.PoolPathClaim(ag.ID, pool.Spec.Path))

@@ -80,7 +80,7 @@ func orders(pools []*api.Pool) *api.AgentOrders {
 		if p.Status.Phase != api.PhaseReady && p.Status.Phase != api.PhaseUnavailable {
 			continue // its directory may not be there yet, or not any more
 		}
-		o.Pools = append(o.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared})
+		o.Pools = append(o.Pools, api.AgentPool{ID: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared, Source: p.Spec.Source})
 	}
 	return o
 }

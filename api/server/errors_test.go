@@ -47,7 +47,7 @@ func TestBadRequests(t *testing.T) {
 		"half a vCPU":              {"POST", vmsPath, strings.Replace(vm, `"vcpus":1`, `"vcpus":0.5`, 1) + "}", nil, problem.Invalid, "vcpus"},
 		"huge number":              {"POST", vmsPath, strings.Replace(vm, `1073741824`, `1e300`, 1) + "}", nil, problem.Invalid, "body"},
 		"memory in KiB":            {"POST", vmsPath, strings.Replace(vm, `1073741824`, `1048577`, 1) + "}", nil, problem.Invalid, "memory"},
-		"bad enum":                 {"POST", "/v1/pools", `{"name":"p","type":"nfs","path":"/vms"}`, nil, problem.Invalid, "type"},
+		"bad enum":                 {"POST", "/v1/pools", `{"name":"p","type":"zfs","path":"/vms"}`, nil, problem.Invalid, "type"},
 		"path that climbs":         {"POST", "/v1/pools", `{"name":"p","type":"dir","path":"/vms/../etc"}`, nil, problem.Invalid, "path"},
 		"no such image":            {"POST", vmsPath, vm + "}", nil, problem.NotFound, ""},
 		"unknown project":          {"GET", "/v1/projects/nowhere/vms", "", nil, problem.NotFound, ""},

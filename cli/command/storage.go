@@ -34,7 +34,7 @@ var pools = &noun[*api.Pool]{
 	columns: []column[*api.Pool]{
 		nameCol[*api.Pool](),
 		col("TYPE", func(p *api.Pool) cell { return text(p.Spec.Type) }),
-		col("PATH", func(p *api.Pool) cell { return text(p.Spec.Path) }),
+		col("PATH", func(p *api.Pool) cell { return text(poolPlace(p)) }),
 		col("PHASE", func(p *api.Pool) cell { return phase(p.Status.Phase) }),
 		col("CAPACITY", func(p *api.Pool) cell { return size(p.Status.Capacity) }),
 		col("FREE", func(p *api.Pool) cell { return size(p.Status.Free) }),
@@ -42,20 +42,20 @@ var pools = &noun[*api.Pool]{
 	},
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
+		col("USED", func(p *api.Pool) cell { return size(p.Status.Capacity - p.Status.Free) }),
+		col("VOLUMES", func(p *api.Pool) cell { return number(p.Status.Volumes) }),
+		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
+		{"REACHED BY", func(ctx context.Context, a *app, p *api.Pool) cell { return text(a.reachedBy(ctx, p)) }},
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
 }
 
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a directory of the nodes a pool of volumes", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext pool add default --type dir --path /vms"
-	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir")
-	add.Flags().StringVar(&r.Path, "path", "", "absolute directory, the same on every node")
-	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
+	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes or of a file server", &r, &r.Name, &r.Labels)
+	a.poolFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
-	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir}, cobra.ShellCompDirectiveNoFileComp)))
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
 }
 

@@ -9,9 +9,11 @@ set -euo pipefail
 
 die() { echo "packages.sh: $*" >&2; exit 1; }
 
-BUILD=(gcc libc6-dev pkg-config make git curl ca-certificates libvirt-dev)
+BUILD=(gcc libc6-dev pkg-config make git curl ca-certificates libvirt-dev librbd-dev librados-dev)
 DAEMONS=(libvirt-daemon-system libvirt-daemon libvirt-clients openvswitch-switch openvswitch-common ovn-central ovn-host ovn-common)
 SANDBOX=(qemu-system-x86 qemu-utils iproute2 iputils-ping ethtool procps psmisc util-linux jq socat openssl genisoimage openipmi)
+CEPH=(ceph-mon ceph-mgr ceph-osd ceph-common qemu-block-extra)
+FILES=(glusterfs-server glusterfs-client nfs-ganesha nfs-ganesha-vfs nfs-common rpcbind)
 GUEST=(busybox-static dropbear-bin cpio gzip xz-utils zstd kmod fdisk dosfstools mtools syslinux syslinux-common binutils)
 # only for starting the guest by UEFI; part of another package on some releases
 OPTIONAL=(systemd-boot-efi)
@@ -25,7 +27,7 @@ missing() {
   for p in "$@"; do grep -qxF "$p" <<< "$have" || echo "$p"; done
 }
 
-mapfile -t NEED < <(missing "${BUILD[@]}" "${DAEMONS[@]}" "${SANDBOX[@]}" "${GUEST[@]}")
+mapfile -t NEED < <(missing "${BUILD[@]}" "${DAEMONS[@]}" "${CEPH[@]}" "${FILES[@]}" "${SANDBOX[@]}" "${GUEST[@]}")
 if [ "${1:-}" = --list ]; then printf '%s\n' "${NEED[@]}" | grep . || true; exit 0; fi
 # the optional ones are no reason to run apt on a complete machine
 if [ ${#NEED[@]} = 0 ]; then echo "packages: all there"; exit 0; fi
@@ -55,7 +57,7 @@ for p in "${NEED[@]}"; do known "$p" || { apt update; break; }; done
 for p in "${NEED[@]}"; do known "$p" || die "apt knows no package $p (on Ubuntu: is the 'universe' component enabled?)"; done
 for p in $(missing "${OPTIONAL[@]}"); do known "$p" && NEED+=("$p"); done
 echo "packages: installing ${NEED[*]}"
-mapfile -t NEW_DAEMONS < <(missing "${DAEMONS[@]}")
+mapfile -t NEW_DAEMONS < <(missing "${DAEMONS[@]}" "${CEPH[@]}" "${FILES[@]}")
 apt install --yes --no-install-recommends "${NEED[@]}"
 rm -f "$LOG"
 

@@ -19,12 +19,20 @@
 #   ipmi NODE                starts an IPMI 2.0 device at $SANDBOX_NET.1:(6200 + N), user fence, password sandbox, whose
 #                            power-off is node-kill   (ipmitool -I lanplus -C 3 -H ... -p ... -U fence -P sandbox power status)
 #   ipmi-kill NODE           SIGKILL to that device
+#   ceph                     starts Ceph at $SANDBOX_NET.1: mon.a, mgr.x, osd.0 (configuration: $SANDBOX_DIR/ceph/ceph.conf), pool vms,
+#                            user libvirt (key: $SANDBOX_DIR/ceph/client.libvirt.key); again, what of it does not run
+#   ceph-kill DAEMON         SIGKILL to one of the three
+#   gluster                  starts GlusterFS at $SANDBOX_NET.1: glusterd, volume gv0, and volume full with 100 MB of room; again, what
+#                            of it does not run
+#   ganesha                  starts an NFS server (versions 3 and 4) at $SANDBOX_NET.1, export $SANDBOX_DIR/nfs/vms; again, if it does not run
+#   file-pid DAEMON          prints the PID of glusterd, brick (of gv0), full (that volume's brick), ganesha or rpcbind
+#   file-kill DAEMON         SIGKILL to it
 #   status                   what runs where
 #   down [--purge]           everything gone; --purge removes $SANDBOX_DIR too
 #
 # Environment: SANDBOX_NAME (dev), SANDBOX_DIR (<repository>/.dev/sandbox), SANDBOX_CACHE (<repository>/.dev/cache),
 #   SANDBOX_NET (10.77.0) and SANDBOX_DATA_NET (10.78.0), both the first three bytes of a /24,
-#   SANDBOX_KVM auto|on|off (auto: on where a real test of KVM passes), SANDBOX_CGROUP auto|off.
+#   SANDBOX_KVM auto|on|off (auto: on where a real test of KVM passes), SANDBOX_CGROUP auto|off, SANDBOX_CEPH_SIZE (8G; of the OSD).
 # Several sandboxes live side by side if name, directory and both networks differ. What net-up was told is kept in
 # $SANDBOX_DIR/sandbox.env, so later calls need SANDBOX_DIR only. Nodes share the file system of the host, but for what daemons
 # keep in fixed places, and for $SANDBOX_DIR/disks: there each node has a directory of its own ($SANDBOX_DIR/NODE/disks).
@@ -51,7 +59,7 @@ exec) need $# 2; check_node "$1"; enter "$@" ;;
 control) need $# 1; [ -e "/run/netns/$FAB" ] || die "the network is not up: run net-up"
   exec nsenter --net="/run/netns/$FAB" -- "$@" ;;
 libvirtd-pid) need $# 1; check_node "$1"; daemon_pid "$1" run/libvirt/libvirtd.pid || die "libvirtd does not run on $1" ;;
-status) . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; cmd_status ;;
+status) . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; . "$HERE/sandbox/files.sh"; . "$HERE/sandbox/ceph.sh"; cmd_status ;;
 net-up) lock; . "$HERE/sandbox/net.sh"; cmd_net_up ;;
 node-up) need $# 2; check_node "$1"; lock; . "$HERE/sandbox/net.sh"; . "$HERE/sandbox/node.sh"; cmd_node_up "$1" "$2" ;;
 libvirtd) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd_libvirtd "$1" ;;
@@ -62,6 +70,10 @@ ovn-chassis) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/daemons.sh"; cmd
 node-down) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/down.sh"; cmd_node_down "$1" ;;
 node-kill | node-cut | node-heal | ipmi-kill | ipmi-asks)
   need $# 1; check_node "$1"; . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; "cmd_${verb//-/_}" "$@" ;;
+ceph) lock; . "$HERE/sandbox/ceph.sh"; cmd_ceph ;;
+ceph-kill) need $# 1; . "$HERE/sandbox/ceph.sh"; cmd_ceph_kill "$1" ;;
+gluster | ganesha) lock; . "$HERE/sandbox/files.sh"; "cmd_$verb" ;;
+file-pid | file-kill) need $# 1; . "$HERE/sandbox/files.sh"; "cmd_${verb//-/_}" "$1" ;;
 ipmi) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; cmd_ipmi "$1" ;;
 down) lock; . "$HERE/sandbox/down.sh"; cmd_down "${1:-}" ;;
 *) usage ;;

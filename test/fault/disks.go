@@ -58,6 +58,18 @@ func (d *disks) list(ctx context.Context) ([]steps.FileFound, error) {
 	return out, nil
 }
 
+// unread returns the pools that cannot be read now.
+func (d *disks) unread(ctx context.Context) (out []steps.PoolUnread) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(d.seen)) {
+		if _, err := d.List(ctx, d.seen[id]); problem.Is(err, problem.Unavailable) {
+			out = append(out, steps.PoolUnread{Pool: id, Why: err.Error()})
+		}
+	}
+	return out
+}
+
 // repair removes files, each if it is in a pool that was named.
 func (d *disks) repair(ctx context.Context, files []steps.FileFound, pools []steps.PoolOnNode) error {
 	for _, f := range files {

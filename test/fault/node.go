@@ -154,7 +154,7 @@ func (n *Node) look(ctx context.Context) (steps.NodeWorld, error) {
 		return steps.NodeWorld{}, err
 	}
 	files, err := n.disks.list(ctx)
-	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files}, err
+	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files, Unread: n.disks.unread(ctx)}, err
 }
 
 func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (steps.Nothing, error) {

@@ -122,10 +122,13 @@ func Scenarios() map[string][]Scenario {
 		api.OpPoolAdd: {
 			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},
 			{Name: "pool.add, shared", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: netDir + "/fast", Shared: true})},
+			{Name: "pool.add, GlusterFS", Accept: mountedPool(api.PoolGluster, "gv0/vms")},
+			{Name: "pool.add, NFS", Accept: mountedPool(api.PoolNFS, "/srv/vms", "a1", "a2")},
 		},
 		api.OpPoolDelete: {
 			{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")},
 			{Name: "pool.delete, shared", Accept: about((*admit).DeletePool, "shared")},
+			{Name: "pool.delete, GlusterFS", Prepare: []Accept{mountedPool(api.PoolGluster, "gv0")}, Accept: about((*admit).DeletePool, "fast")},
 		},
 
 		api.OpVPCCreate: {{Name: "vpc.create", Accept: with((*admit).CreateVPC, api.VPCCreate{Name: "other", CIDR: "10.8.0.0/16", Labels: labels})}},

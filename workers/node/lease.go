@@ -172,10 +172,7 @@ func (r leased) RegisterActivityWithOptions(do any, o activity.RegisterOptions) 
 
 // gated puts the lease before the implementation of a step.
 func gated[In, Out any](l *lease, step steps.Step[In, Out], do any, of func(In) (vm string, ha bool)) any {
-	run, ok := do.(func(context.Context, steps.Envelope[In]) (Out, error))
-	if !ok {
-		panic("step " + step.Name + " is implemented by something of another shape") // no agent would start
-	}
+	run := implementation(step, do)
 	return func(ctx context.Context, env steps.Envelope[In]) (out Out, err error) {
 		if vm, ha := of(env.In); ha {
 			if err := l.allows(vm); err != nil {
@@ -184,6 +181,15 @@ func gated[In, Out any](l *lease, step steps.Step[In, Out], do any, of func(In) 
 		}
 		return run(ctx, env)
 	}
+}
+
+// implementation is what a registry is given for a step.
+func implementation[In, Out any](step steps.Step[In, Out], do any) func(context.Context, steps.Envelope[In]) (Out, error) {
+	run, ok := do.(func(context.Context, steps.Envelope[In]) (Out, error))
+	if !ok {
+		panic("step " + step.Name + " is implemented by something of another shape") // no agent would start
+	}
+	return run
 }
 
 // obey carries out what the answer to a report asks for that was begun and sent at these times. It reports whether the node is another one now.

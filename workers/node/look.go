@@ -3,23 +3,34 @@ package node
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // look lists what is on this node. The parts that cannot be asked make it fail: an audit of half a node would call the other
-// half missing.
+// half missing. A pool that is away is said to be so: its servers may be away for days, and the rest should be audited.
 func (a *agent) look(ctx context.Context, _ steps.Token, q steps.NodeQuestion) (w steps.NodeWorld, err error) {
 	if w.Domains, err = a.driver.List(ctx); err != nil {
 		return w, problem.Wrap(err, problem.Internal, "the domains of this node cannot be listed")
 	}
-	for _, p := range q.Pools {
-		files, err := a.pools.List(ctx, p)
-		if err != nil {
-			return w, problem.Wrap(err, problem.Internal, "pool %s cannot be listed", p.Path)
+	files, errs := make([][]steps.FileFound, len(q.Pools)), make([]error, len(q.Pools))
+	var wg sync.WaitGroup
+	for i, p := range q.Pools {
+		wg.Go(func() { files[i], errs[i] = a.pools.List(ctx, p) })
+	}
+	wg.Wait()
+	for i, p := range q.Pools {
+		switch {
+		case ctx.Err() != nil:
+			return w, problem.Wrap(ctx.Err(), problem.Cancelled, "listing the pools was cancelled")
+		case problem.Is(errs[i], problem.Unavailable):
+			w.Unread = append(w.Unread, steps.PoolUnread{Pool: p.Pool, Why: errs[i].Error()})
+		case errs[i] != nil:
+			return w, problem.Wrap(errs[i], problem.Internal, "pool %s cannot be listed", p.Path)
 		}
-		w.Files = append(w.Files, files...)
+		w.Files = append(w.Files, files[i]...)
 	}
 	if w.OVSPorts, err = a.sw.ListPorts(ctx); err != nil {
 		return w, problem.Wrap(err, problem.Internal, "the switch ports of this node cannot be listed")

@@ -100,7 +100,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := errors.Join(os.MkdirAll(cfg.DataDir, 0o711), os.MkdirAll(consoles, 0o711)); err != nil {
 		return problem.Wrap(err, problem.Invalid, "the data directory %s cannot be made", cfg.DataDir)
 	}
-	parts := Parts{Pools: storage.NewDir(cfg.Log), Switch: ovs(cfg.OVS)}
+	dirs := storage.NewDir(cfg.Log)
+	mounts := storage.NewMounts(dirs, filepath.Join(cfg.DataDir, "mounts"), cfg.Log)
+	pools := storage.ByType{api.PoolDir: dirs, api.PoolNFS: mounts, api.PoolGluster: mounts}
+	parts := Parts{Pools: pools, Switch: ovs(cfg.OVS)}
 	facts := &switchFacts{}
 	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()

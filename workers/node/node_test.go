@@ -348,6 +348,13 @@ func TestLookAndRepair(t *testing.T) {
 	require.Empty(t, w.Files)
 	require.Empty(t, w.OVSPorts)
 
+	away := &mountedPools{Fake: f.pool, away: pool.Pool}
+	f.pools = away
+	w, err = look()
+	require.NoError(t, err, "it is said which pool was not seen")
+	require.Len(t, w.Unread, 1)
+	require.Equal(t, pool.Pool, w.Unread[0].Pool)
+
 	f.sw.mu.Lock()
 	f.sw.err = errors.New("no switch")
 	f.sw.mu.Unlock()

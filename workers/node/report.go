@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,8 +72,11 @@ type reporter struct {
 	id    *identity
 	pools map[string]steps.PoolOnNode // that the last answer named
 	last  *api.AgentReport            // that was complete
-	stuck map[string]chan struct{}    // pools whose directory did not answer in time; closed when it did
+	late  map[string]measure          // of pools whose directory did not answer in time
+	wrong map[string]string           // what was last said to be wrong with pools
 	said  map[string]string           // what was logged last, by subject
+
+	keeping chan struct{} // closed when the last keep has come back
 
 	transfer transferPoint
 	every    time.Duration // between reports
@@ -80,7 +84,7 @@ type reporter struct {
 
 // report reports every now and then, and at once when something happens, until ctx is done or the server does not know us.
 func (a *agent) report(ctx context.Context, id *identity) error {
-	r := &reporter{agent: a, id: id, pools: map[string]steps.PoolOnNode{}, stuck: map[string]chan struct{}{}, said: map[string]string{}}
+	r := &reporter{agent: a, id: id, pools: map[string]steps.PoolOnNode{}, said: map[string]string{}}
 	events := a.driver.Events(ctx)
 	r.every = a.cfg.ReportEvery
 	tick := time.NewTicker(r.every)
@@ -152,11 +156,12 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	r.every = pace(r.cfg.ReportEvery, orders)
 	pools := map[string]steps.PoolOnNode{}
 	for _, p := range orders.Pools {
-		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path, Shared: p.Shared}
+		pools[p.ID] = steps.PoolOnNode{Pool: p.ID, Type: p.Type, Path: p.Path, Shared: p.Shared, Source: p.Source}
 		_, known := r.pools[p.ID]
 		more = more || !known
 	}
 	r.pools = pools
+	r.keep(ctx)
 	return more, nil
 }
 
@@ -220,39 +225,48 @@ func (r *reporter) complete(ctx context.Context, inv *api.Inventory) {
 	inv.Peer.Transfer = r.transfer.get(ctx, r.agent.peers)
 }
 
-// usage measures the pools. A directory that does not answer, as a dead network file system does, holds up nothing else.
+// measure is a pool that is being measured.
+type measure struct {
+	pool steps.PoolOnNode
+	got  chan api.PoolUsage
+}
+
+// usage measures the pools, all at once. A directory that does not answer, as a dead network file system does, holds up nothing
+// else, and is not asked again until it has. What was wrong with it before is wrong with it until then.
 func (r *reporter) usage(ctx context.Context) []api.PoolUsage {
 	out := make([]api.PoolUsage, 0, len(r.pools))
+	asked := make([]measure, 0, len(r.pools))
 	for _, p := range r.pools {
-		silent := api.PoolUsage{Pool: p.Pool, Error: "directory " + p.Path + " does not answer"}
-		if back, ok := r.stuck[p.Pool]; ok {
+		m, late := r.late[p.Pool]
+		if !late {
+			m = measure{p, make(chan api.PoolUsage, 1)}
+			go func() { m.got <- r.agent.pools.Usage(ctx, p) }()
+		}
+		asked = append(asked, m)
+	}
+	r.late = map[string]measure{}
+	limit, cancel := context.WithTimeout(ctx, poolTimeout)
+	defer cancel()
+	said := map[string]string{}
+	for _, m := range asked {
+		u := api.PoolUsage{Pool: m.pool.Pool}
+		select {
+		case u = <-m.got:
+		default:
 			select {
-			case <-back:
-				delete(r.stuck, p.Pool)
-			default:
-				out = append(out, silent)
-				continue
+			case u = <-m.got:
+			case <-limit.Done():
+				r.late[u.Pool] = m
+				if u.Error = r.wrong[u.Pool]; u.Error == "" {
+					u.Error = "directory " + m.pool.Path + " does not answer"
+				}
 			}
 		}
-		got, back := make(chan api.PoolUsage, 1), make(chan struct{})
-		go func() {
-			defer close(back)
-			got <- r.agent.pools.Usage(ctx, p)
-		}()
-		select {
-		case u := <-got:
-			out = append(out, u)
-		case <-time.After(poolTimeout):
-			r.stuck[p.Pool] = back
-			out = append(out, silent)
-		}
+		said[u.Pool] = u.Error
+		out = append(out, u)
 	}
-	slices.SortFunc(out, func(a, b api.PoolUsage) int {
-		if a.Pool < b.Pool {
-			return -1
-		}
-		return 1
-	})
+	r.wrong = said
+	slices.SortFunc(out, func(a, b api.PoolUsage) int { return strings.Compare(a.Pool, b.Pool) })
 	return out
 }
 

@@ -90,6 +90,9 @@ func (a *agent) workOnce(ctx context.Context, id *identity) error {
 
 // register registers everything that this node can do.
 func (a *agent) register(reg activities.Registry, id *identity) {
+	if r, ok := a.pools.(storage.Readier); ok {
+		reg = readied{reg, r}
+	}
 	if a.lease != nil {
 		reg = leased{reg, a.lease}
 	}

@@ -46,6 +46,13 @@ type NodeWorld struct {
 	Domains   []DomainFound `json:"domains"`
 	Files     []FileFound   `json:"files"`
 	OVSPorts  []PortFound   `json:"ovsPorts"`
+	Unread    []PoolUnread  `json:"unread,omitempty"` // pools that could not be listed: what is in them is not known
+}
+
+// PoolUnread is a pool that a node cannot read now.
+type PoolUnread struct {
+	Pool string `json:"pool"`
+	Why  string `json:"why"`
 }
 
 // DomainFound is a libvirt domain.

@@ -103,6 +103,11 @@ type DiskPlan struct {
 	QoS         api.VolumeQoS  `json:"qos,omitzero"`
 }
 
+// OnNode is the pool that the disk is in.
+func (d DiskPlan) OnNode() PoolOnNode {
+	return PoolOnNode{Pool: d.Pool, Type: d.Type, Path: d.PoolPath, Shared: d.Shared, Source: d.Source}
+}
+
 // NICPlan is a network interface to be given to a domain.
 type NICPlan struct {
 	Port string `json:"port"`

@@ -53,10 +53,11 @@ func Resize(ctx context.Context, path, format string, size int64) error {
 	return problem.Wrap(err, problem.Internal, "cannot resize volume %s", path)
 }
 
-// Commit brings what is in a qcow2 image into its backing file, and leaves it empty. An image that another process has open is
-// in_use. Size is that of the image in bytes; progress is told the percentage.
+// Commit brings what is in a qcow2 image into its backing file; it then shows nothing else than that, and is to be removed. It is
+// not emptied: that takes time, and on GlusterFS fails, which says that it has zeroed what it has not. An image that another
+// process has open is in_use. Size is that of the image in bytes; progress is told the percentage.
 func Commit(ctx context.Context, path string, size int64, progress func(percent float64)) error {
-	_, err := run(ctx, cpuFor(size), progress, "commit", "-p", "-f", "qcow2", "--", path)
+	_, err := run(ctx, cpuFor(size), progress, "commit", "-d", "-p", "-f", "qcow2", "--", path)
 	return problem.Wrap(err, problem.Internal, "cannot merge volume %s into the one below", path)
 }
 
@@ -113,7 +114,7 @@ func Convert(ctx context.Context, src, format, dst string, size int64, progress 
 	return ConvertTo(ctx, src, format, dst, api.FormatQCOW2, size, progress)
 }
 
-// ConvertTo is Convert to any format.
+// ConvertTo is Convert to any format. A raw file has holes where the image has nothing.
 func ConvertTo(ctx context.Context, src, format, dst, to string, size int64, progress func(percent float64)) error {
 	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", to, "--", src, dst)
 	return problem.Wrap(err, problem.Internal, "the image cannot be converted")

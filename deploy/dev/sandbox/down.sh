@@ -91,6 +91,8 @@ cmd_down() {
   local purge=$1 all left=''
   [ -z "$purge" ] || [ "$purge" = --purge ] || usage
   mapfile -t all < <(all_nodes)
+  # What has files or devices open on these servers would wait for them.
+  if [ -d "$DIR/ceph" ] || [ -d "$DIR/gluster" ] || [ -d "$DIR/nfs" ]; then [ ${#all[@]} = 0 ] || stop_members 5 "${all[@]}"; fi
   stop_members 5
   [ ${#all[@]} = 0 ] || stop_members 5 "${all[@]}"
   ip link del "$FAB" 2>/dev/null || true
@@ -132,4 +134,8 @@ cmd_status() {
       "$(ipmi_pid "$n" || echo -)" \
       "$(for p in "$DIR/$n"/run/libvirt/qemu/*.pid; do [ -f "$p" ] && [ "${p##*/}" != driver.pid ] && daemon_pid "$n" "run/libvirt/qemu/$(basename "$p")"; done | wc -l)"
   done
+  for n in gluster:glusterd gluster:brick gluster:full nfs:rpcbind nfs:ganesha; do
+    [ ! -d "$DIR/${n%:*}" ] || printf '%s at %s: %s\n' "${n#*:}" "$NET.1" "$(file_pid "${n#*:}" || echo -)"
+  done
+  [ ! -d "$DIR/ceph" ] || echo "ceph at $NET.1: $(for n in mon.a mgr.x osd.0; do echo "$n $(ceph_pid $n || echo -)"; done | xargs)"
 }

@@ -44,7 +44,7 @@ lock() { exec 9> "$DIR/.lock"; flock -w 300 9 || die "another sandbox.sh holds $
 check_node() {
   [[ $1 =~ ^[a-z0-9][a-z0-9-]{0,11}$ ]] || die "bad node name '$1' (a-z, 0-9 and -, 12 at most)"
   # what else is in $DIR
-  case $1 in central | disks | hosts) die "bad node name '$1': it is taken" ;; esac
+  case $1 in central | ceph | disks | gluster | hosts | nfs) die "bad node name '$1': it is taken" ;; esac
 }
 
 # nodes: the names of all nodes with state

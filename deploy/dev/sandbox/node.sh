@@ -4,7 +4,7 @@
 # Private directories of the node, as HOST-PATH=DIRECTORY-BELOW-THE-NODE'S; all else of the file system is shared,
 # so a path with VM data means the same inside and outside. One more is $DIR/disks, for pools that nodes do not share.
 BINDS="/etc/libvirt=etc/libvirt /etc/openvswitch=etc/openvswitch /run/libvirt=run/libvirt /run/openvswitch=run/openvswitch
-/run/ovn=run/ovn /run/netns=run/netns /var/lib/libvirt=var/lib/libvirt /var/cache/libvirt=var/cache/libvirt
+/run/ovn=run/ovn /run/netns=run/netns /run/gnext=run/gnext /var/lib/libvirt=var/lib/libvirt /var/cache/libvirt=var/cache/libvirt
 /var/lib/openvswitch=var/lib/openvswitch /var/lib/ovn=var/lib/ovn /var/log/libvirt=log/libvirt
 /var/log/openvswitch=log/openvswitch /var/log/ovn=log/ovn"
 

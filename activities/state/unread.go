@@ -1,0 +1,36 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// unread returns the pools of which a node cannot tell now what is in them: they were not read, or show something else than they
+// did, as an export does whose disk is not mounted on its server. Nothing is missing there, only not seen; the report says so.
+func (c *comparison) unread(n steps.NodeWorld) map[string]bool {
+	out := map[string]bool{}
+	say := func(pool, why string) {
+		if out[pool] {
+			return
+		}
+		out[pool] = true
+		name := pool
+		if p := c.pools[pool]; p != nil {
+			name = p.Name
+		}
+		c.report.Skipped = append(c.report.Skipped, fmt.Sprintf("pool %s on %s: %s", name, n.AgentName, why))
+	}
+	for _, u := range n.Unread {
+		say(u.Pool, u.Why)
+	}
+	if a := c.agents[n.Agent]; a != nil {
+		for _, u := range a.Status.Inventory.Pools {
+			if p := c.pools[u.Pool]; p != nil && u.Error != "" && p.Status.Phase == api.PhaseUnavailable {
+				say(u.Pool, u.Error)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,83 @@
+package storage
+
+import (
+	"context"
+	"errors"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// done is use for what has no answer but an error.
+func (m *Mounts) done(ctx context.Context, p steps.PoolOnNode, do func(context.Context) error) error {
+	_, err := use(ctx, m, p, func(ctx context.Context) (struct{}, error) { return struct{}{}, do(ctx) })
+	return err
+}
+
+// Capabilities implements Volumes.
+func (m *Mounts) Capabilities(p steps.PoolOnNode) Capabilities {
+	c := m.files.Capabilities(p)
+	c.Type, c.Shared = p.Type, true
+	return c
+}
+
+// Locate implements Pool.
+func (m *Mounts) Locate(plan steps.VMPlan) (compute.DomainFiles, error) { return m.files.Locate(plan) }
+
+// LocateVolume implements Volumes.
+func (m *Mounts) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
+	return m.files.LocateVolume(v)
+}
+
+// CreateVolume implements Volumes.
+func (m *Mounts) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
+	return m.done(ctx, v.Pool, func(ctx context.Context) error {
+		err := m.files.CreateVolume(ctx, v, src, tell)
+		if err == nil && v.Shareable {
+			if err = checkRaw(v.Pool.Path); err != nil {
+				err = errors.Join(err, m.files.RemoveVolume(ctx, v))
+			}
+		}
+		return err
+	})
+}
+
+// RemoveVolume implements Volumes.
+func (m *Mounts) RemoveVolume(ctx context.Context, v steps.VolumePlan) error {
+	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.unlessNone(v.Pool, m.files.RemoveVolume(ctx, v)) })
+}
+
+// GrowVolume implements Volumes.
+func (m *Mounts) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
+	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.files.GrowVolume(ctx, v) })
+}
+
+// AddSnapshot implements Snapshots.
+func (m *Mounts) AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	return m.done(ctx, s.Volume.Pool, func(ctx context.Context) error { return m.files.AddSnapshot(ctx, s) })
+}
+
+// UndoSnapshot implements Snapshots.
+func (m *Mounts) UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	return m.done(ctx, s.Volume.Pool, func(ctx context.Context) error { return m.files.UndoSnapshot(ctx, s) })
+}
+
+// DropSnapshot implements Snapshots.
+func (m *Mounts) DropSnapshot(ctx context.Context, s steps.SnapshotDrop, merged bool, tell func(api.Progress)) error {
+	return m.done(ctx, s.Volume.Pool, func(ctx context.Context) error { return m.files.DropSnapshot(ctx, s, merged, tell) })
+}
+
+// RetireLayer implements Snapshots. A guest waits, and its hypervisor has the layer open: the file system is there, and is not
+// asked whether it is.
+func (m *Mounts) RetireLayer(v steps.VolumePlan) error { return m.files.RetireLayer(v) }
+
+// RevertVolume implements Snapshots.
+func (m *Mounts) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
+	return m.done(ctx, r.Volume.Pool, func(ctx context.Context) error { return m.files.RevertVolume(ctx, r) })
+}
+
+// UndoRevert implements Snapshots.
+func (m *Mounts) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
+	return m.done(ctx, r.Volume.Pool, func(ctx context.Context) error { return m.files.UndoRevert(ctx, r) })
+}

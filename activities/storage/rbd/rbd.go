@@ -1,0 +1,50 @@
+// Package rbd is the driver of pools of block devices in a Ceph cluster, through librbd. It is only in programs that are built with
+// the tags ceph and pacific, on a machine with librbd's headers: others have no such driver, and say so.
+//
+// In the Ceph pool of a pool there are
+//
+//	object nextstack-pool   which pool it is
+//	image disk-ID           volumes; root disks are copy-on-write children of
+//	image image-SHA256      copies of images, raw; whole once they have a snapshot "base", which is protected
+//	image seed-VM           cloud-init seeds
+//
+// Nothing but these names is ever touched.
+package rbd
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// Config is what the driver needs to know.
+type Config struct {
+	// Key fetches the key of the pool's Ceph user, by the pool's ID.
+	Key func(ctx context.Context, pool string) (string, error)
+	// TempDir holds images while they are brought into a pool, first as they come and then raw. What is in it is removed.
+	TempDir string
+	Log     *slog.Logger // nil: the default
+	// OpTimeout is how long the cluster may take for one thing; 0: 15 s.
+	OpTimeout time.Duration
+	// WatchPatience is how long to wait for a device to be let go of that is to be removed: the cluster takes 30 s to notice that
+	// whoever had it open has died. 0: 40 s.
+	WatchPatience time.Duration
+
+	// Step is told of moments in the middle of things, at which tests want to die; nil but in tests.
+	Step func(at string)
+}
+
+func (c *Config) complete() {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.OpTimeout == 0 {
+		c.OpTimeout = 15 * time.Second
+	}
+	if c.WatchPatience == 0 {
+		c.WatchPatience = 40 * time.Second
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+}

@@ -1,0 +1,285 @@
+//go:build ceph
+
+package storage_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	cephrbd "github.com/ceph/go-ceph/rbd"
+	"github.com/stretchr/testify/require"
+
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/storage/rbd"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// ceph is a real cluster, that of a sandbox, as its administrator sees it.
+type ceph struct {
+	dir  string
+	conn *rados.Conn
+}
+
+var theCeph = sync.OnceValue(func() *ceph {
+	c := &ceph{dir: os.Getenv("NEXTSTACK_TEST_CEPH")}
+	conn, err := rados.NewConnWithUser("admin")
+	if err == nil {
+		err = conn.ReadConfigFile(filepath.Join(c.dir, "ceph.conf"))
+	}
+	if err == nil {
+		err = conn.Connect()
+	}
+	if err != nil {
+		panic(err)
+	}
+	c.conn = conn
+	return c
+})
+
+func needCeph(t *testing.T) *ceph {
+	if os.Getenv("NEXTSTACK_TEST_CEPH") == "" {
+		t.Skip("SKIPPED, NOT TESTED: Ceph. Set NEXTSTACK_TEST_CEPH to the directory of a sandbox's Ceph, or run make test")
+	}
+	return theCeph()
+}
+
+func (c *ceph) cli(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "timeout", append([]string{"60", "ceph", "-c", filepath.Join(c.dir, "ceph.conf")}, args...)...).Output()
+	require.NoError(t, err, "ceph %v", args)
+	return strings.TrimSpace(string(out))
+}
+
+// pool makes an empty Ceph pool, with a user of its own who may use that one alone.
+func (c *ceph) pool(t *testing.T, name string) (steps.PoolOnNode, func(context.Context, string) (string, error)) {
+	c.cli(t, "osd", "pool", "create", name, "4")
+	c.cli(t, "osd", "pool", "application", "enable", name, "rbd")
+	c.cli(t, "auth", "get-or-create", "client."+name, "mon", "profile rbd", "osd", "profile rbd pool="+name, "mgr", "profile rbd")
+	key := c.cli(t, "auth", "print-key", "client."+name)
+	t.Cleanup(func() {
+		c.cli(t, "osd", "pool", "rm", name, name, "--yes-i-really-really-mean-it")
+		c.cli(t, "auth", "rm", "client."+name)
+	})
+	require.Eventually(t, func() bool { return strings.Contains(c.cli(t, "df", "-f", "json"), `"`+name+`"`) }, 30*time.Second, 200*time.Millisecond)
+	p := steps.PoolOnNode{Type: api.PoolRBD, Shared: true, Source: api.PoolSource{Hosts: []string{c.monitor(t)}, Name: name, User: name}}
+	p.Path = "/ceph/" + p.Source.Hosts[0] + "/" + name
+	return p, func(context.Context, string) (string, error) { return key, nil }
+}
+
+// monitor is the address of the cluster's monitor.
+func (c *ceph) monitor(t *testing.T) string {
+	b, err := os.ReadFile(filepath.Join(c.dir, "ceph.conf"))
+	require.NoError(t, err)
+	_, rest, ok := strings.Cut(string(b), "v2:")
+	require.True(t, ok)
+	host, _, ok := strings.Cut(rest, ":")
+	require.True(t, ok)
+	return host
+}
+
+// wipe makes a Ceph pool empty, whatever is in it.
+func (c *ceph) wipe(t *testing.T, name string) {
+	io, err := c.conn.OpenIOContext(name)
+	require.NoError(t, err)
+	defer io.Destroy()
+	require.Eventually(t, func() bool {
+		trash, err := cephrbd.GetTrashList(io)
+		require.NoError(t, err)
+		for _, i := range trash {
+			_ = cephrbd.TrashRemove(io, i.Id, true)
+		}
+		names, err := cephrbd.GetImageNames(io)
+		require.NoError(t, err)
+		for _, n := range names {
+			img, err := cephrbd.OpenImage(io, n, cephrbd.NoSnapshot)
+			if err != nil {
+				continue
+			}
+			snaps, _ := img.GetSnapshotNames()
+			for _, s := range snaps {
+				_ = img.GetSnapshot(s.Name).Unprotect()
+				_ = img.GetSnapshot(s.Name).Remove()
+			}
+			_ = img.Close()
+			_ = cephrbd.RemoveImage(io, n)
+		}
+		names, err = cephrbd.GetImageNames(io)
+		require.NoError(t, err)
+		return len(names) == 0
+	}, time.Minute, 100*time.Millisecond, "Ceph pool %s does not become empty", name)
+	_ = io.Delete("nextstack-pool")
+}
+
+func TestRBDConforms(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "conform")
+	fresh := func() storage.Pool {
+		return rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: time.Second})
+	}
+	conform(t, fresh, func(t *testing.T) steps.PoolOnNode {
+		c.wipe(t, p.Source.Name)
+		return p
+	})
+}
+
+func TestRBDNodesShareOneImport(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "nodes")
+	node := func() storage.Pool {
+		return rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: 2 * time.Second})
+	}
+	a, b := node(), node()
+	w := newWorldOn(t, a, func(*testing.T) steps.PoolOnNode { return p })
+	first := w.pool
+	first.Agent = api.NewID()
+	_, err := a.Prepare(t.Context(), first)
+	require.NoError(t, err)
+	second := first
+	second.Agent, second.Join = api.NewID(), true
+	_, err = b.Prepare(t.Context(), second)
+	require.NoError(t, err)
+	other := second
+	other.Pool = api.NewID()
+	_, err = b.Prepare(t.Context(), other)
+	is(t, problem.Conflict, err)
+
+	var plans []steps.VMPlan
+	errs := make(chan error, 6)
+	w.src.gate = make(chan struct{})
+	for i := range cap(errs) {
+		plan := w.plan()
+		plans = append(plans, plan)
+		go func() {
+			errs <- []storage.Pool{a, b}[i%2].MakeDisk(context.WithoutCancel(t.Context()), plan, w.src, nil)
+		}()
+	}
+	require.Eventually(t, func() bool { return w.src.opened.Load() > 0 }, 20*time.Second, 10*time.Millisecond)
+	is(t, problem.InUse, c.other(t, p, key).EvictImage(t.Context(), w.cached()))
+	close(w.src.gate)
+	for range cap(errs) {
+		require.NoError(t, <-errs)
+	}
+	require.EqualValues(t, 1, w.src.opened.Load(), "one node brings the image in, and all others wait for it")
+	for i, plan := range plans {
+		require.NoError(t, []storage.Pool{b, a}[i%2].RemoveDisk(t.Context(), plan), "by the other node")
+	}
+	require.NoError(t, b.EvictImage(t.Context(), w.cached()))
+	require.NoError(t, b.Release(t.Context(), first))
+}
+
+// other is a node of its own.
+func (c *ceph) other(t *testing.T, _ steps.PoolOnNode, key func(context.Context, string) (string, error)) storage.Pool {
+	return rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: time.Second})
+}
+
+func TestRBDHasWhatTheImageHas(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "content")
+	d := c.other(t, p, key)
+	w := newWorldWith(t, d, func(*testing.T) steps.PoolOnNode { return p }, func(path string) {
+		program(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4096", "-c", "write -P 9 900k 64k", path)
+	})
+	_, err := d.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+	plan := w.plan()
+	require.NoError(t, d.MakeDisk(t.Context(), plan, w.src, nil))
+	got := filepath.Join(t.TempDir(), "raw")
+	program(t, "rbd", "-c", filepath.Join(c.dir, "ceph.conf"), "--no-progress", "export", p.Source.Name+"/disk-"+plan.Disk.Volume, got)
+	b, err := os.ReadFile(got)
+	require.NoError(t, err)
+	want := make([]byte, plan.Disk.Size)
+	for i := range 4096 {
+		want[i] = 7
+	}
+	for i := range 64 << 10 {
+		want[900<<10+i] = 9
+	}
+	require.Equal(t, want, b)
+
+	t.Run("a device that somebody has open stays", func(t *testing.T) {
+		io, err := c.conn.OpenIOContext(p.Source.Name)
+		require.NoError(t, err)
+		defer io.Destroy()
+		img, err := cephrbd.OpenImage(io, "disk-"+plan.Disk.Volume, cephrbd.NoSnapshot)
+		require.NoError(t, err)
+		err = d.RemoveDisk(t.Context(), plan)
+		is(t, problem.InUse, err)
+		require.ErrorContains(t, err, "a client at")
+		require.NoError(t, img.Close())
+		require.NoError(t, d.RemoveDisk(t.Context(), plan))
+	})
+
+	t.Run("another disk of the name is a conflict", func(t *testing.T) {
+		plan := w.plan()
+		require.NoError(t, d.MakeDisk(t.Context(), plan, w.src, nil))
+		plan.Disk.Size *= 2
+		is(t, problem.Conflict, d.MakeDisk(t.Context(), plan, w.src, nil))
+		require.NoError(t, d.RemoveDisk(t.Context(), plan))
+	})
+
+	t.Run("the trash is told of and emptied, what is not ours is not", func(t *testing.T) {
+		io, err := c.conn.OpenIOContext(p.Source.Name)
+		require.NoError(t, err)
+		defer io.Destroy()
+		require.NoError(t, cephrbd.CreateImage(io, "vm-100-disk-0", 1<<20, cephrbd.NewRbdImageOptions()))
+		plan := w.plan()
+		require.NoError(t, d.MakeDisk(t.Context(), plan, w.src, nil))
+		require.NoError(t, cephrbd.GetImage(io, "disk-"+plan.Disk.Volume).Trash(time.Hour))
+		require.NoError(t, d.RemoveDisk(t.Context(), plan))
+		require.Equal(t, map[string]int{storage.KindBacking: 1, storage.KindOther: 1}, w.kinds(t))
+		list, err := d.List(t.Context(), w.pool)
+		require.NoError(t, err)
+		for _, f := range list {
+			if f.Kind == storage.KindOther {
+				require.NoError(t, d.Remove(t.Context(), w.pool, f))
+			}
+		}
+		require.Equal(t, map[string]int{storage.KindBacking: 1}, w.kinds(t))
+		is(t, problem.Invalid, d.Remove(t.Context(), w.pool, steps.FileFound{Pool: w.pool.Pool, Path: w.pool.Path + "/vm-100-disk-0"}))
+		require.NoError(t, cephrbd.RemoveImage(io, "vm-100-disk-0"))
+	})
+}
+
+func TestRBDRefusesWhatIsNotItsOwn(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "strange")
+	p.Pool = api.NewID()
+	d := c.other(t, p, key)
+	io, err := c.conn.OpenIOContext(p.Source.Name)
+	require.NoError(t, err)
+	defer io.Destroy()
+	require.NoError(t, cephrbd.CreateImage(io, "precious", 1<<20, cephrbd.NewRbdImageOptions()))
+	_, err = d.Prepare(t.Context(), p)
+	is(t, problem.Conflict, err)
+	require.ErrorContains(t, err, "precious")
+	require.NoError(t, cephrbd.RemoveImage(io, "precious"))
+	missing := p
+	missing.Source.Name = "nosuchpool"
+	_, err = d.Prepare(t.Context(), missing)
+	is(t, problem.Invalid, err)
+	foreign := p
+	foreign.Source.Name = "vms" // there is such a pool, and the user may not use it
+	_, err = d.Prepare(t.Context(), foreign)
+	is(t, problem.Invalid, err)
+	for _, bad := range []string{"", "hunter2", "AQBBLAprAJqBARAAfqwAG7hKwGMcn4KXe18qjg=="} {
+		d := rbd.New(rbd.Config{Key: func(context.Context, string) (string, error) { return bad, nil }, TempDir: t.TempDir()})
+		_, err = d.Prepare(t.Context(), p)
+		is(t, problem.Invalid, err)
+		if bad != "" {
+			require.NotContains(t, err.Error(), bad)
+		}
+	}
+	nobody := p
+	nobody.Source.User = "nobody"
+	_, err = d.Prepare(t.Context(), nobody)
+	is(t, problem.Invalid, err)
+}

@@ -4,6 +4,9 @@ GO ?= go
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BUILD := $(GO) build -trimpath -ldflags "$(LDFLAGS)"
+# The agent's driver of Ceph pools needs librbd, here and on the nodes: it is built in where librbd's headers are, unless CEPH=0.
+CEPH ?= $(if $(wildcard /usr/include/rbd/librbd.h),1,0)
+TAGS := $(if $(filter 1,$(CEPH)),ceph pacific)
 GOTESTSUM := $(GO) run gotest.tools/gotestsum@v1.13.0
 LINT := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT := $(GO) run mvdan.cc/gofumpt@v0.12.0
@@ -26,9 +29,13 @@ deps: ## Install the system packages that building, running and testing need
 	@deploy/dev/packages.sh
 
 .PHONY: build
-build: bin/gnext bin/nextstack ## Build bin/nextstack (control plane) and bin/gnext (CLI and node agent)
-bin/gnext: $(SOURCES)
-	@echo "building $@ (CLI and agent)"; CGO_ENABLED=1 $(BUILD) -o $@ ./cli/gnext
+build: bin/gnext bin/nextstack ## Build bin/nextstack (control plane) and bin/gnext (CLI and node agent; CEPH=0: without Ceph)
+bin/gnext: $(SOURCES) bin/.tags
+	@echo "building $@ (CLI and agent, $(if $(TAGS),with,without) Ceph)"; CGO_ENABLED=1 $(BUILD) -tags "$(TAGS)" -o $@ ./cli/gnext
+bin/.tags: FORCE
+	@mkdir -p bin; echo "$(TAGS)" | cmp -s - $@ || echo "$(TAGS)" > $@
+.PHONY: FORCE
+FORCE:
 bin/nextstack: $(SOURCES)
 	@echo "building $@ (with etcd and Temporal embedded; the first time takes some minutes)"; CGO_ENABLED=0 $(BUILD) -o $@ ./cli/nextstack
 
@@ -55,7 +62,7 @@ size: build cross ## Print the sizes of the programs, and their memory when idle
 
 .PHONY: lint
 lint: ## Check formatting, the rules of the house, and that workflows are deterministic
-	@$(LINT) run ./...
+	@$(LINT) run $(if $(TAGS),--build-tags "$(TAGS)") ./...
 	@test/house/determinism.sh
 .PHONY: format
 format: ## Format the code

@@ -3,9 +3,14 @@ package api
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"net"
 	"path"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/nextstack/nextstack/api/problem"
 )
 
 // CephPath is what stands for the path of a pool that is in a Ceph cluster: it is the same for the same pool of the same monitors, in
@@ -24,3 +29,34 @@ func IsCephKey(key string) bool {
 }
 
 const maxCephKey = 256
+
+// PoolKey is what an agent gets to use a pool with.
+type PoolKey struct {
+	Key string `json:"key" doc:"Of the Ceph user"`
+}
+
+// cephWord is what Ceph itself takes for names of pools and users; some more characters would do, but not in all programs.
+var cephWord = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+
+func (r *PoolCreate) checkCeph(v *problem.Validation) {
+	s := r.Source
+	v.Check(r.Path == "", "path", r.Path, "must be empty: the pool is in a Ceph cluster")
+	v.Check(len(s.Hosts) > 0, "source.hosts", nil, "is missing: name the monitors of the cluster")
+	v.Check(len(s.Hosts) <= maxHosts, "source.hosts", len(s.Hosts), "at most %d", maxHosts)
+	for i, h := range s.Hosts {
+		v.Check(isMonitor(h), pathIndex("source.hosts", i), h, "must be a monitor: HOST, HOST:PORT, or [ADDRESS]:PORT")
+		v.Check(!slices.Contains(s.Hosts[:i], h), pathIndex("source.hosts", i), h, "is there twice")
+	}
+	v.Check(cephWord.MatchString(s.Name), "source.name", s.Name, "must be the name of a Ceph pool")
+	v.Check(cephWord.MatchString(s.User) && !strings.HasPrefix(s.User, "client."), "source.user", s.User, "must be a user of the Ceph cluster, without client.")
+	v.Check(IsCephKey(r.Key), "key", "", "must be the key of the user: ceph auth print-key client.%s", s.User)
+}
+
+func isMonitor(h string) bool {
+	host, port, err := net.SplitHostPort(h)
+	if err != nil {
+		return isHost(h) && !strings.Contains(h, ":") // an IPv6 address needs its brackets, and so its port
+	}
+	n, err := strconv.Atoi(port)
+	return isHost(host) && err == nil && n > 0 && n < 1<<16
+}

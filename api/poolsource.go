@@ -38,7 +38,7 @@ func (v *Pool) Copy(img *Image) CachedImage {
 
 // OnNode is the pool that an image's copy is in.
 func (c CachedImage) OnNode() PoolOnNode {
-	return PoolOnNode{Pool: c.Pool, Type: c.PoolType, Path: c.PoolPath, Source: c.PoolSource, Shared: Mounted(c.PoolType)}
+	return PoolOnNode{Pool: c.Pool, Type: c.PoolType, Path: c.PoolPath, Source: c.PoolSource, Shared: Mounted(c.PoolType) || c.PoolType == PoolRBD}
 }
 
 // Limits of sources.
@@ -68,14 +68,17 @@ func (r *PoolCreate) checkWhere(v *problem.Validation) {
 		} else {
 			s.checkGluster(v)
 		}
+	case PoolRBD:
+		r.checkCeph(v)
 	default:
 		if r.Path != "" {
 			r.checkDirectory(v)
 		}
-		v.Add("type", r.Type, "must be %s, %s or %s", PoolDir, PoolNFS, PoolGluster)
+		v.Add("type", r.Type, "must be %s, %s, %s or %s", PoolDir, PoolNFS, PoolGluster, PoolRBD)
 	}
 	v.Check(r.Type == PoolNFS || s.Options == "", "source.options", s.Options, "only NFS has them")
-	v.Check(s.User == "", "source.user", s.User, "there is none for this type")
+	v.Check(r.Type == PoolRBD || s.User == "", "source.user", s.User, "there is none for this type")
+	v.Check(r.Type == PoolRBD || r.Key == "", "key", "", "there is none for this type")
 }
 
 func (r *PoolCreate) checkDirectory(v *problem.Validation) {

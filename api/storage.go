@@ -28,8 +28,8 @@ const (
 
 // PoolSpec says where a pool is.
 type PoolSpec struct {
-	Type   string     `json:"type" enum:"dir,nfs,glusterfs"`
-	Path   string     `json:"path,omitempty" doc:"Absolute directory, the same on every agent of the pool; of NFS and GlusterFS, where the agents mount it"`
+	Type   string     `json:"type" enum:"dir,nfs,glusterfs,rbd"`
+	Path   string     `json:"path,omitempty" doc:"Absolute directory, the same on every agent of the pool; of NFS and GlusterFS, where the agents mount it; of Ceph, what names the pool"`
 	Shared bool       `json:"shared,omitempty" doc:"All its agents see the same files there: a network file system"`
 	Source PoolSource `json:"source,omitzero"`
 	Agents []string   `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
@@ -68,10 +68,11 @@ func (v *Pool) Takes(agent string) bool {
 type PoolCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Type   string            `json:"type" enum:"dir,nfs,glusterfs"`
+	Type   string            `json:"type" enum:"dir,nfs,glusterfs,rbd"`
 	Path   string            `json:"path,omitempty" doc:"Of a directory; the mount points of NFS and GlusterFS are the agents' own"`
-	Shared bool              `json:"shared,omitempty" doc:"All its agents see the same files there, which is tried out; NFS and GlusterFS always are"`
-	Source PoolSource        `json:"source,omitzero" doc:"Of NFS and GlusterFS"`
+	Shared bool              `json:"shared,omitempty" doc:"All its agents see the same files there, which is tried out; all other types always are"`
+	Source PoolSource        `json:"source,omitzero" doc:"Of all types but directories"`
+	Key    string            `json:"key,omitempty" doc:"Key of the Ceph user, as ceph auth print-key prints it. Only ever sent, never shown; kept encrypted"`
 	Agents []string          `json:"agents,omitempty" doc:"Names or IDs; empty: all agents that are ready now"`
 }
 

@@ -107,6 +107,10 @@ func repairNode(r *saga.Run, s *auditState, w steps.NodeWorld) error {
 		}
 		switch f.Side {
 		case "libvirt":
+			if f.Kind == "secret" {
+				repair.Secrets = append(repair.Secrets, f.ID)
+				break
+			}
 			repair.Domains = append(repair.Domains, f.ID)
 		case "pool":
 			for _, file := range w.Files {

@@ -21,6 +21,7 @@ type Driver interface {
 	Observer
 	Migrator
 	Disks
+	Secrets
 }
 
 // Creator makes domains and removes them.

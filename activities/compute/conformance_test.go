@@ -56,6 +56,8 @@ func conform(t *testing.T, s subject) {
 		t.Cleanup(func() { require.NoError(t, s.Remove(context.Background(), vm)) })
 		return steps.VMPlan{VM: vm, Name: "conform", Project: "default", VCPUs: 1, Memory: 64 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()}}, s.files(t, vm)
 	}
+	t.Run("secrets", func(t *testing.T) { conformSecrets(ctx, t, s) })
+
 	find := func(t *testing.T, vm string) *steps.DomainFound {
 		list, err := s.List(ctx)
 		require.NoError(t, err)
@@ -193,4 +195,23 @@ func conform(t *testing.T, s subject) {
 		require.Equal(t, problem.Invalid, problem.KindOf(s.Create(ctx, bad, files)))
 		require.Error(t, s.Create(ctx, plan, compute.DomainFiles{}))
 	})
+}
+
+// conformSecrets: nobody gets the key back, so that it is only seen that there is one.
+func conformSecrets(ctx context.Context, t *testing.T, s compute.Secrets) {
+	pool := api.NewID()
+	require.NoError(t, s.DropSecret(ctx, pool))
+	for _, key := range []string{"AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg==", "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg==", "AQAAAAAAAAAAABAAYW5vdGhlciBvbmUgb2YgMg=="} {
+		require.NoError(t, s.SetSecret(ctx, pool, key))
+		list, err := s.ListSecrets(ctx)
+		require.NoError(t, err)
+		require.Contains(t, list, pool)
+	}
+	for range 2 {
+		require.NoError(t, s.DropSecret(ctx, pool))
+	}
+	list, err := s.ListSecrets(ctx)
+	require.NoError(t, err)
+	require.NotContains(t, list, pool)
+	require.Equal(t, problem.Invalid, problem.KindOf(s.SetSecret(ctx, "x", "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg==")))
 }

@@ -21,6 +21,7 @@ type Fake struct {
 
 	mu      sync.Mutex
 	domains map[string]*fakeDomain
+	secrets map[string]string // by pool
 	down    bool
 	subs    map[chan Event]bool
 

@@ -39,6 +39,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 		c.domains(n)
 		c.files(n)
 		c.ovsPorts(n)
+		c.keys(n)
 	}
 	c.sharedVolumes(w.Nodes)
 	c.network(rows)

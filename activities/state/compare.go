@@ -3,6 +3,7 @@ package state
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
@@ -162,6 +163,16 @@ func (c *comparison) ovsPorts(n steps.NodeWorld) {
 	}
 }
 
+// keys are those that hypervisors open disks with; a node forgets that of a pool it has no more.
+func (c *comparison) keys(n steps.NodeWorld) {
+	for _, id := range n.Secrets {
+		c.report.Checked["secret"]++
+		if p := c.pools[id]; (p == nil || !slices.Contains(p.Spec.Agents, n.Agent)) && !c.moving[id] {
+			c.extra(sideLibvirt, "secret", id, n.Agent, "", "the key of pool "+id+" is known to the hypervisor of "+n.AgentName)
+		}
+	}
+}
+
 func (c *comparison) network(rows []Row) {
 	seen := map[string]bool{}
 	kinds := map[string]api.Kind{"vpc": api.KindVPC, "subnet": api.KindSubnet, "port": api.KindPort, "security-group": api.KindSecurityGroup}
@@ -305,6 +316,9 @@ func (c *comparison) due() map[string]dueClaim {
 				uses(api.KindSecurityGroup, g)
 			}
 		case *api.Pool:
+			if r.Spec.Type == api.PoolRBD {
+				out[store.SecretKey(id)] = dueClaim{owner: id}
+			}
 			for _, agent := range r.Spec.Agents {
 				out[store.PoolPathClaim(agent, r.Spec.Path)] = dueClaim{id, id}
 			}

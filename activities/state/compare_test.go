@@ -198,6 +198,9 @@ func TestEveryKindOfLeakIsFound(t *testing.T) {
 				n.Stray(ctx, "volume", id)
 			}
 		}, "pool", "volume", true},
+		"key of no pool": {func(t *testing.T, w *fault.World) {
+			require.NoError(t, w.Nodes[1].Compute.SetSecret(ctx, id, "key"))
+		}, "libvirt", "secret", true},
 		"stuck operation": {func(t *testing.T, w *fault.World) {
 			write(t, w, func(d *store.Draft) {
 				d.Create(&api.Operation{Meta: api.Meta{ID: id}, Kind: api.OpNoop, State: api.OpStuck, Plan: &api.OperationPlan{}})
@@ -227,6 +230,7 @@ func TestARepairRemovesWhatNobodyOwnsAndNothingElse(t *testing.T) {
 	id := api.NewID()
 	require.NoError(t, w.Nodes[0].Compute.Create(ctx, steps.VMPlan{VM: id}, compute.DomainFiles{Disk: compute.QCOW2("d")}))
 	w.Nodes[1].Stray(ctx, "volume", id)
+	require.NoError(t, w.Nodes[1].Compute.SetSecret(ctx, id, "key"))
 	require.NoError(t, w.Network.WireVPC(ctx, steps.VPCWiring{VPC: id, Name: "v", Project: "p", CIDR: "10.9.0.0/16"}))
 	require.NoError(t, w.Network.WireSubnet(ctx, steps.SubnetWiring{Subnet: api.NewID(), Name: "s", Project: "p", VPC: id, CIDR: "10.9.0.0/24", Gateway: "10.9.0.1"}))
 	require.NoError(t, w.Network.WireSecurityGroup(ctx, steps.SecurityGroupWiring{SecurityGroup: id, Name: "g", Project: "p"}))

@@ -79,14 +79,17 @@ type world struct {
 	img  string
 }
 
-func newWorld(t *testing.T, p storage.Pool) *world { return newWorldOn(t, p, directory) }
-
-func newWorldOn(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode) *world {
-	return newWorldWith(t, p, on, func(string) {})
+func newWorld(t *testing.T, p storage.Pool) *world {
+	return newWorldWith(t, p, func(string) {})
 }
 
-// newWorldWith is newWorldOn with an image to which fill writes.
-func newWorldWith(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode, fill func(path string)) *world {
+// newWorldWith is newWorld with an image to which fill writes.
+func newWorldWith(t *testing.T, p storage.Pool, fill func(path string)) *world {
+	return newWorldOn(t, p, directory, fill)
+}
+
+// newWorldOn is newWorldWith where a pool can be made, which is not one yet.
+func newWorldOn(t *testing.T, p storage.Pool, on func(*testing.T) steps.PoolOnNode, fill func(path string)) *world {
 	path := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(path, image(t), 0o600))
 	fill(path)
@@ -128,25 +131,25 @@ func directory(t *testing.T) steps.PoolOnNode {
 	return steps.PoolOnNode{Type: api.PoolDir, Path: filepath.Join(t.TempDir(), "pool")}
 }
 
-func TestFakeConforms(t *testing.T) {
-	conform(t, func() storage.Pool { return &storage.Fake{} }, directory)
-}
+// empty leaves an image as it is.
+func empty(string) {}
 
-func TestDirConforms(t *testing.T) {
-	conform(t, func() storage.Pool { return storage.NewDir(nil) }, directory)
-}
+func TestFakeConforms(t *testing.T) { conform(t, func() storage.Pool { return &storage.Fake{} }) }
+func TestDirConforms(t *testing.T)  { conform(t, func() storage.Pool { return storage.NewDir(nil) }) }
 
-// conform holds a driver against what is expected of all of them. On says where a pool can be made, which is not one yet.
-func conform(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.PoolOnNode) {
+func conform(t *testing.T, fresh func() storage.Pool) { conformOn(t, fresh, directory) }
+
+// conformOn holds a driver against what is expected of all of them. On says where a pool can be made, which is not one yet.
+func conformOn(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.PoolOnNode) {
 	prepared := func(t *testing.T) *world {
-		w := newWorldOn(t, fresh(), on)
+		w := newWorldOn(t, fresh(), on, empty)
 		_, err := w.Prepare(t.Context(), w.pool)
 		require.NoError(t, err)
 		return w
 	}
 
 	t.Run("prepare and release", func(t *testing.T) {
-		w := newWorldOn(t, fresh(), on)
+		w := newWorldOn(t, fresh(), on, empty)
 		require.NotEmpty(t, w.Usage(t.Context(), w.pool).Error)
 		require.NoError(t, w.Release(t.Context(), w.pool), "nothing to release")
 		for range 2 {
@@ -170,7 +173,7 @@ func conform(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.
 	})
 
 	t.Run("paths that are none are refused", func(t *testing.T) {
-		w := newWorldOn(t, fresh(), on)
+		w := newWorldOn(t, fresh(), on, empty)
 		for _, path := range []string{"", "/", "vms", "/vms/../etc", "/vms/", "/a,b"} {
 			p := w.pool
 			p.Path = path
@@ -207,7 +210,7 @@ func conform(t *testing.T, fresh func() storage.Pool, on func(*testing.T) steps.
 	})
 
 	t.Run("what is not there is said so", func(t *testing.T) {
-		w := newWorldOn(t, fresh(), on)
+		w := newWorldOn(t, fresh(), on, empty)
 		is(t, problem.NotFound, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
 		require.NoError(t, w.RemoveDisk(t.Context(), w.plan()))
 		list, err := w.List(t.Context(), w.pool)

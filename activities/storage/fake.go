@@ -17,7 +17,7 @@ import (
 type Fake struct {
 	Capacity int64 // bytes of each pool; 0: 100 GiB
 	// Net is a network file system that is mounted at NetDir: pools below that are those of Net, which other nodes may have,
-	// too. Nil: there is none. What agents mount themselves (api.MountDir) is of Net as well.
+	// too. Nil: there is none. What agents mount themselves (api.MountDir) is of Net as well, and so are pools of Ceph.
 	Net    *Fake
 	NetDir string
 	// InUse reports whether the root disk of a VM is in use on this node; nil: none is.
@@ -60,7 +60,7 @@ type fakeFile struct {
 
 // on returns who has the directory: this node itself, or what is mounted there.
 func (f *Fake) on(path string) *Fake {
-	if f.Net != nil && (strings.HasPrefix(path, f.NetDir+"/") || strings.HasPrefix(path, api.MountDir+"/")) {
+	if f.Net != nil && (strings.HasPrefix(path, f.NetDir+"/") || strings.HasPrefix(path, api.MountDir+"/") || strings.HasPrefix(path, "/ceph/")) {
 		return f.Net
 	}
 	return f
@@ -89,7 +89,11 @@ func (f *Fake) Clone() *Fake {
 
 // Prepare implements Pool.
 func (f *Fake) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, error) {
-	if err := checkPool(p); err != nil {
+	check := checkPool
+	if p.Type == api.PoolRBD {
+		check = CheckRBDPool
+	}
+	if err := check(p); err != nil {
 		return api.PoolUsage{}, err
 	}
 	f = f.on(p.Path)

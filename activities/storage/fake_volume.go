@@ -20,7 +20,12 @@ import (
 func (f *Fake) Capabilities(p steps.PoolOnNode) Capabilities { return dirCapabilities(p) }
 
 // Locate implements Pool.
-func (f *Fake) Locate(plan steps.VMPlan) (compute.DomainFiles, error) { return Locate(plan) }
+func (f *Fake) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	if plan.Disk.Type == api.PoolRBD {
+		return LocateRBD(plan)
+	}
+	return Locate(plan)
+}
 
 // LocateVolume implements Volumes.
 func (f *Fake) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) { return locateVolume(v) }

@@ -39,7 +39,7 @@ func glusterNodes(t *testing.T) (box sandbox, a, b *farNode) {
 
 func TestGlusterConforms(t *testing.T) {
 	_, a, _ := glusterNodes(t)
-	conform(t, func() storage.Pool { return a }, directory)
+	conform(t, func() storage.Pool { return a })
 }
 
 func TestGlusterVolumesConform(t *testing.T) {

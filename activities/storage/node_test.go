@@ -43,6 +43,9 @@ func init() {
 		}
 		os.Exit(0)
 	}
+	if text := os.Getenv(deadlyEnv); text != "" {
+		die(text)
+	}
 }
 
 // question is one call of a method of storage.Pool.

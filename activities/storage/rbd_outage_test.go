@@ -1,4 +1,4 @@
-//go:build ceph
+//go:build ceph && cgo
 
 package storage_test
 
@@ -37,7 +37,7 @@ func TestRBDServerGoneAndBack(t *testing.T) {
 	c := needCeph(t)
 	p, key := c.pool(t, "outage")
 	d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), OpTimeout: 2 * time.Second, WatchPatience: time.Second})
-	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p })
+	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, empty)
 	_, err := d.Prepare(t.Context(), w.pool)
 	require.NoError(t, err)
 	before := w.plan()
@@ -93,7 +93,7 @@ func TestRBDPoolFull(t *testing.T) {
 	c := needCeph(t)
 	p, key := c.pool(t, "full")
 	d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: time.Second})
-	w := newWorldWith(t, d, func(*testing.T) steps.PoolOnNode { return p }, func(path string) {
+	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, func(path string) {
 		program(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", path)
 	})
 	_, err := d.Prepare(t.Context(), w.pool)
@@ -160,7 +160,7 @@ func TestRBDCrashes(t *testing.T) {
 		t.Run(at, func(t *testing.T) {
 			c.wipe(t, p.Source.Name)
 			d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir()})
-			w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p })
+			w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, empty)
 			_, err := d.Prepare(t.Context(), w.pool)
 			require.NoError(t, err)
 			plan := w.plan()

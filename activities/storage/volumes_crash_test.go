@@ -56,12 +56,11 @@ type deadly struct {
 	Drop   *steps.SnapshotDrop
 }
 
-// TestMain runs a deadly deed in a process of its own, if the environment has one.
-func TestMain(m *testing.M) {
-	text := os.Getenv("NEXTSTACK_TEST_DEADLY")
-	if text == "" {
-		os.Exit(m.Run())
-	}
+// deadlyEnv has a deadly deed, for a process of its own.
+const deadlyEnv = "NEXTSTACK_TEST_DEADLY"
+
+// die does a deadly deed.
+func die(text string) {
 	var do deadly
 	if err := json.Unmarshal([]byte(text), &do); err != nil {
 		panic(err)
@@ -89,7 +88,7 @@ func killed(t *testing.T, do deadly) {
 	text, err := json.Marshal(do)
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "NEXTSTACK_TEST_DEADLY="+string(text))
+	cmd.Env = append(os.Environ(), deadlyEnv+"="+string(text))
 	out, err := cmd.CombinedOutput()
 	require.ErrorContains(t, err, "killed", "%s", out)
 }

@@ -115,7 +115,7 @@ type stand struct {
 
 // newStand returns a prepared pool whose image has something in it.
 func newStand(t *testing.T, pool storage.Pool) *stand {
-	w := newWorldWith(t, pool, directory, func(path string) {
+	w := newWorldWith(t, pool, func(path string) {
 		program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 0 %d", imageByte, slot), path)
 	})
 	_, err := w.Prepare(t.Context(), w.pool)

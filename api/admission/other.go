@@ -106,7 +106,15 @@ var retries = map[string]retry{
 		return retryWith(raw, func(r recoverRequest) (*api.Operation, error) { return a.RecoverHost(ctx, h, o, r.Ref, "") })
 	},
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
-	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
+	api.OpPoolAdd: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r api.PoolCreate) (*api.Operation, error) {
+			if r.Key == hiddenPassword {
+				return nil, problem.New(problem.Unsupported, "this operation cannot be retried").Because("the key in it was a secret and is not kept").Try("send the request again: gnext pool add %s ...", r.Name)
+			}
+			return a.CreatePool(ctx, h, o, r)
+		})
+	},
+	api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
 	api.OpVolumeCreate: retryBody((*Admission).CreateVolume), api.OpVolumeUpdate: retryUpdate((*Admission).UpdateVolume), api.OpVolumeRestore: retryRef((*Admission).RestoreVolume),
 	api.OpVolumeAttach:   retryOf((*Admission).AttachVolume, func(r attachRequest) (string, api.VolumeAttach) { return r.Ref, r.VolumeAttach }),
 	api.OpVolumeDetach:   retryOf((*Admission).DetachVolume, func(r detachRequest) (string, api.VolumeDetach) { return r.Ref, r.VolumeDetach }),

@@ -80,7 +80,11 @@ func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, re
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
-	return a.accept(ctx, h, o, api.OpPoolAdd, req, func(c *acceptance) error {
+	shown := req
+	if req.Key != "" {
+		shown.Key, o.hidden = hiddenPassword, digest(req.Key)
+	}
+	return a.accept(ctx, h, o, api.OpPoolAdd, shown, func(c *acceptance) error {
 		agents, err := a.agentsFor(c, req.Agents)
 		if err != nil {
 			return err
@@ -89,17 +93,35 @@ func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, re
 		if api.Mounted(req.Type) {
 			pool.Spec.Path, pool.Spec.Shared = path.Join(api.MountDir, pool.ID), true
 		}
+		taken := problem.New(problem.Conflict, "directory %s is a pool already", pool.Spec.Path).Try("choose another directory")
+		if req.Type == api.PoolRBD {
+			pool.Spec.Path, pool.Spec.Shared = api.CephPath(req.Source), true
+			taken = problem.New(problem.Conflict, "Ceph pool %s is a pool already", req.Source.Name).Try("choose another Ceph pool")
+			if err := a.keepKey(c, pool.ID, req.Key); err != nil {
+				return err
+			}
+		}
 		work := api.PoolWork{Pool: pool.OnNode()}
 		for _, ag := range agents {
 			pool.Spec.Agents = append(pool.Spec.Agents, ag.ID)
 			work.Agents = append(work.Agents, agentRef(ag))
 			key := store.PoolPathClaim(ag.ID, pool.Spec.Path)
 			c.claims(key, pool.ID)
-			c.Meaning(key, problem.New(problem.Conflict, "directory %s is a pool already", pool.Spec.Path).Because("on agent %s", ag.Name).Try("choose another directory"))
+			c.Meaning(key, problem.New(taken.Kind, "%s", taken.What).Because("on agent %s", ag.Name).Try("%s", taken.Fix))
 		}
 		c.makes(pool, api.PhaseReady)
 		return firstOf(c.target(pool), c.input(work))
 	})
+}
+
+// keepKey keeps the key of a pool, for its agents alone.
+func (a *Admission) keepKey(c *acceptance, pool, key string) error {
+	sealed, err := a.seal.Seal(key, pool)
+	if err != nil {
+		return err
+	}
+	c.claims(store.SecretKey(pool), string(sealed))
+	return nil
 }
 
 // agentsFor finds the agents that were named, or all that are ready.
@@ -174,6 +196,9 @@ func (a *Admission) DeletePool(ctx context.Context, h auth.Handle, o Options, re
 		for _, ag := range agents {
 			work.Agents = append(work.Agents, agentRef(ag))
 			c.releases(store.PoolPathClaim(ag.ID, pool.Spec.Path))
+		}
+		if pool.Spec.Type == api.PoolRBD {
+			c.releases(store.SecretKey(pool.ID))
 		}
 		return firstOf(c.input(work), c.deletes(pool))
 	})

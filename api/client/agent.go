@@ -40,6 +40,16 @@ func (c *Client) Seed(ctx context.Context, agent, vm string) (*api.Seed, error) 
 	return &out, nil
 }
 
+// PoolKey returns the key that this agent uses a pool with. It must not be logged.
+func (c *Client) PoolKey(ctx context.Context, agent, pool string) (string, error) {
+	var out api.PoolKey
+	path := item(api.KindAgent, "", agent) + "/pools/" + url.PathEscape(pool) + "/key"
+	if err := c.call(ctx, &request{method: http.MethodGet, path: path}, &out); err != nil {
+		return "", err
+	}
+	return out.Key, nil
+}
+
 // OpenImage streams the stored file of an image to this agent. The size is -1 if the server does not tell. The caller
 // closes the stream, and checks the content against the image's SHA-256.
 func (c *Client) OpenImage(ctx context.Context, agent, image string) (content io.ReadCloser, size int64, err error) {

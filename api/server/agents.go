@@ -58,6 +58,20 @@ func (s *Server) routeAgents() {
 		return &struct{ Body *api.Seed }{seed}, err
 	})
 	handle(s, huma.Operation{
+		OperationID: "get-pool-key", Method: http.MethodGet, Path: "/v1/agents/{id}/pools/{pool}/key", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Show the key that a pool is used with", Description: "For the agents of a pool in a Ceph cluster only.",
+	}, func(ctx context.Context, in *struct {
+		ID   string `path:"id" doc:"Agent ID"`
+		Pool string `path:"pool" doc:"Pool ID"`
+	},
+	) (*struct{ Body *api.PoolKey }, error) {
+		if !api.IsUUID(in.Pool) {
+			return nil, wrong("path.pool", clip(in.Pool), "must be a UUID")
+		}
+		key, err := s.o.Fleet.PoolKey(ctx, handleOf(ctx), in.ID, in.Pool)
+		return &struct{ Body *api.PoolKey }{key}, err
+	})
+	handle(s, huma.Operation{
 		OperationID: "get-image-content", Method: http.MethodGet, Path: "/v1/agents/{id}/images/{image}/content", Tags: []string{tag}, Metadata: ofAgents,
 		Summary: "Send an image's file", Description: "For agents only. Ranges are understood, so that a transfer that broke can go on.",
 		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},

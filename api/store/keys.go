@@ -75,8 +75,8 @@ func QuotaClaim(project, vm string) string { return QuotaPrefix(project) + vm }
 // QuotaPrefix returns the prefix of all that is used of a project's quota.
 func QuotaPrefix(project string) string { return ClaimsRoot + "quota/" + project + "/" }
 
-// SecretKey returns where the encrypted secrets of a VM are.
-func SecretKey(vm string) string { return Root + "secrets/" + vm }
+// SecretKey returns where the encrypted secrets of a VM, an agent or a pool are.
+func SecretKey(id string) string { return Root + "secrets/" + id }
 
 // LedgerKey returns the key that every change of a set of claims touches, so that sums over the set can be compared and
 // changed in one transaction.

@@ -12,7 +12,7 @@ import (
 )
 
 // poolTypes are the kinds of pools that can be added.
-var poolTypes = []string{api.PoolDir, api.PoolNFS, api.PoolGluster}
+var poolTypes = []string{api.PoolDir, api.PoolNFS, api.PoolGluster, api.PoolRBD}
 
 // poolFlags adds the flags that say where a new pool is.
 func (a *app) poolFlags(add *cobra.Command, r *api.PoolCreate) {
@@ -20,13 +20,15 @@ func (a *app) poolFlags(add *cobra.Command, r *api.PoolCreate) {
 	add.Long = "Make a pool of volumes.\n\n" +
 		"  dir        files in a directory of each node, or, with --shared, in one that all its nodes see\n" +
 		"  nfs        files of an NFS server, which the nodes mount themselves\n" +
-		"  glusterfs  files of a GlusterFS volume, which the nodes mount themselves\n\n" +
+		"  glusterfs  files of a GlusterFS volume, which the nodes mount themselves\n" +
+		"  rbd        block devices in a pool of a Ceph cluster, which is for this pool alone\n\n" +
 		"Each node tries it out by using it. A pool that one of them cannot use is not added."
 	add.Example = "  gnext pool add default --type dir --path /vms\n" +
 		"  gnext pool add g1 --type glusterfs --server 10.0.0.21 --server 10.0.0.22 --volume gv0\n" +
-		"  gnext pool add n1 --type nfs --server 10.0.0.30 --export /srv/vms --mount-options vers=4.2"
+		"  gnext pool add n1 --type nfs --server 10.0.0.30 --export /srv/vms --mount-options vers=4.2\n" +
+		"  gnext pool add ceph1 --type rbd --monitors 10.0.0.1,10.0.0.2 --ceph-pool vms --ceph-user libvirt --ceph-key-file libvirt.key"
 	fl := add.Flags()
-	fl.StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir, nfs or glusterfs")
+	fl.StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir, nfs, glusterfs or rbd")
 	fl.StringVar(&r.Path, "path", "", "of dir: absolute directory, the same on every node")
 	fl.BoolVar(&r.Shared, "shared", false, "of dir: all its nodes see the same files there, as on a network file system; this is tried out")
 	fl.StringArrayVar(&r.Source.Hosts, "server", nil, "of nfs and glusterfs: host name or address of the server (of glusterfs repeatable: each knows where the volume is)")
@@ -42,7 +44,9 @@ func (a *app) poolFlags(add *cobra.Command, r *api.PoolCreate) {
 		if err := v.Err("the flags"); err != nil {
 			return err
 		}
-		r.Source.Name = volume + export
+		if r.Type != api.PoolRBD { // whose flags have said it
+			r.Source.Name = volume + export
+		}
 		return plain(cmd, args)
 	}
 }

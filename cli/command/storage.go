@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,14 +48,18 @@ var pools = &noun[*api.Pool]{
 		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
 		{"REACHED BY", func(ctx context.Context, a *app, p *api.Pool) cell { return text(a.reachedBy(ctx, p)) }},
+		col("SERVERS", func(p *api.Pool) cell { return text(strings.Join(p.Spec.Source.Hosts, "\n")) }),
+		col("SOURCE", func(p *api.Pool) cell { return text(p.Spec.Source.Name) }),
+		col("CEPH USER", func(p *api.Pool) cell { return text(p.Spec.Source.User) }),
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
 }
 
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes or of a file server", &r, &r.Name, &r.Labels)
+	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes of a file server or of a Ceph cluster", &r, &r.Name, &r.Labels)
 	a.poolFlags(add, &r)
+	a.cephFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
 }

@@ -15,6 +15,9 @@ export PATH=$PATH:/usr/sbin:/sbin
 export NO_PROXY="${NO_PROXY:+$NO_PROXY,}127.0.0.1,localhost" no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 GOTESTSUM=(go run gotest.tools/gotestsum@v1.13.0 --format pkgname --hide-summary skipped)
 read -ra FLAGS <<< "${TEST_FLAGS:-}"
+TAGS=
+if [ -e /usr/include/rbd/librbd.h ] && [ "${CEPH:-1}" = 1 ]; then TAGS="ceph pacific"; fi # as make build
+FLAGS+=(-tags "$TAGS")
 CACHE=${SANDBOX_CACHE:-$PWD/.dev/cache}
 START=$EPOCHREALTIME
 secs() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.0f", b - a }'; }
@@ -73,6 +76,7 @@ parts() {
     [ $n = b ] || "$HERE/sandbox.sh" ovn-central $n
     "$HERE/sandbox.sh" ovn-chassis $n
   done
+  [ -z "$TAGS" ] || "$HERE/sandbox.sh" ceph
 }
 libvirt() { echo "qemu+unix:///system?socket=$PARTS/$1/run/libvirt/libvirt-sock"; }
 if [ "$(id -u)" = 0 ]; then
@@ -80,6 +84,7 @@ if [ "$(id -u)" = 0 ]; then
   export NEXTSTACK_TEST_SANDBOX=$PARTS NEXTSTACK_TEST_IMAGE=$CACHE/guest/tiny.qcow2
   NEXTSTACK_TEST_LIBVIRT=$(libvirt a); export NEXTSTACK_TEST_LIBVIRT
   export NEXTSTACK_TEST_OVS=unix:$PARTS/a/run/openvswitch/db.sock NEXTSTACK_TEST_OVN=unix:$PARTS/a/run/ovn/ovnnb_db.sock
+  if [ -n "$TAGS" ]; then export NEXTSTACK_TEST_CEPH=$PARTS/ceph; else echo "test: librbd's headers are not here, so nothing is tested on Ceph" >&2; fi
   echo "real parts: libvirt, Open vSwitch and OVN on two nodes ($(secs "$START") s)"
 else
   echo "test: NOT ROOT, so nothing is tested on libvirt, Open vSwitch and OVN" >&2

@@ -154,12 +154,21 @@ func (n *Node) look(ctx context.Context) (steps.NodeWorld, error) {
 		return steps.NodeWorld{}, err
 	}
 	files, err := n.disks.list(ctx)
-	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files, Unread: n.disks.unread(ctx)}, err
+	if err != nil {
+		return steps.NodeWorld{}, err
+	}
+	secrets, err := n.Compute.ListSecrets(ctx)
+	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files, Unread: n.disks.unread(ctx), Secrets: secrets}, err
 }
 
 func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (steps.Nothing, error) {
 	for _, id := range in.Domains {
 		if err := n.Compute.Remove(ctx, id); err != nil {
+			return steps.Nothing{}, err
+		}
+	}
+	for _, id := range in.Secrets {
+		if err := n.Compute.DropSecret(ctx, id); err != nil {
 			return steps.Nothing{}, err
 		}
 	}

@@ -121,12 +121,14 @@ func Scenarios() map[string][]Scenario {
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
 		api.OpPoolAdd: {
 			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},
+			{Name: "pool.add, Ceph", Accept: cephOn()},
 			{Name: "pool.add, shared", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: netDir + "/fast", Shared: true})},
 			{Name: "pool.add, GlusterFS", Accept: mountedPool(api.PoolGluster, "gv0/vms")},
 			{Name: "pool.add, NFS", Accept: mountedPool(api.PoolNFS, "/srv/vms", "a1", "a2")},
 		},
 		api.OpPoolDelete: {
 			{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")},
+			{Name: "pool.delete, Ceph", Prepare: []Accept{cephOn("a1", "a2")}, Accept: about((*admit).DeletePool, "fast")},
 			{Name: "pool.delete, shared", Accept: about((*admit).DeletePool, "shared")},
 			{Name: "pool.delete, GlusterFS", Prepare: []Accept{mountedPool(api.PoolGluster, "gv0")}, Accept: about((*admit).DeletePool, "fast")},
 		},

@@ -20,6 +20,15 @@ func mountedPool(kind, name string, nodes ...string) Accept {
 	return with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: kind, Source: api.PoolSource{Hosts: []string{"10.0.0.9"}, Name: name}, Agents: nodes})
 }
 
+// cephOn asks for a pool of a Ceph cluster on some of the nodes.
+func cephOn(nodes ...string) Accept {
+	return with((*admit).CreatePool, api.PoolCreate{
+		Name: "fast", Type: api.PoolRBD, Source: api.PoolSource{Hosts: []string{"10.0.0.1", "10.0.0.2:3300"}, Name: "vms", User: "libvirt"}, Key: cephKey, Agents: nodes,
+	})
+}
+
+const cephKey = "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg==" // of nobody
+
 // has checks which nodes have the pool "fast", by its record.
 func has(nodes ...string) func(ctx context.Context, w *World) (string, error) {
 	return func(ctx context.Context, w *World) (string, error) {

@@ -42,6 +42,11 @@ var systems = []system{
 		"give network.Driver a method for what you need, and the fake one too",
 	},
 	{
+		[]string{"github.com/ceph/go-ceph/"},
+		[]string{"activities/storage"},
+		"give storage.Pool a method for what you need, and the fake one too: only builds with the tag ceph have librados",
+	},
+	{
 		[]string{"github.com/bougou/go-ipmi"},
 		[]string{"activities/fence"},
 		"give fence.Driver a method for what you need, and the fake one too",

@@ -48,7 +48,11 @@ var built = sync.OnceValues(func() (binaries, error) {
 
 func build(out, pkg, cgo, ldflags string) error {
 	// The flags are those of `make build`, so that its build cache serves here.
-	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+ldflags), "-tags", "faultpoints", "-o", out, pkg)
+	tags := "faultpoints"
+	if _, err := os.Stat("/usr/include/rbd/librbd.h"); err == nil && cgo == "1" {
+		tags += " ceph pacific"
+	}
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+ldflags), "-tags", tags, "-o", out, pkg)
 	cmd.Dir, cmd.Env = root(), append(os.Environ(), "CGO_ENABLED="+cgo)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return &buildError{pkg, string(text), err}

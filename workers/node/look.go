@@ -32,6 +32,9 @@ func (a *agent) look(ctx context.Context, _ steps.Token, q steps.NodeQuestion) (
 		}
 		w.Files = append(w.Files, files[i]...)
 	}
+	if w.Secrets, err = a.driver.ListSecrets(ctx); err != nil {
+		return w, problem.Wrap(err, problem.Internal, "the keys that the hypervisor knows cannot be listed")
+	}
 	if w.OVSPorts, err = a.sw.ListPorts(ctx); err != nil {
 		return w, problem.Wrap(err, problem.Internal, "the switch ports of this node cannot be listed")
 	}
@@ -44,6 +47,9 @@ func (a *agent) repair(ctx context.Context, _ steps.Token, r steps.NodeRepair) (
 	var errs []error
 	for _, id := range r.Domains {
 		errs = append(errs, a.driver.Remove(ctx, id))
+	}
+	for _, id := range r.Secrets {
+		errs = append(errs, a.driver.DropSecret(ctx, id))
 	}
 	for _, name := range r.OVSPorts {
 		errs = append(errs, a.sw.RemovePort(ctx, name))

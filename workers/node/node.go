@@ -20,6 +20,7 @@ import (
 	"github.com/nextstack/nextstack/activities/compute/libvirt"
 	"github.com/nextstack/nextstack/activities/network"
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/storage/rbd"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
 	"github.com/nextstack/nextstack/api/problem"
@@ -82,6 +83,7 @@ type agent struct {
 	peers  *peers        // the same, if it is over HTTP
 	sw     Switch
 	facts  *switchFacts
+	keys   *keys  // of pools
 	lease  *lease // nil: HA VMs run without one
 	dial   func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 }
@@ -103,10 +105,13 @@ func Run(ctx context.Context, cfg Config) error {
 	dirs := storage.NewDir(cfg.Log)
 	mounts := storage.NewMounts(dirs, filepath.Join(cfg.DataDir, "mounts"), cfg.Log)
 	pools := storage.ByType{api.PoolDir: dirs, api.PoolNFS: mounts, api.PoolGluster: mounts}
-	parts := Parts{Pools: pools, Switch: ovs(cfg.OVS)}
+	parts := Parts{Pools: pools, Switch: ovs(cfg.OVS), keys: &keys{}}
 	facts := &switchFacts{}
 	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()
+	if ceph := rbd.New(rbd.Config{Key: parts.keys.of, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), Log: cfg.Log}); ceph != nil {
+		pools[api.PoolRBD] = ceph
+	}
 	parts.Driver, parts.Trim, parts.facts = driver, driver.TrimConsoles, facts
 	return run(ctx, cfg, parts)
 }
@@ -123,6 +128,7 @@ type Parts struct {
 	Dial func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 
 	facts *switchFacts // what is known of Switch; nil: nothing yet
+	keys  *keys        // that Pools ask for; nil: they ask for none
 }
 
 // RunParts is Run with parts of the caller's choice, which stay the caller's.
@@ -150,6 +156,9 @@ func run(ctx context.Context, cfg Config, parts Parts) error {
 	a := &agent{
 		cfg: cfg, log: cfg.Log, api: c, driver: parts.Driver, pools: parts.Pools, sw: parts.Switch, trim: parts.Trim, facts: parts.facts,
 		dial: parts.Dial, host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook},
+	}
+	if a.keys = parts.keys; a.keys == nil {
+		a.keys = &keys{}
 	}
 	if a.disks = parts.Peers; a.disks == nil {
 		a.peers = newPeers(cfg.PeerListen, cfg.PeerAddress, cfg.Server, cfg.Log)
@@ -236,6 +245,7 @@ var errForgotten = errors.New("the server does not know this agent")
 
 // serve works for one identity: it takes steps and reports, each whether or not the other can.
 func (a *agent) serve(ctx context.Context, id *identity) error {
+	a.keys.set(func(ctx context.Context, pool string) (string, error) { return a.api.PoolKey(ctx, id.ID, pool) })
 	a.log.Info("agent runs", "name", a.cfg.Name, "id", id.ID, "server", a.api.Address(), "temporal", id.TemporalAddress)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -46,7 +46,8 @@ type NodeWorld struct {
 	Domains   []DomainFound `json:"domains"`
 	Files     []FileFound   `json:"files"`
 	OVSPorts  []PortFound   `json:"ovsPorts"`
-	Unread    []PoolUnread  `json:"unread,omitempty"` // pools that could not be listed: what is in them is not known
+	Secrets   []string      `json:"secrets,omitempty"` // IDs of pools whose key the hypervisor knows
+	Unread    []PoolUnread  `json:"unread,omitempty"`  // pools that could not be listed: what is in them is not known
 }
 
 // PoolUnread is a pool that a node cannot read now.
@@ -79,9 +80,10 @@ type PortFound struct {
 
 // NodeRepair tells a node what to remove.
 type NodeRepair struct {
-	Domains  []string     `json:"domains"`  // IDs
-	Files    []FileFound  `json:"files"`    // inside pools of Pools only
-	OVSPorts []string     `json:"ovsPorts"` // interface names
+	Domains  []string     `json:"domains"`           // IDs
+	Files    []FileFound  `json:"files"`             // inside pools of Pools only
+	OVSPorts []string     `json:"ovsPorts"`          // interface names
+	Secrets  []string     `json:"secrets,omitempty"` // as in NodeWorld
 	Pools    []PoolOnNode `json:"pools"`
 }
 

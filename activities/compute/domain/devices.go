@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"net"
 	"path/filepath"
 	"strings"
 
@@ -19,7 +20,7 @@ const Bridge = "br-int"
 func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, host Host) {
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device: "disk",
-		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Disk.Format, Cache: cacheMode(host.DirectIO), Discard: "unmap"},
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Disk.Format, Cache: cacheMode(files.Disk, host.DirectIO), Discard: "unmap"},
 		Source: source(files.Disk),
 		Target: &libvirtxml.DomainDiskTarget{Dev: RootDisk, Bus: "virtio"},
 		IOTune: ioTune(plan.Disk.QoS),
@@ -28,16 +29,35 @@ func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles
 	})
 }
 
-// cacheMode: with direct I/O the guest's writes are on the disk when the guest thinks so, and not twice in memory.
-func cacheMode(directIO bool) string {
-	if directIO {
+// cacheMode: with direct I/O the guest's writes are on the disk when the guest thinks so, and not twice in memory. What librbd keeps
+// back of a device of Ceph it writes when the guest flushes, and it takes no page of the node's cache.
+func cacheMode(s compute.DiskSource, directIO bool) string {
+	if directIO && s.RBD == nil {
 		return "none"
 	}
 	return "writeback"
 }
 
 func source(s compute.DiskSource) *libvirtxml.DomainDiskSource {
+	if s.RBD != nil {
+		return &libvirtxml.DomainDiskSource{Network: rbdSource(s.RBD)}
+	}
 	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: s.File}}
+}
+
+func rbdSource(r *compute.RBDImage) *libvirtxml.DomainDiskSourceNetwork {
+	n := &libvirtxml.DomainDiskSourceNetwork{Protocol: "rbd", Name: r.Pool + "/" + r.Image}
+	for _, m := range r.Monitors {
+		host, port, err := net.SplitHostPort(m)
+		if err != nil { // without a port
+			host, port = strings.Trim(m, "[]"), ""
+		}
+		n.Hosts = append(n.Hosts, libvirtxml.DomainDiskSourceHost{Name: host, Port: port})
+	}
+	if r.User != "" {
+		n.Auth = &libvirtxml.DomainDiskAuth{Username: r.User, Secret: &libvirtxml.DomainDiskSecret{Type: "ceph", UUID: r.Secret}}
+	}
+	return n
 }
 
 // Serial is what guests know a disk by: the beginning of a volume's ID, as much of it as virtio shows to the guest.

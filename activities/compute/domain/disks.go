@@ -35,7 +35,7 @@ func DataDiskXML(disk steps.DataDisk, s compute.DiskSource, directIO bool) (stri
 func dataDisk(disk steps.DataDisk, s compute.DiskSource, directIO bool) libvirtxml.DomainDisk {
 	d := libvirtxml.DomainDisk{
 		Device: "disk",
-		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: s.Format, Cache: cacheMode(directIO), Discard: "unmap"},
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: s.Format, Cache: cacheMode(s, directIO), Discard: "unmap"},
 		Source: source(s),
 		Target: &libvirtxml.DomainDiskTarget{Dev: disk.Device, Bus: "virtio"},
 		IOTune: ioTune(disk.QoS),

@@ -77,6 +77,11 @@ func check(plan steps.VMPlan, files compute.DomainFiles, host Host) error {
 	for _, s := range files.All() {
 		v.Check(s.Format == api.FormatQCOW2 || s.Format == api.FormatRaw, "format", s.Format, "must be qcow2 or raw")
 		v.Check(s.RBD != nil || filepath.IsAbs(s.File), "file", s.File, "must be an absolute path")
+		if r := s.RBD; r != nil {
+			v.Check(s.File == "" && r.Pool != "" && r.Image != "" && !strings.ContainsAny(r.Pool+r.Image, "/@:,"), "rbd", r.Pool+"/"+r.Image, "must be one device of one pool")
+			v.Check(len(r.Monitors) > 0, "rbd.monitors", nil, "are missing")
+			v.Check(r.User == "" || api.IsUUID(r.Secret), "rbd.secret", r.Secret, "must be a UUID")
+		}
 	}
 	v.Check(len(files.Data) == len(plan.Data), "data", len(plan.Data), "each data disk needs a file")
 	for i, d := range plan.Data {

@@ -42,6 +42,12 @@ func TestGolden(t *testing.T) {
 	}
 	moreFiles := files
 	moreFiles.Data = []compute.DiskSource{compute.QCOW2("/vms/volumes/one.qcow2"), compute.Raw("/slow/two.raw")}
+	image := func(name string) compute.DiskSource {
+		return compute.DiskSource{Format: api.FormatRaw, RBD: &compute.RBDImage{
+			Monitors: []string{"10.0.0.1", "10.0.0.2:3300", "[fd00::3]:6789"}, Pool: "vms", Image: name, User: "libvirt", Secret: "22222222-2222-4333-8444-555555555555",
+		}}
+	}
+	cluster := compute.DomainFiles{Disk: image("disk-11111111-2222-4333-8444-555555555555"), Seed: image("seed-6f1d2a34-0c5b-4e6f-8a7b-9c0d1e2f3a4b")}
 	bare := plan()
 	bare.NICs, bare.VCPUs = nil, 1
 	for name, c := range map[string]struct {
@@ -54,6 +60,7 @@ func TestGolden(t *testing.T) {
 		"x86_64-ha":   {ha, files, domain.Host{Arch: "x86_64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", CPUModel: domain.HostModel, DirectIO: true}},
 		"x86_64-data": {more, moreFiles, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", DirectIO: true, Buffered: []string{"/slow/two.raw"}}},
 		"x86_64-q35":  {more, moreFiles, domain.Host{Arch: "x86_64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-q35-7.2", CPUModel: domain.HostModel, DirectIO: true}},
+		"x86_64-rbd":  {plan(), cluster, domain.Host{Arch: "x86_64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2", CPUModel: domain.HostModel}},
 		"x86_64-bare": {bare, compute.DomainFiles{Disk: files.Disk}, domain.Host{Arch: "x86_64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-x86_64", Machine: "pc-i440fx-7.2"}},
 		"aarch64-tcg": {many, files, domain.Host{Arch: "aarch64", Accel: domain.TCG, Emulator: "/usr/bin/qemu-system-aarch64", Machine: "virt-7.2", CPUModel: "cortex-a72", EFI: true, DirectIO: true, UserspaceDP: true}},
 		"aarch64-kvm": {plan(), files, domain.Host{Arch: "aarch64", Accel: domain.KVM, Emulator: "/usr/bin/qemu-system-aarch64", Machine: "virt-7.2", CPUModel: domain.HostPassthrough, EFI: true, DirectIO: true}},

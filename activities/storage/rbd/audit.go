@@ -1,4 +1,4 @@
-//go:build ceph
+//go:build ceph && cgo
 
 package rbd
 

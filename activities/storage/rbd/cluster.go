@@ -1,4 +1,4 @@
-//go:build ceph
+//go:build ceph && cgo
 
 package rbd
 
@@ -13,7 +13,6 @@ import (
 	"github.com/ceph/go-ceph/rados"
 	"golang.org/x/sys/unix"
 
-	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -105,6 +104,7 @@ func (d *Driver) connect(ctx context.Context, p steps.PoolOnNode) (*cluster, err
 		d.mu.Lock()
 		if d.clusters[p.Pool] == at && at.c.on == on {
 			at.c.users.Add(1)
+			d.used[p.Pool] = time.Now()
 			d.mu.Unlock()
 			return at.c, nil
 		}
@@ -148,12 +148,9 @@ func (d *Driver) dial(p steps.PoolOnNode, on string, at *connecting) {
 }
 
 func (d *Driver) open(ctx context.Context, p steps.PoolOnNode) (*cluster, error) {
-	key, err := d.cfg.Key(ctx, p.Pool)
+	key, err := d.key(ctx, p)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Unavailable, "the key of pool %s cannot be fetched", p.Pool)
-	}
-	if !api.IsCephKey(key) {
-		return nil, problem.New(problem.Invalid, "the key of pool %s is not one of Ceph", p.Pool).Try("see: ceph auth print-key client.%s", p.Source.User)
+		return nil, err
 	}
 	conn, err := rados.NewConnWithUser(p.Source.User)
 	if err != nil {

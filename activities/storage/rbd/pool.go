@@ -1,4 +1,4 @@
-//go:build ceph
+//go:build ceph && cgo
 
 package rbd
 
@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -30,6 +31,8 @@ type Driver struct {
 	mu       sync.Mutex
 	clusters map[string]*connecting   // by pool
 	calls    map[string]chan struct{} // likewise
+	used     map[string]time.Time     // likewise: when it was last worked with
+	kept     []string                 // pools of this node when the hypervisor's keys were last right; nil: they may be wrong
 }
 
 var _ storage.Pool = (*Driver)(nil)
@@ -37,7 +40,7 @@ var _ storage.Pool = (*Driver)(nil)
 // New returns the driver. It connects when a pool is first used.
 func New(cfg Config) storage.Pool {
 	cfg.complete()
-	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}}
+	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}, used: map[string]time.Time{}}
 	if cfg.TempDir != "" {
 		d.clearAway(tempPattern)
 		d.clearAway(seedPattern)
@@ -294,15 +297,20 @@ func (d *Driver) Release(ctx context.Context, p steps.PoolOnNode) error {
 	if problem.Is(err, problem.NotFound) || problem.Is(err, problem.Conflict) {
 		err = nil // not ours, or not any more
 	}
-	if err == nil {
-		d.forget(p.Pool)
+	if err != nil {
+		return err
 	}
-	return err
+	d.forget(p.Pool)
+	if d.cfg.Secrets == nil {
+		return nil
+	}
+	return d.cfg.Secrets.DropSecret(ctx, p.Pool)
 }
 
 // forget ends the connection for a pool.
 func (d *Driver) forget(pool string) {
 	d.mu.Lock()
+	delete(d.used, pool)
 	at := d.clusters[pool]
 	d.mu.Unlock()
 	if at == nil {

@@ -15,12 +15,16 @@ import (
 	"context"
 	"log/slog"
 	"time"
+
+	"github.com/nextstack/nextstack/activities/compute"
 )
 
 // Config is what the driver needs to know.
 type Config struct {
 	// Key fetches the key of the pool's Ceph user, by the pool's ID.
 	Key func(ctx context.Context, pool string) (string, error)
+	// Secrets is the hypervisor, which needs the keys, too; nil: there is none.
+	Secrets compute.Secrets
 	// TempDir holds images while they are brought into a pool, first as they come and then raw. What is in it is removed.
 	TempDir string
 	Log     *slog.Logger // nil: the default

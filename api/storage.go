@@ -114,11 +114,20 @@ func (*Image) ResourceKind() Kind { return KindImage }
 const (
 	FormatQCOW2 = "qcow2"
 	FormatRaw   = "raw"
+	FormatVMDK  = "vmdk"
+	FormatVDI   = "vdi"
+	FormatVHDX  = "vhdx"
+	FormatVPC   = "vpc" // VHD, by the name that QEMU gives it
 )
+
+// ImageFormats are the formats that images can be imported from and exported to. They are kept as qcow2.
+func ImageFormats() []string {
+	return []string{FormatQCOW2, FormatRaw, FormatVMDK, FormatVDI, FormatVHDX, FormatVPC}
+}
 
 // ImageSpec says what was imported.
 type ImageSpec struct {
-	Format string `json:"format" enum:"qcow2,raw" doc:"Format of the source"`
+	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
 	Source string `json:"source" doc:"upload:<id> or the path on the server"`
 }
 
@@ -135,7 +144,7 @@ type ImageStatus struct {
 type ImageCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Format string            `json:"format" enum:"qcow2,raw" doc:"What the file is; it is never guessed"`
+	Format string            `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"What the file is; it is never guessed"`
 	Upload string            `json:"upload,omitempty" doc:"ID that PUT /v1/uploads/{id} was sent to"`
 	Path   string            `json:"path,omitempty" doc:"File on the server, inside a directory that its configuration allows"`
 	SHA256 string            `json:"sha256,omitempty" doc:"If given, the source must have it"`
@@ -146,7 +155,7 @@ func (r *ImageCreate) Validate() error {
 	var v problem.Validation
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
-	v.Check(r.Format == FormatQCOW2 || r.Format == FormatRaw, "format", r.Format, "must be qcow2 or raw")
+	v.Check(slices.Contains(ImageFormats(), r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
 	v.Check((r.Upload == "") != (r.Path == ""), "upload", r.Upload, "give either upload or path")
 	if r.Upload != "" {
 		v.Check(IsUUID(r.Upload), "upload", r.Upload, "must be a UUID")

@@ -12,8 +12,8 @@ import (
 
 // ImageStore is where the server keeps images.
 type ImageStore interface {
-	// Import checks the source of an image and stores it. An image that is stored already is told again. Progress may be nil.
-	Import(ctx context.Context, in steps.ImageImport, progress func(string)) (steps.ImageImported, error)
+	// Import checks the source of an image and stores it. An image that is stored already is told again. Tell may be nil.
+	Import(ctx context.Context, in steps.ImageImport, tell func(api.Progress)) (steps.ImageImported, error)
 	// Remove removes an image's file, and what an import left half-made. It is content if there is nothing.
 	Remove(ctx context.Context, image string) error
 	// RemoveUpload removes an upload that is needed no more. It is content if there is none.
@@ -66,7 +66,7 @@ func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.
 func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
 	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		out, err := store.Import(ctx, in, activities.Telling(ctx))
+		out, err := store.Import(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
 		if err == nil && in.Upload != "" {
 			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
 		}

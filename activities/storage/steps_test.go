@@ -22,7 +22,7 @@ func (b byName) RegisterActivityWithOptions(a any, o activity.RegisterOptions) {
 // shelf is an image store that only counts.
 type shelf map[string]bool
 
-func (s shelf) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+func (s shelf) Import(_ context.Context, in steps.ImageImport, _ func(api.Progress)) (steps.ImageImported, error) {
 	s[in.Image] = true
 	return steps.ImageImported{}, nil
 }

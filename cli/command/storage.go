@@ -100,9 +100,9 @@ func (a *app) imgCmd() *cobra.Command {
 	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2"
 	add.Flags().StringVar(&file, "file", "", "file to upload; - is stdin")
 	add.Flags().StringVar(&r.Path, "path", "", "file on the server, in a directory that its configuration allows")
-	add.Flags().StringVar(&r.Format, "format", "", "what the file is: qcow2 or raw (never guessed)")
+	add.Flags().StringVar(&r.Format, "format", "", "what the file is, which is never guessed: qcow2, raw, vmdk, vdi, vhdx or vpc (VHD)")
 	add.Flags().StringVar(&r.SHA256, "sha256", "", "SHA-256 that the file must have")
-	must(add.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{api.FormatQCOW2, api.FormatRaw}, cobra.ShellCompDirectiveNoFileComp)))
+	must(add.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(api.ImageFormats(), cobra.ShellCompDirectiveNoFileComp)))
 	must(add.MarkFlagFilename("file"))
 	plain := add.RunE
 	add.RunE = func(cmd *cobra.Command, args []string) error {

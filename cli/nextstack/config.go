@@ -32,6 +32,7 @@ type config struct {
 	OVNNorthbound   string   `koanf:"ovn-nb"`
 	JoinTokenFile   string   `koanf:"join-token-file"`
 	ImageDirs       []string `koanf:"image-dir"`
+	ImageMaxSize    int64    `koanf:"image-max-size"`
 	LogLevel        string   `koanf:"log-level"`
 
 	SuspectAfter   time.Duration `koanf:"suspect-after"`
@@ -54,6 +55,7 @@ func flags(f *pflag.FlagSet) {
 	f.String("ovn-nb", "unix:/run/ovn/ovnnb_db.sock", "OVN northbound database: unix:PATH or tcp:HOST:PORT")
 	f.String("join-token-file", "", "token that agents join with; made if it does not exist (default DATA-DIR/join-token)")
 	f.StringSlice("image-dir", nil, "directory on this server that images may be imported from; may be given more than once")
+	f.Int64("image-max-size", 256<<30, "bytes that an image may have, as it comes and as it is kept")
 	f.Float64("cpu-ratio", 4, "vCPUs that may be promised per core of a node, for nodes that join from now on")
 	f.Int64("reserved-memory", 512<<20, "bytes of memory kept for the host itself on a node that joins")
 	f.Duration("suspect-after", fleet.SilentAfter, "how long a node may be silent before it is suspected to be dead, and its recovery begins")
@@ -107,6 +109,7 @@ func (c config) complete() (config, error) {
 	v.Check(len(c.Listen) > 0, "listen", c.Listen, "must be at least one address")
 	v.Check(strings.HasPrefix(c.OVNNorthbound, "unix:") || strings.HasPrefix(c.OVNNorthbound, "tcp:"), "ovn-nb", c.OVNNorthbound, "must be unix:PATH or tcp:HOST:PORT")
 	v.Check(c.CPURatio > 0 && c.CPURatio <= 1000, "cpu-ratio", c.CPURatio, "must be more than 0, at most 1000")
+	v.Check(c.ImageMaxSize > 0, "image-max-size", c.ImageMaxSize, "must be more than 0")
 	v.Check(c.ReservedMemory >= 0, "reserved-memory", c.ReservedMemory, "must not be negative")
 	v.Check(c.SuspectAfter >= 10*time.Second && c.SuspectAfter <= time.Hour, "suspect-after", c.SuspectAfter.String(), "must be 10s to 1h: agents report every 5 seconds")
 	v.Check(c.Lease >= 10*time.Second && c.Lease <= 24*time.Hour, "ha-lease", c.Lease.String(), "must be 10s to 24h: agents report every 5 seconds")

@@ -113,7 +113,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		Recover: recoverHost(adm), Restart: restartVM(adm),
 	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
-	stored, err := images.Open(c.DataDir, c.ImageDirs)
+	stored, err := images.Open(c.DataDir, images.Options{Dirs: c.ImageDirs, MaxSize: c.ImageMaxSize})
 	if err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ func (i *images) Stored(context.Context) ([]string, error) {
 }
 
 // Import implements storage.ImageStore.
-func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(api.Progress)) (steps.ImageImported, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	sum := sha256.Sum256([]byte(in.Image))

@@ -101,6 +101,7 @@ type ImageImport struct {
 	Format string `json:"format"`
 	Upload string `json:"upload,omitempty"`
 	Path   string `json:"path,omitempty"`
+	URL    string `json:"url,omitempty"`
 	SHA256 string `json:"sha256,omitempty"`
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -128,7 +129,7 @@ func ImageFormats() []string {
 // ImageSpec says what was imported.
 type ImageSpec struct {
 	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
-	Source string `json:"source" doc:"upload:<id> or the path on the server"`
+	Source string `json:"source" doc:"upload:<id>, the path on the server, or the URL"`
 }
 
 // ImageStatus is what the import found.
@@ -140,13 +141,14 @@ type ImageStatus struct {
 	VirtualSize int64  `json:"virtualSize,omitempty" doc:"Bytes a guest sees"`
 }
 
-// ImageCreate is the request to import an image, from an upload or from a file on the server.
+// ImageCreate is the request to import an image, from an upload, from a file on the server, or from a URL.
 type ImageCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
 	Format string            `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"What the file is; it is never guessed"`
 	Upload string            `json:"upload,omitempty" doc:"ID that PUT /v1/uploads/{id} was sent to"`
 	Path   string            `json:"path,omitempty" doc:"File on the server, inside a directory that its configuration allows"`
+	URL    string            `json:"url,omitempty" doc:"http or https, beginning as the server's configuration allows; a query is kept and shown, so no secret should be in it"`
 	SHA256 string            `json:"sha256,omitempty" doc:"If given, the source must have it"`
 }
 
@@ -156,7 +158,18 @@ func (r *ImageCreate) Validate() error {
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
 	v.Check(slices.Contains(ImageFormats(), r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
-	v.Check((r.Upload == "") != (r.Path == ""), "upload", r.Upload, "give either upload or path")
+	sources := 0
+	for _, s := range []string{r.Upload, r.Path, r.URL} {
+		if s != "" {
+			sources++
+		}
+	}
+	v.Check(sources == 1, "upload", r.Upload, "give one of upload, path and url")
+	if r.URL != "" {
+		u, err := url.Parse(r.URL)
+		v.Check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.Fragment == "" && len(r.URL) <= 2048, "url", r.URL,
+			"must be a URL like https://HOST/FILE, without a password, of at most 2048 characters")
+	}
 	if r.Upload != "" {
 		v.Check(IsUUID(r.Upload), "upload", r.Upload, "must be a UUID")
 	}

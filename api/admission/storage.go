@@ -16,13 +16,13 @@ func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, r
 		return nil, err
 	}
 	return a.accept(ctx, h, o, api.OpImageImport, req, func(c *acceptance) error {
-		source := req.Path
+		source := req.Path + req.URL
 		if req.Upload != "" {
 			source = "upload:" + req.Upload
 		}
 		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: req.Format, Source: source}}
 		c.makes(img, api.PhaseReady)
-		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, SHA256: req.SHA256}))
+		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, URL: req.URL, SHA256: req.SHA256}))
 	})
 }
 

@@ -96,18 +96,26 @@ func (a *app) poolUpdateCmd() *cobra.Command {
 func (a *app) imgCmd() *cobra.Command {
 	var r api.ImageCreate
 	var file string
-	add := addCmd(a, images, "Import an image, from here or from a path on the server", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2"
+	add := addCmd(a, images, "Import an image, from here, from a path on the server or from a URL", &r, &r.Name, &r.Labels)
+	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2\n" +
+		"  gnext img add debian --url https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2 --format qcow2 --sha256 SUM"
 	add.Flags().StringVar(&file, "file", "", "file to upload; - is stdin")
 	add.Flags().StringVar(&r.Path, "path", "", "file on the server, in a directory that its configuration allows")
+	add.Flags().StringVar(&r.URL, "url", "", "http or https URL that the server fetches it from, if its configuration allows that")
 	add.Flags().StringVar(&r.Format, "format", "", "what the file is, which is never guessed: qcow2, raw, vmdk, vdi, vhdx or vpc (VHD)")
-	add.Flags().StringVar(&r.SHA256, "sha256", "", "SHA-256 that the file must have")
+	add.Flags().StringVar(&r.SHA256, "sha256", "", "SHA-256 that the file must have (recommended with --url)")
 	must(add.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(api.ImageFormats(), cobra.ShellCompDirectiveNoFileComp)))
 	must(add.MarkFlagFilename("file"))
 	plain := add.RunE
 	add.RunE = func(cmd *cobra.Command, args []string) error {
-		if (file == "") == (r.Path == "") {
-			return problem.New(problem.Invalid, "an image comes from one place").Try("give either --file, to upload one, or --path, for one on the server")
+		sources := 0
+		for _, s := range []string{file, r.Path, r.URL} {
+			if s != "" {
+				sources++
+			}
+		}
+		if sources != 1 {
+			return problem.New(problem.Invalid, "an image comes from one place").Try("give one of --file, to upload it, --path, for one on the server, and --url")
 		}
 		if file == "" {
 			return plain(cmd, args)

@@ -113,7 +113,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		Recover: recoverHost(adm), Restart: restartVM(adm),
 	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
-	stored, err := images.Open(c.DataDir, images.Options{Dirs: c.ImageDirs, MaxSize: c.ImageMaxSize})
+	stored, err := images.Open(c.DataDir, images.Options{Dirs: c.ImageDirs, MaxSize: c.ImageMaxSize, URLs: c.ImageURLs, FetchTime: c.ImageURLTimeout})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
@@ -20,12 +21,15 @@ import (
 //
 //	images/ID         a stored image, complete and checked
 //	images/ID.tmp     one that is being imported
-//	images/ID.src.tmp what it is made of
+//	images/ID.src.tmp what it is made of, and
+//	images/ID.src.json what is known of that while it is fetched from elsewhere
 //	uploads/ID        what a client sent, until it is imported
 type Store struct {
 	images, uploads string
 	allowed         []string
 	maxSize         int64
+	remote          remote
+	fetchTime       time.Duration
 	unpacked        int64 // bytes that an image may have unpacked, however small it is
 
 	mu   sync.Mutex
@@ -40,13 +44,24 @@ type Options struct {
 	Dirs []string
 	// MaxSize bounds the bytes of an image, as it comes and as it is kept; 0: 256 GiB.
 	MaxSize int64
+	// URLs are the beginnings of URLs, like https://HOST/DIRECTORY/, that images can be fetched from; none: from nowhere.
+	URLs []string
+	// FetchTime bounds how long an image may take to come from there, with all pauses; 0: 6 hours.
+	FetchTime time.Duration
 }
 
 // Open returns the store in the directory data, which it makes if need be.
 func Open(data string, o Options) (*Store, error) {
 	s := &Store{
 		images: filepath.Join(data, "images"), uploads: filepath.Join(data, "uploads"), busy: map[string]chan struct{}{},
-		maxSize: o.MaxSize, unpacked: unpackedAlways,
+		maxSize: o.MaxSize, unpacked: unpackedAlways, fetchTime: o.FetchTime,
+	}
+	if s.fetchTime == 0 {
+		s.fetchTime = 6 * time.Hour
+	}
+	var err error
+	if s.remote, err = newRemote(o.URLs); err != nil {
+		return nil, err
 	}
 	if s.maxSize == 0 {
 		s.maxSize = 256 * api.GiB
@@ -125,7 +140,7 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	defer leave()
-	return errors.Join(remove(path), remove(path+madeExt), remove(path+sourceExt))
+	return errors.Join(remove(path), remove(path+madeExt), remove(path+sourceExt), remove(path+notesExt), remove(path+notesExt+madeExt))
 }
 
 func remove(path string) error {

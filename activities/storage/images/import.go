@@ -54,12 +54,18 @@ func (s *Store) Import(ctx context.Context, in steps.ImageImport, tell func(api.
 	}
 	j := &job{Store: s, in: in, made: path + madeExt, src: path + sourceExt, tell: tell}
 	defer func() {
-		err = errors.Join(err, remove(j.src))
+		if !j.keeps(ctx, err) {
+			err = errors.Join(err, remove(j.src), remove(j.notes()))
+		}
 		if err != nil {
 			err = noSpace(errors.Join(problem.From(err), remove(j.made)), s.images)
 		}
 	}()
-	if err := errors.Join(remove(j.made), remove(j.src)); err != nil {
+	err = remove(j.made)
+	if err == nil && in.URL == "" {
+		err = remove(j.src)
+	}
+	if err != nil {
 		return out, err
 	}
 	if err := j.take(ctx); err != nil {
@@ -80,28 +86,19 @@ type job struct {
 	tell      func(api.Progress)
 }
 
+// keeps reports whether what was fetched is kept after an error: another attempt goes on with it. If there is none, the undo of
+// the operation removes it.
+func (j *job) keeps(ctx context.Context, err error) bool {
+	return j.in.URL != "" && err != nil && (ctx.Err() != nil || problem.TraitsOf(problem.KindOf(err)).Retry)
+}
+
 // take makes a sound qcow2 image out of the source. Everything is checked on a copy of ours, which nobody can change between
 // the check and the use.
 func (j *job) take(ctx context.Context) error {
 	if !slices.Contains(api.ImageFormats(), j.in.Format) {
 		return problem.New(problem.Invalid, "images of the format %q cannot be imported", j.in.Format).Try("give one of %s", strings.Join(api.ImageFormats(), ", "))
 	}
-	src, size, err := j.source(j.in)
-	if err != nil {
-		return err
-	}
-	defer src.Close() //nolint:errcheck // was only read
-	if size > j.maxSize {
-		return j.tooLarge(size)
-	}
-	if err := probe(src, size, j.in.Format); err != nil {
-		return err
-	}
-	dst := j.src
-	if j.in.Format == api.FormatQCOW2 {
-		dst = j.made
-	}
-	sum, err := copyTo(ctx, dst, src, size, j.tell)
+	sum, size, err := j.bring(ctx)
 	if err != nil {
 		return err
 	}
@@ -116,6 +113,47 @@ func (j *job) take(ctx context.Context) error {
 		}
 	}
 	return j.verify(ctx, virtual)
+}
+
+// bring makes our copy of the source, which is j.src, or j.made if nothing has to be made of it, and returns its SHA-256 and size.
+func (j *job) bring(ctx context.Context) (sum string, size int64, err error) {
+	if j.in.URL != "" {
+		if j.in.Path != "" || j.in.Upload != "" {
+			return "", 0, problem.New(problem.Invalid, "an image comes from a URL or from elsewhere, not from both")
+		}
+		if sum, size, err = j.fetch(ctx); err != nil {
+			return "", 0, err
+		}
+		src, _, err := openRegular(j.src)
+		if err != nil {
+			return "", 0, problem.Wrap(err, problem.Internal, "the image cannot be read")
+		}
+		defer src.Close() //nolint:errcheck // was only read
+		if err := probe(src, size, j.in.Format); err != nil {
+			return "", 0, err
+		}
+		if j.in.Format == api.FormatQCOW2 {
+			err = os.Rename(j.src, j.made)
+		}
+		return sum, size, problem.Wrap(err, problem.Internal, "the image cannot be stored")
+	}
+	src, size, err := j.source(j.in)
+	if err != nil {
+		return "", 0, err
+	}
+	defer src.Close() //nolint:errcheck // was only read
+	if size > j.maxSize {
+		return "", 0, j.tooLarge(size)
+	}
+	if err := probe(src, size, j.in.Format); err != nil {
+		return "", 0, err
+	}
+	dst := j.src
+	if j.in.Format == api.FormatQCOW2 {
+		dst = j.made
+	}
+	sum, err = copyTo(ctx, dst, src, size, j.tell)
+	return sum, size, err
 }
 
 func (s *Store) tooLarge(size int64) error {

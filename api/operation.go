@@ -45,6 +45,7 @@ const (
 	OpHostDelete   = "host.delete"
 	OpImageImport  = "image.import"
 	OpImageDelete  = "image.delete"
+	OpImageExport  = "image.export"
 	OpPoolAdd      = "pool.add"
 	OpPoolUpdate   = "pool.update"
 	OpPoolDelete   = "pool.delete"

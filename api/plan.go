@@ -115,6 +115,22 @@ type ImageImported struct {
 	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
 }
 
+// ImageExportWork is an image and the format that it is wanted in.
+type ImageExportWork struct {
+	Image  string `json:"image"`
+	Format string `json:"format"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (i ImageExportWork) FenceKey() string { return i.Image }
+
+// ImageExported is what an export made.
+type ImageExported struct {
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"` // bytes
+}
+
 // ImageRemoval says where an image and its copies are.
 type ImageRemoval struct {
 	Image  string      `json:"image"`

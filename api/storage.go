@@ -126,6 +126,9 @@ func ImageFormats() []string {
 	return []string{FormatQCOW2, FormatRaw, FormatVMDK, FormatVDI, FormatVHDX, FormatVPC}
 }
 
+// IsImageFormat reports whether images can be imported from and exported to this format.
+func IsImageFormat(format string) bool { return slices.Contains(ImageFormats(), format) }
+
 // ImageSpec says what was imported.
 type ImageSpec struct {
 	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
@@ -157,7 +160,7 @@ func (r *ImageCreate) Validate() error {
 	var v problem.Validation
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
-	v.Check(slices.Contains(ImageFormats(), r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
+	v.Check(IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
 	sources := 0
 	for _, s := range []string{r.Upload, r.Path, r.URL} {
 		if s != "" {
@@ -178,6 +181,18 @@ func (r *ImageCreate) Validate() error {
 	}
 	v.Check(r.SHA256 == "" || isSHA256(r.SHA256), "sha256", r.SHA256, "must be 64 hexadecimal digits")
 	return v.Err("image " + r.Name)
+}
+
+// ImageExport is the request to make an image in another format than it is kept in, to be downloaded then.
+type ImageExport struct {
+	Format string `json:"format" enum:"raw,vmdk,vdi,vhdx,vpc" doc:"qcow2 needs no export: it can be downloaded as it is"`
+}
+
+// Validate checks the shape of the request.
+func (r *ImageExport) Validate() error {
+	var v problem.Validation
+	v.Check(IsImageFormat(r.Format) && r.Format != FormatQCOW2, "format", r.Format, "must be one of %s; qcow2 needs no export", strings.Join(ImageFormats()[1:], ", "))
+	return v.Err("export")
 }
 
 func isSHA256(s string) bool {

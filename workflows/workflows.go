@@ -19,7 +19,7 @@ func All() []saga.Definition {
 	return append([]saga.Definition{
 		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
 		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
-		ImageImport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
+		ImageImport, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
 		Audit, Noop,
 	}, network()...)
 }

@@ -14,7 +14,11 @@ import (
 type ImageStore interface {
 	// Import checks the source of an image and stores it. An image that is stored already is told again. Tell may be nil.
 	Import(ctx context.Context, in steps.ImageImport, tell func(api.Progress)) (steps.ImageImported, error)
-	// Remove removes an image's file, and what an import left half-made. It is content if there is nothing.
+	// Export makes an image in another format. One that is there already is told again. Tell may be nil.
+	Export(ctx context.Context, in steps.ImageExport, tell func(api.Progress)) (steps.ImageExported, error)
+	// RemoveExport removes what Export made, whole or half-made. It is content if there is nothing.
+	RemoveExport(ctx context.Context, in steps.ImageExport) error
+	// Remove removes an image's file, what an import left half-made, and all exports. It is content if there is nothing.
 	Remove(ctx context.Context, image string) error
 	// RemoveUpload removes an upload that is needed no more. It is content if there is none.
 	RemoveUpload(id string) error
@@ -71,6 +75,12 @@ func RegisterControl(reg activities.Registry, h *activities.Host, store ImageSto
 			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
 		}
 		return out, err
+	})
+	activities.Implement(reg, h, steps.ExportImage, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.ImageExported, error) {
+		return store.Export(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+	})
+	activities.Implement(reg, h, steps.RemoveExport, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.Nothing, error) {
+		return steps.Nothing{}, store.RemoveExport(ctx, in)
 	})
 	activities.Implement(reg, h, steps.RemoveImage, func(ctx context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
 		return steps.Nothing{}, store.Remove(ctx, f.Image)

@@ -26,6 +26,23 @@ func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, r
 	})
 }
 
+// ExportImage accepts making an image in another format.
+func (a *Admission) ExportImage(ctx context.Context, h auth.Handle, o Options, ref string, req api.ImageExport) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpImageExport, updateRequest[api.ImageExport]{targetRequest{ref}, req}, func(c *acceptance) error {
+		img, err := store.Find[api.Image](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		if img.Operation == "" && img.Status.Phase != api.PhaseReady {
+			return problem.New(problem.Conflict, "image %s cannot be exported", img.Name).Because("it is %s", img.Status.Phase).Try("see: gnext img get %s", img.Name)
+		}
+		return firstOf(c.target(img), c.input(api.ImageExportWork{Image: img.ID, Format: req.Format}), c.keeps(img))
+	})
+}
+
 // DeleteImage accepts the removal of an image that no volume was made from.
 func (a *Admission) DeleteImage(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
 	return a.accept(ctx, h, o, api.OpImageDelete, targetRequest{ref}, func(c *acceptance) error {

@@ -200,6 +200,14 @@ func (c *Client) Delete(ctx context.Context, kind api.Kind, project, ref string,
 	return c.write(ctx, w, http.MethodDelete, item(kind, project, ref), nil)
 }
 
+// ExportImage asks for an image in another format. The result of the operation is an api.ImageExported.
+func (c *Client) ExportImage(ctx context.Context, project, ref string, how api.ImageExport, w Write) (*api.Operation, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, w, http.MethodPost, item(api.KindImage, project, ref)+"/export", how)
+}
+
 // StartVM asks for a VM to be started.
 func (c *Client) StartVM(ctx context.Context, project, ref string, w Write) (*api.Operation, error) {
 	return c.write(ctx, w, http.MethodPost, item(api.KindVM, project, ref)+"/start", nil)

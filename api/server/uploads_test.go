@@ -134,6 +134,20 @@ func TestImageContent(t *testing.T) {
 	r = k.call(agent.Credential, http.MethodGet, path(img.ID), nil, 206, nil, "Range", "bytes=4194304-", "If-Range", `"abc"`)
 	require.True(t, bytes.Equal(data[4194304:], r.body))
 
+	user := "/v1/projects/default/images/debian/content"
+	r = k.call(k.admin, http.MethodGet, user, nil, 206, nil, "Range", "bytes=4194304-", "If-Range", `"abc"`)
+	require.True(t, bytes.Equal(data[4194304:], r.body))
+	require.Equal(t, `"abc"`, r.Header.Get("ETag"))
+	k.call(k.admin, http.MethodGet, "/v1/projects/default/images/half/content", nil, 409, nil)
+	k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 501, nil)
+	k.call(k.admin, http.MethodGet, user+"?format=passwd", nil, 422, nil)
+	k.call(agent.Credential, http.MethodGet, user, nil, 403, nil)
+	k.server.o.ExportFile = func(i *api.Image, format string) (string, string, error) {
+		return filepath.Join(k.dir, "images", i.ID), "sum of " + format, nil
+	}
+	r = k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 200, nil)
+	require.Equal(t, `"sum of vmdk"`, r.Header.Get("ETag"))
+
 	k.call(agent.Credential, http.MethodGet, path(half.ID), nil, 409, nil)
 	r = k.call(agent.Credential, http.MethodGet, path(lost.ID), nil, 404, nil)
 	require.NotContains(t, string(r.body), k.dir, "a path of the server was shown")

@@ -116,6 +116,7 @@ func Scenarios() map[string][]Scenario {
 		},
 		api.OpVMReboot:    {{Name: "vm.reboot", Prepare: []Accept{createVM}, Accept: on((*admit).RebootVM, "web1", api.VMStop{})}},
 		api.OpImageImport: {{Name: "image.import", Accept: with((*admit).CreateImage, api.ImageCreate{Name: "debian", Format: api.FormatRaw, Path: "/images/debian.img"})}},
+		api.OpImageExport: {{Name: "image.export", Accept: on((*admit).ExportImage, "cirros", api.ImageExport{Format: api.FormatVMDK})}},
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
 		api.OpPoolAdd: {
 			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},

@@ -24,13 +24,15 @@ import (
 //	images/ID.src.tmp what it is made of, and
 //	images/ID.src.json what is known of that while it is fetched from elsewhere
 //	uploads/ID        what a client sent, until it is imported
+//	exports/ID.FORMAT.SHA256 an image in another format, for a while
 type Store struct {
-	images, uploads string
-	allowed         []string
-	maxSize         int64
-	remote          remote
-	fetchTime       time.Duration
-	unpacked        int64 // bytes that an image may have unpacked, however small it is
+	images, uploads, exports string
+
+	allowed   []string
+	maxSize   int64
+	remote    remote
+	fetchTime time.Duration
+	unpacked  int64 // bytes that an image may have unpacked, however small it is
 
 	mu   sync.Mutex
 	busy map[string]chan struct{} // image ID -> closed when its import or removal is over
@@ -53,7 +55,8 @@ type Options struct {
 // Open returns the store in the directory data, which it makes if need be.
 func Open(data string, o Options) (*Store, error) {
 	s := &Store{
-		images: filepath.Join(data, "images"), uploads: filepath.Join(data, "uploads"), busy: map[string]chan struct{}{},
+		images: filepath.Join(data, "images"), uploads: filepath.Join(data, "uploads"), exports: filepath.Join(data, "exports"),
+		busy:    map[string]chan struct{}{},
 		maxSize: o.MaxSize, unpacked: unpackedAlways, fetchTime: o.FetchTime,
 	}
 	if s.fetchTime == 0 {
@@ -66,7 +69,7 @@ func Open(data string, o Options) (*Store, error) {
 	if s.maxSize == 0 {
 		s.maxSize = 256 * api.GiB
 	}
-	for _, d := range []string{s.images, s.uploads} {
+	for _, d := range []string{s.images, s.uploads, s.exports} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, problem.Wrap(err, problem.Internal, "the image store cannot be made")
 		}
@@ -113,9 +116,13 @@ func (s *Store) path(id string) (string, error) {
 
 // List returns the IDs of the images that have a file, whole or half-made.
 func (s *Store) List() ([]string, error) {
-	entries, err := os.ReadDir(s.images)
-	if err != nil {
-		return nil, problem.Wrap(err, problem.Internal, "the image store cannot be listed")
+	var entries []os.DirEntry
+	for _, dir := range []string{s.images, s.exports} {
+		e, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, problem.Wrap(err, problem.Internal, "the image store cannot be listed")
+		}
+		entries = append(entries, e...)
 	}
 	seen := map[string]bool{}
 	var out []string
@@ -140,7 +147,7 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	defer leave()
-	return errors.Join(remove(path), remove(path+madeExt), remove(path+sourceExt), remove(path+notesExt), remove(path+notesExt+madeExt))
+	return errors.Join(remove(path), remove(path+madeExt), remove(path+sourceExt), remove(path+notesExt), remove(path+notesExt+madeExt), removeAll(filepath.Join(s.exports, id+".")))
 }
 
 func remove(path string) error {

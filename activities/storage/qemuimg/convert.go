@@ -106,7 +106,11 @@ func Convert(ctx context.Context, i Image, dst, to string, l Limits, progress fu
 	if err := f.Close(); err != nil {
 		return problem.Wrap(err, problem.Internal, "the image cannot be converted")
 	}
-	args := []string{"convert", "-p", "-O", to, "--", i.arg(), dst}
+	args := []string{"convert", "-p", "-O", to}
+	if to == api.FormatVPC {
+		args = append(args, "-o", "force_size=on") // not rounded to what a geometry can have
+	}
+	args = append(args, "--", i.arg(), dst)
 	if progress == nil {
 		progress = func(float64) {}
 	}

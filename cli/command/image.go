@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
 	"github.com/nextstack/nextstack/api"
@@ -35,6 +38,8 @@ func (a *app) imgCmd() *cobra.Command {
 	var r api.ImageCreate
 	var file string
 	add := addCmd(a, images, "Import an image, from here, from a path on the server or from a URL", &r, &r.Name, &r.Labels)
+	add.Long = "Import an image, from here, from a path on the server or from a URL.\n\n" +
+		"An upload that was interrupted goes on when the same command is run again within a day."
 	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2\n" +
 		"  gnext img add debian --url https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2 --format qcow2 --sha256 SUM"
 	add.Flags().StringVar(&file, "file", "", "file to upload; - is stdin")
@@ -66,7 +71,7 @@ func (a *app) imgCmd() *cobra.Command {
 // uploadImage uploads the file, has it imported by plain, and takes the upload back if that fails.
 func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate, file string, plain func(*cobra.Command, []string) error) error {
 	if a.key != "" {
-		return problem.New(problem.Invalid, "--idempotency-key does not work with --file, which is sent under a new ID each time").
+		return problem.New(problem.Invalid, "--idempotency-key does not work with --file").
 			Try("leave it out, or use --path")
 	}
 	// What is wrong with the request should be said before a gigabyte is sent.
@@ -91,7 +96,7 @@ func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate,
 		r.SHA256 = up.SHA256
 	}
 	err = plain(cmd, args)
-	if err != nil {
+	if err != nil && !problem.Is(err, problem.Cancelled) { // an operation that nobody waits for any more still needs it
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), 5*time.Second)
 		defer cancel()
 		_ = c.DeleteUpload(ctx, up.ID) // the server sweeps what is left over
@@ -99,32 +104,58 @@ func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate,
 	return err
 }
 
+// uploadSpace makes the IDs of uploads.
+var uploadSpace = uuid.MustParse("b1f2c1de-5e0c-4c39-9d7a-0c6f75706c64")
+
+// uploadID returns the ID under which a file is sent, the same in each run until the file changes: what an interrupted run has sent
+// is not sent again.
+func uploadID(server, name string, info fs.FileInfo) string {
+	if path, err := filepath.Abs(name); err == nil {
+		name = path
+	}
+	host, _ := os.Hostname() // "" will do
+	return uuid.NewSHA1(uploadSpace, fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%d", server, host, name, info.Size(), info.ModTime().UnixNano())).String()
+}
+
 func (a *app) upload(ctx context.Context, c *client.Client, name string) (*client.Uploaded, error) {
-	in, length := a.Stdin, int64(-1)
-	if name != "-" {
-		file, err := os.Open(name)
-		if err != nil {
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
-		}
-		defer file.Close()
-		info, err := file.Stat()
-		switch {
-		case err != nil:
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
-		case info.IsDir():
-			return nil, problem.New(problem.Invalid, "%s is a directory", name).Try("give an image file")
-		case info.Mode().IsRegular():
-			length = info.Size()
-		}
-		in = file
+	if name == "-" {
+		p := a.progress("uploading "+name, -1)
+		up, err := c.Upload(ctx, a.Stdin, -1, p.update)
+		p.end(err == nil)
+		return up, err
 	}
-	var p *progress
-	if !a.quiet {
-		p = newProgress(a.Stderr, "uploading "+name, length)
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
 	}
-	up, err := c.Upload(ctx, in, length, p.update)
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+	case info.IsDir():
+		return nil, problem.New(problem.Invalid, "%s is a directory", name).Try("give an image file")
+	case !info.Mode().IsRegular():
+		p := a.progress("uploading "+name, -1)
+		up, err := c.Upload(ctx, file, -1, p.update)
+		p.end(err == nil)
+		return up, err
+	}
+	p := a.progress("uploading "+name, info.Size())
+	up, err := c.UploadAs(ctx, uploadID(c.Address(), name, info), file, info.Size(), p.update)
 	p.end(err == nil)
+	if err != nil && !a.quiet && p != nil && p.sent > 0 {
+		fmt.Fprintln(a.Stderr, "run it again to go on with the upload")
+	}
 	return up, err
+}
+
+// progress returns what shows how far a transfer is; nil if nobody wants to know.
+func (a *app) progress(what string, total int64) *progress {
+	if a.quiet {
+		return nil
+	}
+	return newProgress(a.Stderr, what, total)
 }
 
 func (a *app) imgExportCmd() *cobra.Command {
@@ -193,10 +224,7 @@ func (a *app) exportImage(ctx context.Context, ref, file, format string) error {
 		}
 		d.SHA256, d.Size = made.SHA256, made.Size
 	}
-	var p *progress
-	if !a.quiet {
-		p = newProgress(a.Stderr, "downloading "+file, d.Size)
-	}
+	p := a.progress("downloading "+file, d.Size)
 	err = c.DownloadImage(ctx, a.project, d, file, p.update)
 	p.end(err == nil)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -133,6 +134,9 @@ func IsImageFormat(format string) bool { return slices.Contains(ImageFormats(), 
 type ImageSpec struct {
 	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
 	Source string `json:"source" doc:"upload:<id>, the path on the server, or the URL"`
+	// What follows can change; the content cannot.
+	Deprecated bool   `json:"deprecated,omitempty" doc:"Nobody should make new VMs of it, who may nevertheless"`
+	Advice     string `json:"advice,omitempty" doc:"What to do instead, told to those who use a deprecated image"`
 }
 
 // ImageStatus is what the import found.
@@ -181,6 +185,29 @@ func (r *ImageCreate) Validate() error {
 	}
 	v.Check(r.SHA256 == "" || isSHA256(r.SHA256), "sha256", r.SHA256, "must be 64 hexadecimal digits")
 	return v.Err("image " + r.Name)
+}
+
+// maxAdvice bounds what is said of a deprecated image, in bytes.
+const maxAdvice = 500
+
+// ImageUpdate changes what is said of an image; what is in it never changes. Nil fields leave things as they are.
+type ImageUpdate struct {
+	Labels     *map[string]string `json:"labels,omitempty"`
+	Deprecated *bool              `json:"deprecated,omitempty" doc:"Nobody should make new VMs of it; it can still be done, with a warning"`
+	Advice     *string            `json:"advice,omitempty" doc:"What to do instead; it goes when the image is not deprecated any more"`
+}
+
+// Validate checks the shape of the request.
+func (r *ImageUpdate) Validate() error {
+	var v problem.Validation
+	if r.Labels != nil {
+		CheckLabels(&v, "labels", *r.Labels)
+	}
+	if r.Advice != nil {
+		clean := strings.IndexFunc(*r.Advice, unicode.IsControl) < 0
+		v.Check(clean && len(*r.Advice) <= maxAdvice, "advice", *r.Advice, "must be one line of at most %d bytes", maxAdvice)
+	}
+	return v.Err("image update")
 }
 
 // ImageExport is the request to make an image in another format than it is kept in, to be downloaded then.

@@ -40,6 +40,9 @@ func dropImport(r *saga.Run, s *imageState) error {
 	return err
 }
 
+// ImageUpdate changes nothing but the record, which is done where all operations begin and end.
+var ImageUpdate = saga.Table[steps.Nothing]{Kind: api.OpImageUpdate, Start: nothing}
+
 // exportState is what the steps of an export share.
 type exportState struct {
 	Export steps.ImageExport   `json:"export"`

@@ -149,7 +149,7 @@ type Creation interface {
 
 // Update is a request to change a resource.
 type Update interface {
-	*api.VMUpdate | *api.AgentUpdate | *api.PoolUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
+	*api.VMUpdate | *api.AgentUpdate | *api.ImageUpdate | *api.PoolUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
 	Validate() error
 }
 
@@ -162,7 +162,7 @@ func kindOf(body any) api.Kind {
 		return api.KindVMGroup
 	case *api.AgentUpdate:
 		return api.KindAgent
-	case *api.ImageCreate:
+	case *api.ImageCreate, *api.ImageUpdate:
 		return api.KindImage
 	case *api.PoolCreate, *api.PoolUpdate:
 		return api.KindPool

@@ -32,6 +32,7 @@ type Admission interface {
 	DeleteHost(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
 	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
+	UpdateImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageUpdate) (*api.Operation, error)
 	ExportImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageExport) (*api.Operation, error)
 	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)

@@ -20,6 +20,7 @@ import (
 func (s *Server) routeImages() {
 	readable[api.Image](s)
 	creatable(s, api.KindImage, "From an upload (PUT /v1/uploads/{id} first), from a file on the server, or from a URL.", Admission.CreateImage)
+	updatable(s, api.KindImage, Admission.UpdateImage)
 	deletable(s, api.KindImage, "No volume must have been made from it.", Admission.DeleteImage)
 	changing[api.ImageExport](s, writeOperation("export-image", http.MethodPost, itemPath(api.KindImage)+"/export", api.KindImage, "Make an image in another format",
 		"The operation's result tells size and SHA-256. Then download it: GET .../content?format=FORMAT. It is kept for a day."), api.KindImage, Admission.ExportImage)

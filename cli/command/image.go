@@ -23,12 +23,14 @@ var images = &noun[*api.Image]{
 		nameCol[*api.Image](),
 		col("FORMAT", func(i *api.Image) cell { return text(i.Spec.Format) }),
 		col("PHASE", func(i *api.Image) cell { return phase(i.Status.Phase) }),
+		col("DEPRECATED", func(i *api.Image) cell { return yes(i.Spec.Deprecated) }),
 		col("SIZE", func(i *api.Image) cell { return optionalSize(i.Status.Size) }),
 		col("VIRTUAL SIZE", func(i *api.Image) cell { return optionalSize(i.Status.VirtualSize) }),
 		ageCol[*api.Image](), idCol[*api.Image](),
 	},
 	more: []column[*api.Image]{
 		col("REASON", func(i *api.Image) cell { return text(i.Status.Reason) }),
+		col("ADVICE", func(i *api.Image) cell { return text(i.Spec.Advice) }),
 		col("SOURCE", func(i *api.Image) cell { return text(i.Spec.Source) }),
 		col("SHA256", func(i *api.Image) cell { return text(i.Status.SHA256) }),
 	},
@@ -65,7 +67,7 @@ func (a *app) imgCmd() *cobra.Command {
 		}
 		return a.uploadImage(cmd, args, &r, file, plain)
 	}
-	return a.group(&cobra.Command{Use: "img", Short: "Img management"}, add, images.getCmd(a), images.listCmd(a), a.imgExportCmd(), images.delCmd(a))
+	return a.group(&cobra.Command{Use: "img", Short: "Img management"}, add, images.getCmd(a), images.listCmd(a), a.imgUpdateCmd(), a.imgExportCmd(), images.delCmd(a))
 }
 
 // uploadImage uploads the file, has it imported by plain, and takes the upload back if that fails.
@@ -156,6 +158,27 @@ func (a *app) progress(what string, total int64) *progress {
 		return nil
 	}
 	return newProgress(a.Stderr, what, total)
+}
+
+func (a *app) imgUpdateCmd() *cobra.Command {
+	var deprecated bool
+	var advice string
+	update := updateCmd(a, images, "Deprecate an image, or change its labels", func(cmd *cobra.Command) (*api.ImageUpdate, error) {
+		var u api.ImageUpdate
+		if cmd.Flags().Changed("deprecated") {
+			u.Deprecated = &deprecated
+		}
+		if cmd.Flags().Changed("advice") {
+			u.Advice = &advice
+		}
+		return &u, nil
+	}, func(u *api.ImageUpdate, l *map[string]string) { u.Labels = l })
+	update.Long = "Deprecate an image, or change its labels. What is in an image never changes.\n\n" +
+		"VMs can still be made of a deprecated image; whoever does is warned."
+	update.Example = "  gnext img update debian-12 --deprecated --advice 'use debian-13'\n  gnext img update debian-12 --deprecated=false"
+	update.Flags().BoolVar(&deprecated, "deprecated", false, "nobody should make new VMs of it")
+	update.Flags().StringVar(&advice, "advice", "", "what to do instead")
+	return update
 }
 
 func (a *app) imgExportCmd() *cobra.Command {

@@ -96,6 +96,7 @@ func Scenarios() map[string][]Scenario {
 	rules := []api.Rule{{Direction: api.Egress, Protocol: api.AnyIP}}
 	dns := []string{"9.9.9.9"}
 	none := []string{}
+	yes := true
 	all := map[string][]Scenario{
 		api.OpVMCreate: {
 			{Name: "vm.create", Accept: createVM},
@@ -116,6 +117,7 @@ func Scenarios() map[string][]Scenario {
 		},
 		api.OpVMReboot:    {{Name: "vm.reboot", Prepare: []Accept{createVM}, Accept: on((*admit).RebootVM, "web1", api.VMStop{})}},
 		api.OpImageImport: {{Name: "image.import", Accept: with((*admit).CreateImage, api.ImageCreate{Name: "debian", Format: api.FormatRaw, Path: "/images/debian.img"})}},
+		api.OpImageUpdate: {{Name: "image.update", Accept: on((*admit).UpdateImage, "cirros", api.ImageUpdate{Labels: &labels, Deprecated: &yes})}},
 		api.OpImageExport: {{Name: "image.export", Accept: on((*admit).ExportImage, "cirros", api.ImageExport{Format: api.FormatVMDK})}},
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
 		api.OpPoolAdd: {

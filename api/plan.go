@@ -18,6 +18,8 @@ type OperationPlan struct {
 	After           json.RawMessage `json:"after,omitempty"`           // an update: the record of the target as it shall be
 	ReleaseIfDone   []string        `json:"releaseIfDone,omitempty"`   // claims that end with success
 	ReleaseIfUndone []string        `json:"releaseIfUndone,omitempty"` // claims that end with failure
+	PutIfDone       []Claim         `json:"putIfDone,omitempty"`       // claims that have another value after success
+	PutIfUndone     []Claim         `json:"putIfUndone,omitempty"`     // claims that get their old value back with failure
 
 	Journal int              `json:"journal,omitempty"` // number of the last journal that was written
 	Cause   *problem.Problem `json:"cause,omitempty"`   // why the operation goes back, once it does
@@ -28,6 +30,14 @@ type Lock struct {
 	Ref    Ref   `json:"ref"`
 	Before Phase `json:"before,omitempty"` // phase to go back to; empty: the operation made the record, and undoing removes it
 	Then   Phase `json:"then,omitempty"`   // phase after success; empty: success removes the record
+	// After is the record as success makes it, but for its phase; nil: as it is. Nobody else changes a record that is held.
+	After json.RawMessage `json:"after,omitempty"`
+}
+
+// Claim is a claim and its value.
+type Claim struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
 }
 
 // VPCWiring is a VPC as the network needs it.
@@ -241,6 +251,12 @@ func (v *Volume) GetPhase() Phase { return v.Status.Phase }
 func (v *Volume) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
 
 // GetPhase implements Phased.
+func (s *Snapshot) GetPhase() Phase { return s.Status.Phase }
+
+// SetPhase implements Phased.
+func (s *Snapshot) SetPhase(p Phase, reason string) { s.Status.Phase, s.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
 func (v *VPC) GetPhase() Phase { return v.Status.Phase }
 
 // SetPhase implements Phased.
@@ -293,6 +309,8 @@ func New(kind Kind) Phased {
 		return &Pool{}
 	case KindVolume:
 		return &Volume{}
+	case KindSnapshot:
+		return &Snapshot{}
 	case KindVPC:
 		return &VPC{}
 	case KindSubnet:

@@ -44,6 +44,9 @@ type PoolSpec struct {
 	Agents []string   `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
 }
 
+// Files reports whether the pool keeps volumes as files, each snapshot of which adds one.
+func (s *PoolSpec) Files() bool { return s.Type != PoolRBD }
+
 // PoolStatus is what the agents say about a pool.
 type PoolStatus struct {
 	Phase    Phase  `json:"phase"`

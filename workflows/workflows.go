@@ -20,6 +20,8 @@ func All() []saga.Definition {
 		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
 		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
 		ImageImport, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
+		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeDelete, VolumeRestore, VolumePurge,
+		SnapshotCreate, SnapshotDelete, SnapshotRevert,
 		Audit, Noop,
 	}, network()...)
 }

@@ -20,6 +20,7 @@ type Driver interface {
 	Power
 	Observer
 	Migrator
+	Disks
 }
 
 // Creator makes domains and removes them.
@@ -127,6 +128,14 @@ type RBDImage struct {
 
 // IsSet reports whether there is a disk.
 func (s DiskSource) IsSet() bool { return s.File != "" || s.RBD != nil }
+
+// String implements fmt.Stringer.
+func (s DiskSource) String() string {
+	if s.RBD != nil {
+		return "rbd:" + s.RBD.Pool + "/" + s.RBD.Image
+	}
+	return s.File
+}
 
 // QCOW2 is a qcow2 file.
 func QCOW2(path string) DiskSource { return DiskSource{Format: api.FormatQCOW2, File: path} }

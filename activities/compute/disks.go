@@ -22,13 +22,17 @@ type Disks interface {
 	ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error)
 	// TuneDisk limits a disk.
 	TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQoS) error
-	// SwitchDisk has a guest that runs write to a new layer, which is there already and shows what the disk does. With freeze
-	// the guest is asked to bring its file systems to rest meanwhile. Running is false, and nothing has happened, if no guest
-	// has the disk open. A disk that is on the layer already is content.
+	// SwitchDisk has a disk be written to another layer, which is there already and shows what the disk does. With freeze the
+	// guest is asked to bring its file systems to rest meanwhile. Running is false if no guest has the disk open: then the domain
+	// is started with it. A disk that is on the layer already is content.
 	SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error)
-	// MergeDisk brings what a guest that runs has written to its topmost layer into the one below, and has it go on there. The
-	// file of the layer is then not used any more. Running as above. Tell may be nil.
-	MergeDisk(ctx context.Context, vm, volume string, below DiskSource, tell func(api.Progress)) (running bool, err error)
+	// PlaceDisk has a domain that does not run be started with another layer, whatever that shows. Running is true, and nothing
+	// has happened, if a guest has the disk open.
+	PlaceDisk(ctx context.Context, vm, volume string, to DiskSource) (running bool, err error)
+	// MergeDisk has the hypervisor of a guest that runs bring a layer of a disk into the one below, while the guest goes on. A
+	// merge that is under way, whoever began it, is joined. Running is false, and nothing has happened, if no guest has either
+	// of them open; otherwise Top is not used any more, and need not have been. Tell may be nil.
+	MergeDisk(ctx context.Context, vm, volume string, m Merge, tell func(api.Progress)) (running bool, err error)
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)
@@ -39,4 +43,13 @@ type Switched struct {
 	Running bool
 	Frozen  bool          // the guest's file systems were at rest
 	Pause   time.Duration // how long the guest could not write
+}
+
+// Merge is two layers of a disk that become one.
+type Merge struct {
+	Top   DiskSource // goes
+	Below DiskSource // stays, and then shows what Top does
+	// Retired is called if Top is the layer that is written to, at the moment from which Below is: the guest waits for it. From
+	// then on nobody may take Top for what the disk shows.
+	Retired func() error
 }

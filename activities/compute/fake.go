@@ -16,6 +16,8 @@ import (
 type Fake struct {
 	Inv  api.Inventory
 	Deaf bool // guests ignore requests to power off or restart
+	// Backing is what is behind disks; nil: they cannot be merged, and resizing one changes nothing.
+	Backing FakeBacking
 
 	mu      sync.Mutex
 	domains map[string]*fakeDomain
@@ -25,6 +27,7 @@ type Fake struct {
 	rack     *Rack // nil: it is alone
 	uri      string
 	restless bool
+	clingy   bool
 	hook     func(vm string, at MovePoint) MoveFate
 }
 
@@ -39,6 +42,7 @@ type fakeDomain struct {
 	move     *fakeMove     // under way; nil: none
 	incoming chan struct{} // of a guest that is just arriving: closed when it has, or is gone
 	turnAway func()        // has the source of such a guest look again
+	disks    []FakeDisk
 }
 
 // stir has a move under way see that something has happened to its guest.
@@ -153,7 +157,7 @@ func (f *Fake) define(ctx context.Context, plan steps.VMPlan, files DomainFiles)
 		f.put(plan.VM, d)
 	}
 	if d.phase == api.PhaseStopped {
-		d.ha, d.cpu = plan.HA, plan.CPUModel
+		d.ha, d.cpu, d.disks = plan.HA, plan.CPUModel, disksOf(plan, files)
 	}
 	return d, nil
 }

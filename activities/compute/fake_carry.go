@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -124,7 +125,7 @@ func (f *Fake) welcome(vm string, from *fakeDomain, turnAway func()) error {
 	if d != nil && d.phase != api.PhaseStopped {
 		return AlreadyHere(vm)
 	}
-	f.put(vm, &fakeDomain{name: from.name, phase: api.PhasePaused, ours: true, incoming: make(chan struct{}), turnAway: turnAway, boots: from.boots, ha: from.ha, cpu: from.cpu})
+	f.put(vm, &fakeDomain{name: from.name, phase: api.PhasePaused, ours: true, incoming: make(chan struct{}), turnAway: turnAway, boots: from.boots, ha: from.ha, cpu: from.cpu, disks: slices.Clone(from.disks)})
 	return nil
 }
 

@@ -9,12 +9,17 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// Locate says where the files of a VM are on this node.
-type Locate func(steps.VMPlan) (DomainFiles, error)
+// Files says how this node's hypervisor opens disks.
+type Files interface {
+	// Locate says it of the disks of a VM.
+	Locate(plan steps.VMPlan) (DomainFiles, error)
+	// LocateVolume says it of one volume.
+	LocateVolume(v steps.VolumePlan) (DiskSource, error)
+}
 
 // Register registers the implementations of the compute steps in reg.
-func Register(reg activities.Registry, h *activities.Host, d Driver, locate Locate) {
-	s := &service{driver: d, locate: locate}
+func Register(reg activities.Registry, h *activities.Host, d Driver, files Files) {
+	s := &service{driver: d, files: files}
 	activities.Implement(reg, h, steps.CreateDomain, s.create)
 	activities.Implement(reg, h, steps.RemoveDomain, s.remove)
 	activities.Implement(reg, h, steps.StartDomain, s.start)
@@ -27,15 +32,18 @@ func Register(reg activities.Registry, h *activities.Host, d Driver, locate Loca
 	activities.Implement(reg, h, steps.LookAtDomain, s.look)
 	activities.Implement(reg, h, steps.DefineDomain, s.define)
 	activities.Implement(reg, h, steps.MarkHA, s.markHA)
+	activities.Implement(reg, h, steps.AttachDisk, s.attach)
+	activities.Implement(reg, h, steps.DetachDisk, s.detach)
+	activities.Implement(reg, h, steps.TuneDisk, s.tune)
 }
 
 type service struct {
 	driver Driver
-	locate Locate
+	files  Files
 }
 
 func (s *service) create(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
-	files, err := s.locate(plan)
+	files, err := s.files.Locate(plan)
 	if err == nil {
 		err = s.driver.Create(ctx, plan, files)
 	}
@@ -52,7 +60,7 @@ func (s *service) start(ctx context.Context, _ steps.Token, plan steps.VMPlan) (
 	if problem.Is(err, problem.NotFound) {
 		var files DomainFiles
 		before = api.PhaseStopped
-		if files, err = s.locate(plan); err == nil {
+		if files, err = s.files.Locate(plan); err == nil {
 			err = s.driver.Create(ctx, plan, files)
 		}
 	}

@@ -17,7 +17,7 @@ func (s *service) describe(ctx context.Context, _ steps.Token, plan steps.VMPlan
 }
 
 func (s *service) checkIncoming(ctx context.Context, _ steps.Token, in steps.IncomingRequest) (steps.Incoming, error) {
-	files, err := s.locate(in.Plan)
+	files, err := s.files.Locate(in.Plan)
 	if err != nil {
 		return steps.Incoming{}, problem.Wrap(err, problem.Internal, "%s cannot take vm %s", in.Plan.AgentName, in.Plan.Name)
 	}
@@ -52,7 +52,7 @@ func (s *service) look(ctx context.Context, _ steps.Token, plan steps.VMPlan) (s
 }
 
 func (s *service) define(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
-	files, err := s.locate(plan)
+	files, err := s.files.Locate(plan)
 	if err == nil {
 		err = s.driver.Define(ctx, plan, files)
 	}

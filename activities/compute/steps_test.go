@@ -27,17 +27,33 @@ func runStep[In, Out any](t *testing.T, env *testsuite.TestActivityEnvironment, 
 	return out, nil
 }
 
+// inPool has all disks in one pool, unless that is missing.
+type inPool struct{ missing *bool }
+
+func (p inPool) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	if *p.missing {
+		return compute.DomainFiles{}, errors.New("no such pool")
+	}
+	out := compute.DomainFiles{Disk: compute.QCOW2("/pool/" + plan.Disk.Volume)}
+	for _, d := range plan.Data {
+		out.Data = append(out.Data, compute.QCOW2("/pool/"+d.Volume))
+	}
+	return out, nil
+}
+
+func (p inPool) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
+	if *p.missing {
+		return compute.DiskSource{}, errors.New("no such pool")
+	}
+	return compute.QCOW2("/pool/" + v.Volume), nil
+}
+
 func TestSteps(t *testing.T) {
 	var suite testsuite.WorkflowTestSuite
 	env := suite.NewTestActivityEnvironment()
 	fake := &compute.Fake{}
 	missing := false
-	compute.Register(env, &activities.Host{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, fake, func(p steps.VMPlan) (compute.DomainFiles, error) {
-		if missing {
-			return compute.DomainFiles{}, errors.New("no such pool")
-		}
-		return compute.DomainFiles{Disk: compute.QCOW2("/pool/" + p.Disk.Volume)}, nil
-	})
+	compute.Register(env, &activities.Host{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, fake, inPool{&missing})
 	plan := steps.VMPlan{VM: api.NewID(), Name: "web", VCPUs: 1, Memory: api.GiB}
 
 	_, err := runStep(t, env, steps.CreateDomain, 1, plan)
@@ -90,9 +106,7 @@ func TestStepsOfMoves(t *testing.T) {
 	rack.Plug("target", target)
 	host := func(f *compute.Fake) *testsuite.TestActivityEnvironment {
 		env := suite.NewTestActivityEnvironment()
-		compute.Register(env, &activities.Host{Log: slog.New(slog.DiscardHandler)}, f, func(p steps.VMPlan) (compute.DomainFiles, error) {
-			return compute.DomainFiles{Disk: compute.QCOW2("/pool/" + p.Disk.Volume)}, nil
-		})
+		compute.Register(env, &activities.Host{Log: slog.New(slog.DiscardHandler)}, f, inPool{new(bool)})
 		return env
 	}
 	from, to := host(source), host(target)

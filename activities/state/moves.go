@@ -18,6 +18,7 @@ type traffic struct {
 	pools  map[string]*api.Pool
 	images map[string]*api.Image
 	groups map[string]*api.VMGroup
+	vols   map[string]*api.Volume
 	vms    []*api.VM
 }
 
@@ -38,6 +39,9 @@ func (s *State) traffic(ctx context.Context, want func(*api.VM) bool) (*traffic,
 		return nil, err
 	}
 	if t.groups, err = byID[api.VMGroup](ctx, s); err != nil {
+		return nil, err
+	}
+	if t.vols, err = byID[api.Volume](ctx, s); err != nil {
 		return nil, err
 	}
 	all, err := store.List[api.VM](ctx, s.kv, s.h, "*")
@@ -74,10 +78,39 @@ func (t *traffic) poolName(vm *api.VM) string {
 	return vm.Spec.Pool
 }
 
+// fixedBy says which disk keeps a VM where it is, whoever asks; empty: none does.
+func (t *traffic) fixedBy(vm *api.VM) string {
+	for _, id := range vm.Status.Volumes {
+		v := t.vols[id]
+		if v == nil {
+			continue
+		}
+		p := t.pools[v.Spec.Pool]
+		switch {
+		case p == nil || p.Spec.Shared:
+		case !v.Spec.Root:
+			return fmt.Sprintf("it has volume %s in pool %s, which is not shared: detach it first", v.Name, p.Name)
+		case v.Status.Snapshot != "":
+			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, p.Name)
+		}
+	}
+	return ""
+}
+
+// also returns the pools of a VM's disks besides its root disk.
+func (t *traffic) also(vm *api.VM) (out []placement.Pool) {
+	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
+		if v := t.vols[id]; v != nil && t.pools[v.Spec.Pool] != nil {
+			out = append(out, placement.Pool{ID: v.Spec.Pool, Name: t.pools[v.Spec.Pool].Name})
+		}
+	}
+	return out
+}
+
 // passenger returns a VM as placement sees it; stays says why it cannot be moved, or is empty.
 func (t *traffic) passenger(vm *api.VM, stays string) placement.VM {
 	req := placement.Request{
-		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
+		VM: vm.Name, Amount: claimOf(vm).Amount, Pool: vm.Spec.Pool, Also: t.also(vm), Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels,
 	}
 	if a := t.agents[vm.Status.Agent]; a != nil && req.Arch == "" {
@@ -138,6 +171,9 @@ func (s *State) drainPlan(ctx context.Context, in steps.DrainPlan) (api.MovePlan
 			continue
 		}
 		why := unmovable(vm)
+		if why == "" {
+			why = t.fixedBy(vm)
+		}
 		if why == "" && !in.CopyStorage && !t.shared(vm) {
 			why = fmt.Sprintf("its disk is in pool %s, which is not shared: say --copy-storage to have disks copied", t.poolName(vm))
 		}
@@ -223,7 +259,7 @@ func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePl
 	var all []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
-		all = append(all, t.passenger(vm, ""))
+		all = append(all, t.passenger(vm, t.fixedBy(vm)))
 	}
 	for _, p := range placement.Balance(t.world.nodes, all, placement.BalanceOptions{Moves: in.Moves}) {
 		m := t.goes(vms[p.VM.ID], p.To)
@@ -286,7 +322,7 @@ func (t *traffic) unrecoverable(vm *api.VM) string {
 	case !t.shared(vm):
 		return fmt.Sprintf("its disk is in pool %s, which no other node reaches", t.poolName(vm))
 	default:
-		return ""
+		return t.fixedBy(vm)
 	}
 }
 

@@ -78,6 +78,7 @@ func (s *State) Register(reg activities.Registry, host *activities.Host) {
 	activities.Implement(reg, host, steps.CompareWorlds, s.compareWorlds)
 	activities.Implement(reg, host, steps.RepairStore, s.repairStore)
 	s.registerHosts(reg, host)
+	s.registerVolumes(reg, host)
 }
 
 func (s *State) saveJournal(ctx context.Context, _ steps.Token, j steps.Journal) (steps.Nothing, error) {
@@ -150,7 +151,7 @@ func (s *State) loadAgents(ctx context.Context, _ steps.Token, _ steps.Nothing) 
 		ref := steps.AgentPools{AgentRef: steps.AgentRef{ID: a.ID, Name: a.Name, Ready: able}}
 		for _, p := range pools {
 			if slices.Contains(p.Spec.Agents, a.ID) {
-				ref.Pools = append(ref.Pools, steps.PoolOnNode{Pool: p.ID, Type: p.Spec.Type, Path: p.Spec.Path, Shared: p.Spec.Shared})
+				ref.Pools = append(ref.Pools, onNode(p))
 			}
 		}
 		out.Agents = append(out.Agents, ref)

@@ -37,6 +37,8 @@ type fakeFile struct {
 	kind, id string
 	child    string // SHA-256 that it is a child of
 	size     int64
+	below    string // path of the layer that a volume's layer is made on
+	virtual  int64  // bytes that a guest sees of a volume
 	data     []byte // of a volume
 }
 

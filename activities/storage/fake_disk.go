@@ -28,7 +28,7 @@ func (f *Fake) Content(plan steps.VMPlan) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if p := f.pools[plan.Disk.PoolPath]; err == nil && p != nil {
-		return string(p.files[where.Disk.File].data)
+		return p.shows(where.Disk.File)
 	}
 	return ""
 }
@@ -36,8 +36,8 @@ func (f *Fake) Content(plan steps.VMPlan) string {
 // MakeDisk implements Pool.
 func (f *Fake) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, _ func(string)) error {
 	return f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(pool *fakePool, path string) error {
-		if len(pool.files[path].data) == 0 { // it is not there, or was only put there
-			pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, data: []byte(contentOf(plan.Disk) + api.NewID())}
+		if file := pool.files[path]; len(file.data) == 0 && file.below == "" { // it is not there, or was only put there
+			pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, virtual: plan.Disk.Size, data: []byte(contentOf(plan.Disk) + api.NewID())}
 		}
 		return nil
 	})
@@ -97,7 +97,7 @@ func (f *Fake) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, f
 		return problem.New(problem.Conflict, "the disk that came for vm %s cannot be taken", plan.Name)
 	}
 	return f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(pool *fakePool, path string) error {
-		pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, data: came}
+		pool.files[path] = fakeFile{kind: KindVolume, id: plan.Disk.Volume, child: plan.Disk.ImageSHA256, virtual: plan.Disk.Size, data: came}
 		return nil
 	})
 }
@@ -108,41 +108,47 @@ func (f *Fake) build(ctx context.Context, plan steps.VMPlan, src Source, volume 
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
-	var have bool
-	sha, copyPath := plan.Disk.ImageSHA256, filepath.Join(plan.Disk.PoolPath, backingDir, plan.Disk.ImageSHA256)
-	if err == nil {
-		_, have = pool.files[copyPath]
-	}
-	f.mu.Unlock()
-	if err != nil {
+	if err := f.fetch(ctx, steps.PoolOnNode{Pool: plan.Disk.Pool, Path: plan.Disk.PoolPath}, plan.Disk, src); err != nil {
 		return err
-	}
-	if !have {
-		size, err := swallow(ctx, plan.Disk, src)
-		if err != nil {
-			return err
-		}
-		f.mu.Lock()
-		free := f.usage(steps.PoolOnNode{Path: plan.Disk.PoolPath}).Free
-		if size <= free {
-			pool.files[copyPath] = fakeFile{kind: KindBacking, id: sha, size: size}
-		}
-		f.mu.Unlock()
-		if size > free {
-			return problem.New(problem.NoCapacity, "pool %s is full", plan.Disk.PoolPath)
-		}
 	}
 	if _, err := src.Seed(ctx, plan.VM); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
+	if err != nil {
+		return err
+	}
 	if err := volume(pool, where.Disk.File); err != nil {
 		return err
 	}
 	pool.files[where.Seed.File] = fakeFile{kind: KindSeed, id: plan.VM}
+	return nil
+}
+
+// fetch makes the copy of an image, if there is none.
+func (f *Fake) fetch(ctx context.Context, on steps.PoolOnNode, p steps.DiskPlan, src Source) error {
+	f.mu.Lock()
+	pool, err := f.find(on.Pool, on.Path)
+	path, have := filepath.Join(on.Path, backingDir, p.ImageSHA256), false
+	if err == nil {
+		_, have = pool.files[path]
+	}
+	f.mu.Unlock()
+	if err != nil || have {
+		return err
+	}
+	size, err := swallow(ctx, p, src)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if size > f.usage(on).Free {
+		return problem.New(problem.NoCapacity, "pool %s is full", on.Path)
+	}
+	pool.files[path] = fakeFile{kind: KindBacking, id: p.ImageSHA256, size: size}
 	return nil
 }
 

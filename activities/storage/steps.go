@@ -41,6 +41,13 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		err := pool.ReceiveDisk(ctx, in.Plan, src, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
+	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
+		err := pool.CreateVolume(ctx, v, src, func(p api.Progress) { activities.Tell(ctx, p) })
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
+	})
+	activities.Implement(reg, h, steps.RemoveVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
+		return steps.Nothing{}, problem.Wrap(pool.RemoveVolume(ctx, v), problem.Internal, "cannot remove volume %s", v.Name)
+	})
 	activities.Implement(reg, h, steps.PreparePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (api.PoolUsage, error) {
 		return pool.Prepare(ctx, p)
 	})

@@ -18,6 +18,10 @@ import (
 // Pool is what a node does for the pools on it. All methods may be called again after any interruption. Errors are problems;
 // a pool that is not prepared on this node is not_found.
 type Pool interface {
+	Volumes
+	Snapshots
+	// Locate says how a hypervisor of this node opens the disks of a VM.
+	Locate(plan steps.VMPlan) (compute.DomainFiles, error)
 	// Prepare makes the directory a pool, by really using it, and says how much room it has. A directory that is another
 	// pool's, or holds what looks like one, is a conflict; so is one that two agents see if the pool is not shared, or if it is
 	// shared and this agent does not see what the first has made.
@@ -76,15 +80,63 @@ const (
 	workExt   = ".work"
 )
 
-// Locate says where MakeDisk puts the files of a VM.
+// Locate says where the disks of a VM are, in pools that are directories.
 func Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 	if err := checkPlan(plan); err != nil {
 		return compute.DomainFiles{}, err
 	}
-	return compute.DomainFiles{
-		Disk: compute.QCOW2(filepath.Join(plan.Disk.PoolPath, volumesDir, plan.Disk.Volume+volumeExt)),
+	out := compute.DomainFiles{
+		Disk: compute.QCOW2(filepath.Join(plan.Disk.PoolPath, volumesDir, rootLayer(plan)+volumeExt)),
 		Seed: compute.Raw(filepath.Join(plan.Disk.PoolPath, seedsDir, plan.VM+seedExt)),
-	}, nil
+	}
+	for _, d := range plan.Data {
+		source, err := locateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer})
+		if err != nil {
+			return compute.DomainFiles{}, err
+		}
+		out.Data = append(out.Data, source)
+	}
+	return out, nil
+}
+
+func locateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
+	if err := checkVolume(v); err != nil {
+		return compute.DiskSource{}, err
+	}
+	return compute.QCOW2(layerPath(v)), nil
+}
+
+// layer is the name of the file that a volume is written to.
+func layer(v steps.VolumePlan) string {
+	if v.Layer != "" {
+		return v.Layer
+	}
+	return v.Volume
+}
+
+func rootLayer(plan steps.VMPlan) string {
+	return layer(steps.VolumePlan{Volume: plan.Disk.Volume, Layer: plan.Disk.Layer})
+}
+
+// at returns the volume as if it were written to another of its layers; empty: the first.
+func at(v steps.VolumePlan, layer string) steps.VolumePlan {
+	v.Layer = layer
+	return v
+}
+
+func layerPath(v steps.VolumePlan) string {
+	return filepath.Join(v.Pool.Path, volumesDir, layer(v)+volumeExt)
+}
+
+// checkVolume refuses what could lead out of a pool, or to nowhere.
+func checkVolume(v steps.VolumePlan) error {
+	var c problem.Validation
+	c.Check(api.IsUUID(v.Volume), "volume", v.Volume, "must be a UUID")
+	c.Check(v.Layer == "" || api.IsUUID(v.Layer), "layer", v.Layer, "must be a UUID")
+	if err := c.Err("plan of volume " + v.Name); err != nil {
+		return err
+	}
+	return checkPool(v.Pool)
 }
 
 // checkPlan refuses what could lead out of a pool, or to nowhere.
@@ -92,6 +144,7 @@ func checkPlan(plan steps.VMPlan) error {
 	var v problem.Validation
 	v.Check(api.IsUUID(plan.VM), "vm", plan.VM, "must be a UUID")
 	v.Check(api.IsUUID(plan.Disk.Volume), "disk.volume", plan.Disk.Volume, "must be a UUID")
+	v.Check(plan.Disk.Layer == "" || api.IsUUID(plan.Disk.Layer), "disk.layer", plan.Disk.Layer, "must be a UUID")
 	v.Check(api.IsUUID(plan.Disk.Pool), "disk.pool", plan.Disk.Pool, "must be a UUID")
 	checkPath(&v, "disk.poolPath", plan.Disk.PoolPath)
 	return v.Err("plan of vm " + plan.Name)

@@ -21,15 +21,32 @@ type Volumes interface {
 	GrowVolume(ctx context.Context, v steps.VolumePlan) error
 	// LocateVolume says how a hypervisor of this node opens a volume.
 	LocateVolume(v steps.VolumePlan) (compute.DiskSource, error)
+	// Capabilities says what can be done with the volumes of a pool.
+	Capabilities(p steps.PoolOnNode) Capabilities
 }
 
 // Snapshots is what the driver of a pool does for snapshots of volumes.
+//
+// In a pool of files a volume is a chain of layers. What is said of guests below is for those: a layer that a guest has open is
+// merged by its hypervisor (compute.Disks), and the driver does the rest.
 type Snapshots interface {
 	// AddSnapshot keeps the volume as it is now. In a pool of files it makes the layer of the plan on top of the volume, which
-	// is all if no guest has the volume open; one that has must be brought to write there (compute.Disks).
+	// is all if no guest has the volume open; one that has must be brought to write there.
 	AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error
 	// UndoSnapshot takes it back, for a volume that no guest has open: what was written since is kept. Content if there is none.
 	UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error
+	// DropSnapshot gives a snapshot up. In a pool of files it merges Child into Frozen and removes Child, or removes Frozen if it
+	// has no child; it refuses (in_use) while something else is made on Frozen. Merged says that a guest's hypervisor has merged
+	// them already. It can be called again after any interruption, and is content if it was done. Tell may be nil.
+	DropSnapshot(ctx context.Context, s steps.SnapshotDrop, merged bool, tell func(api.Progress)) error
+	// RetireLayer has the layer of a plan be taken for gone from this moment on: it was merged into the one below. It takes but
+	// a moment, because a guest waits. Pools of files only.
+	RetireLayer(v steps.VolumePlan) error
+	// RevertVolume makes the new layer on the snapshot's, in a pool of files, or has the volume be as its snapshot. No guest may
+	// have it open.
+	RevertVolume(ctx context.Context, r steps.VolumeRevert) error
+	// UndoRevert takes it back. It is content if there is nothing to take back.
+	UndoRevert(ctx context.Context, r steps.VolumeRevert) error
 }
 
 // Capabilities is what a driver can do, for people, for placement and for those who accept requests.

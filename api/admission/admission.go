@@ -44,12 +44,13 @@ type Admission struct {
 	kv      store.KV
 	seal    Sealer
 	now     func() time.Time
-	cursors sync.Map // subnet ID -> *atomic.Uint32: where to look for the next free address
+	keep    time.Duration // in the recycle bin
+	cursors sync.Map      // subnet ID -> *atomic.Uint32: where to look for the next free address
 }
 
 // New returns an Admission over kv; seal encrypts the secrets that requests carry.
 func New(kv store.KV, seal Sealer) *Admission {
-	return &Admission{kv: kv, seal: seal, now: time.Now}
+	return &Admission{kv: kv, seal: seal, now: time.Now, keep: DefaultKeep}
 }
 
 // keySpace makes operation IDs out of idempotency keys.
@@ -202,6 +203,16 @@ func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
 // keeps locks an existing record that stays in the phase it is in, whatever becomes of the operation.
 func (c *acceptance) keeps(r api.Phased) error { return c.holds(r, r.GetPhase(), r.GetPhase()) }
 
+// becomes sets what a record that the operation holds is after success, but for its phase.
+func (c *acceptance) becomes(after api.Phased) error {
+	for i := range c.op.Plan.Locks {
+		if l := &c.op.Plan.Locks[i]; l.Ref.ID == after.GetMeta().ID {
+			return encode(&l.After, after)
+		}
+	}
+	return problem.New(problem.Internal, "%s is to change, and is not held", api.RefTo(after))
+}
+
 // target makes r what the operation is about, and checks If-Match.
 func (c *acceptance) target(r api.Resource) error {
 	c.op.Target = api.RefTo(r)
@@ -253,6 +264,12 @@ func (c *acceptance) names(project string, users []string) []string {
 func (c *acceptance) claims(key, value string) {
 	c.Claim(key, value)
 	c.op.Plan.ReleaseIfUndone = append(c.op.Plan.ReleaseIfUndone, key)
+}
+
+// reclaims gives a claim that is there another value, and its old one back if the operation fails.
+func (c *acceptance) reclaims(key, was, value string) {
+	c.Put(key, value)
+	c.op.Plan.PutIfUndone = append(c.op.Plan.PutIfUndone, api.Claim{Key: key, Value: was})
 }
 
 // releases gives claims back when the operation succeeds.

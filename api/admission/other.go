@@ -107,7 +107,15 @@ var retries = map[string]retry{
 	api.OpImageExport: retryUpdate((*Admission).ExportImage), api.OpImageUpdate: retryUpdate((*Admission).UpdateImage),
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
 	api.OpPoolAdd: retryBody((*Admission).CreatePool), api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
-	api.OpVPCCreate: retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
+	api.OpVolumeCreate: retryBody((*Admission).CreateVolume), api.OpVolumeUpdate: retryUpdate((*Admission).UpdateVolume), api.OpVolumeRestore: retryRef((*Admission).RestoreVolume),
+	api.OpVolumeAttach:   retryOf((*Admission).AttachVolume, func(r attachRequest) (string, api.VolumeAttach) { return r.Ref, r.VolumeAttach }),
+	api.OpVolumeDetach:   retryOf((*Admission).DetachVolume, func(r detachRequest) (string, api.VolumeDetach) { return r.Ref, r.VolumeDetach }),
+	api.OpVolumeResize:   retryOf((*Admission).ResizeVolume, func(r resizeRequest) (string, api.VolumeResize) { return r.Ref, r.VolumeResize }),
+	api.OpVolumeDelete:   retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
+	api.OpVolumePurge:    retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
+	api.OpSnapshotCreate: retryBody((*Admission).CreateSnapshot), api.OpSnapshotDelete: retryRef((*Admission).DeleteSnapshot),
+	api.OpSnapshotRevert: retryOf((*Admission).RevertSnapshot, func(r revertRequest) (string, api.SnapshotRevert) { return r.Ref, r.SnapshotRevert }),
+	api.OpVPCCreate:      retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
 	api.OpSubnetCreate: retryBody((*Admission).CreateSubnet), api.OpSubnetUpdate: retryUpdate((*Admission).UpdateSubnet), api.OpSubnetDelete: retryRef((*Admission).DeleteSubnet),
 	api.OpPortCreate: retryBody((*Admission).CreatePort), api.OpPortUpdate: retryUpdate((*Admission).UpdatePort), api.OpPortDelete: retryRef((*Admission).DeletePort),
 	api.OpSGCreate: retryBody((*Admission).CreateSecurityGroup), api.OpSGUpdate: retryUpdate((*Admission).UpdateSecurityGroup), api.OpSGDelete: retryRef((*Admission).DeleteSecurityGroup),
@@ -146,5 +154,15 @@ func retryPower(send func(*Admission, context.Context, auth.Handle, Options, str
 func retryUpdate[T any](send func(*Admission, context.Context, auth.Handle, Options, string, T) (*api.Operation, error)) retry {
 	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r updateRequest[T]) (*api.Operation, error) { return send(a, ctx, h, o, r.Ref, r.Update) })
+	}
+}
+
+// retryOf sends a request again that names a resource and has a body of its own.
+func retryOf[R, T any](send func(*Admission, context.Context, auth.Handle, Options, string, T) (*api.Operation, error), parts func(R) (string, T)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r R) (*api.Operation, error) {
+			ref, body := parts(r)
+			return send(a, ctx, h, o, ref, body)
+		})
 	}
 }

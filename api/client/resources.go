@@ -143,13 +143,13 @@ func (c *Client) write(ctx context.Context, w Write, method, path string, body a
 
 // Creation is a request for a new resource.
 type Creation interface {
-	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
+	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VolumeCreate | *api.SnapshotCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
 	Validate() error
 }
 
 // Update is a request to change a resource.
 type Update interface {
-	*api.VMUpdate | *api.AgentUpdate | *api.ImageUpdate | *api.PoolUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
+	*api.VMUpdate | *api.AgentUpdate | *api.ImageUpdate | *api.PoolUpdate | *api.VolumeUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
 	Validate() error
 }
 
@@ -166,6 +166,10 @@ func kindOf(body any) api.Kind {
 		return api.KindImage
 	case *api.PoolCreate, *api.PoolUpdate:
 		return api.KindPool
+	case *api.VolumeCreate, *api.VolumeUpdate:
+		return api.KindVolume
+	case *api.SnapshotCreate:
+		return api.KindSnapshot
 	case *api.VPCCreate, *api.VPCUpdate:
 		return api.KindVPC
 	case *api.SubnetCreate, *api.SubnetUpdate:

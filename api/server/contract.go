@@ -39,6 +39,17 @@ type Admission interface {
 	UpdatePool(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PoolUpdate) (*api.Operation, error)
 	DeletePool(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
+	CreateVolume(ctx context.Context, h auth.Handle, o admission.Options, req api.VolumeCreate) (*api.Operation, error)
+	UpdateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeUpdate) (*api.Operation, error)
+	AttachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeAttach) (*api.Operation, error)
+	DetachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDetach) (*api.Operation, error)
+	ResizeVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeResize) (*api.Operation, error)
+	DeleteVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDelete) (*api.Operation, error)
+	RestoreVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreateSnapshot(ctx context.Context, h auth.Handle, o admission.Options, req api.SnapshotCreate) (*api.Operation, error)
+	DeleteSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	RevertSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SnapshotRevert) (*api.Operation, error)
+
 	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)
 	UpdateVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VPCUpdate) (*api.Operation, error)
 	DeleteVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)

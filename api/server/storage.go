@@ -11,5 +11,5 @@ func (s *Server) routeStorage() {
 	deletable(s, api.KindPool, "It must hold no volumes.", Admission.DeletePool)
 
 	s.routeImages()
-	readable[api.Volume](s)
+	s.routeVolumes()
 }

@@ -6,23 +6,6 @@ import (
 	"github.com/nextstack/nextstack/api"
 )
 
-var volumes = &noun[*api.Volume]{
-	columns: []column[*api.Volume]{
-		nameCol[*api.Volume](),
-		col("SIZE", func(v *api.Volume) cell { return size(v.Spec.Size) }),
-		refCol("POOL", api.KindPool, func(v *api.Volume) string { return v.Spec.Pool }),
-		refCol("VM", api.KindVM, func(v *api.Volume) string { return v.Spec.VM }),
-		col("PHASE", func(v *api.Volume) cell { return phase(v.Status.Phase) }),
-		ageCol[*api.Volume](), idCol[*api.Volume](),
-	},
-	more: []column[*api.Volume]{
-		col("REASON", func(v *api.Volume) cell { return text(v.Status.Reason) }),
-		refCol("IMAGE", api.KindImage, func(v *api.Volume) string { return v.Spec.Image }),
-		refCol("NODE", api.KindAgent, func(v *api.Volume) string { return v.Status.Agent }),
-		col("ROOT DISK", func(v *api.Volume) cell { return yes(v.Spec.Root) }),
-	},
-}
-
 var pools = &noun[*api.Pool]{
 	columns: []column[*api.Pool]{
 		nameCol[*api.Pool](),
@@ -38,10 +21,6 @@ var pools = &noun[*api.Pool]{
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
 		refsCol("NODES", api.KindAgent, func(p *api.Pool) []string { return p.Spec.Agents }),
 	},
-}
-
-func (a *app) volCmd() *cobra.Command {
-	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"}, volumes.getCmd(a), volumes.listCmd(a))
 }
 
 func (a *app) poolCmd() *cobra.Command {

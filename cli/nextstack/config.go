@@ -14,6 +14,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/fleet"
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -43,6 +44,7 @@ type config struct {
 	Lease          time.Duration `koanf:"ha-lease"`
 	CPURatio       float64       `koanf:"cpu-ratio"`
 	ReservedMemory int64         `koanf:"reserved-memory"`
+	KeepDeleted    time.Duration `koanf:"keep-deleted"`
 }
 
 func flags(f *pflag.FlagSet) {
@@ -65,6 +67,7 @@ func flags(f *pflag.FlagSet) {
 	f.Int64("reserved-memory", 512<<20, "bytes of memory kept for the host itself on a node that joins")
 	f.Duration("suspect-after", fleet.SilentAfter, "how long a node may be silent before it is suspected to be dead, and its recovery begins")
 	f.Duration("ha-lease", fleet.Lease, "how long a node may run HA VMs without hearing from the server; it stops them then")
+	f.Duration("keep-deleted", admission.DefaultKeep, "how long deleted volumes stay in the recycle bin")
 	f.String("debug-listen", "", "address at which profiles (pprof) are served, without a password; empty: nowhere")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
@@ -120,6 +123,7 @@ func (c config) complete() (config, error) {
 	v.Check(c.SuspectAfter >= 10*time.Second && c.SuspectAfter <= time.Hour, "suspect-after", c.SuspectAfter.String(), "must be 10s to 1h: agents report every 5 seconds")
 	v.Check(c.Lease >= 10*time.Second && c.Lease <= 24*time.Hour, "ha-lease", c.Lease.String(), "must be 10s to 24h: agents report every 5 seconds")
 	v.Check(c.Lease >= c.SuspectAfter, "ha-lease", c.Lease.String(), "must not be shorter than suspect-after (%s): nodes would stop HA VMs before anybody thinks of starting them elsewhere", c.SuspectAfter)
+	v.Check(c.KeepDeleted >= time.Minute && c.KeepDeleted <= 10*365*24*time.Hour, "keep-deleted", c.KeepDeleted.String(), "must be 1m to 10 years (87600h)")
 	var level slog.Level
 	v.Check(level.UnmarshalText([]byte(c.LogLevel)) == nil, "log-level", c.LogLevel, "must be debug, info, warn or error")
 	if c.JoinTokenFile == "" {

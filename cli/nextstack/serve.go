@@ -96,7 +96,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	kv := store.NewEtcd(eng.Etcd())
 	cache := store.NewCache(kv, store.Root)
 	who := accounts.New(kv, accounts.Options{JoinToken: join})
-	adm := admission.New(kv, vault)
+	adm := admission.New(kv, vault).Keep(c.KeepDeleted)
 	if err := adm.Bootstrap(ctx); err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	group.Go(func() error { cache.Run(ctx); return nil })
 	group.Go(func() error { return who.Run(ctx) })
 	group.Go(func() error { return worker.Run(ctx) })
-	group.Go(func() error { sweep(ctx, log, nodes, srv, stored); return nil })
+	group.Go(func() error { sweep(ctx, log, nodes, srv, stored, adm); return nil })
 	if c.DebugListen != "" {
 		group.Go(func() error { return serveProfiles(ctx, c.DebugListen) })
 	}
@@ -175,12 +175,17 @@ func restartVM(adm *admission.Admission) func(context.Context, *api.VM) error {
 // abandonedAfter is how long an upload that no image was made of is kept, and an export that nobody downloads.
 const abandonedAfter = 24 * time.Hour
 
+// emptyBinEvery is how often the recycle bin is looked at.
+const emptyBinEvery = time.Minute
+
 // sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads and exports, and
-// once, when the start is over, gives back the memory that only the start needed.
-func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server, stored *images.Store) {
+// volumes that have been in the recycle bin for long enough, and once, when the start is over, gives back the memory that only
+// the start needed.
+func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server, stored *images.Store, adm *admission.Admission) {
 	tick := time.NewTicker(fleet.SilentAfter / 4)
 	defer tick.Stop()
-	trimmed, cleaned := false, time.Time{}
+	trimmed, cleaned, emptied := false, time.Time{}, time.Time{}
+	h := auth.ControlPlane("recycle bin")
 	for {
 		select {
 		case <-ctx.Done():
@@ -196,6 +201,12 @@ func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *serve
 				}
 				if _, err := stored.CleanExports(now, abandonedAfter); err != nil {
 					log.Warn("old exports cannot be removed", "error", err)
+				}
+			}
+			if now.Sub(emptied) >= emptyBinEvery {
+				emptied = now
+				if _, err := adm.PurgeExpired(ctx, h); err != nil && ctx.Err() == nil {
+					log.Warn("volumes that have expired cannot be removed", "error", err)
 				}
 			}
 			if !trimmed {

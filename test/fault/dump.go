@@ -59,6 +59,9 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 				continue // whether they still run is asked elsewhere
 			}
 			out = append(out, fmt.Sprintf("%s: domain %s is %s, ha %v", n.Name, d.ID, d.Phase, n.Compute.HA(d.ID)))
+			for _, k := range n.Compute.Disks(d.ID) {
+				out = append(out, fmt.Sprintf("%s: domain %s has %+v", n.Name, d.ID, k))
+			}
 		}
 		for _, f := range seen.Files {
 			if f.Kind != storage.KindBacking {
@@ -67,6 +70,9 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 		}
 		for _, p := range n.disks.pools(ctx) {
 			out = append(out, fmt.Sprintf("%s: pool %s", n.Name, p.Pool))
+			for _, line := range n.disks.Describe(p) {
+				out = append(out, n.Name+": volume "+line)
+			}
 		}
 	}
 	stored, err := w.images.Stored(ctx)
@@ -89,6 +95,11 @@ func record(value []byte) (string, error) {
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
 		delete(status, "since")
+		for _, when := range []string{"deleted", "expires"} {
+			if status[when] != nil {
+				status[when] = "then"
+			}
+		}
 		if status["phase"] == string(api.PhaseUnknown) {
 			delete(status, "reason") // whoever looked last says it in other words
 		}

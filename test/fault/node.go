@@ -10,6 +10,7 @@ import (
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/fence"
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/volume"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/steps"
@@ -41,6 +42,7 @@ func (w *World) addNode(id, name string, d *disks) *Node {
 	n.Fence.On()
 	n.Fence.Cut = func() { n.powerOff(context.Background(), nil) }
 	d.NetDir, d.Net = netDir, w.net
+	n.Compute.Backing = d.Fake
 	d.InUse = func(vm string) bool {
 		phase, err := n.Compute.State(context.Background(), vm)
 		return err == nil && phase != api.PhaseStopped
@@ -82,6 +84,7 @@ func (n *Node) cloneTo(ctx context.Context, w *World) error {
 		if err != nil {
 			return err
 		}
+		c.Compute.SetDisks(d.ID, n.Compute.Disks(d.ID))
 	}
 	return nil
 }
@@ -136,8 +139,9 @@ func (n *Node) runs(ctx context.Context, vm string) bool {
 
 // Register registers the steps of a node, as its agent does.
 func (n *Node) Register(reg activities.Registry) {
-	compute.Register(reg, n.host, n.Compute, storage.Locate)
+	compute.Register(reg, n.host, n.Compute, n.disks)
 	storage.RegisterNode(reg, n.host, n.disks, n.source, n.peers)
+	volume.Register(reg, n.host, n.Compute, n.disks)
 	activities.Implement(reg, n.host, steps.LookAtNode, func(ctx context.Context, _ steps.Token, _ steps.NodeQuestion) (steps.NodeWorld, error) {
 		return n.look(ctx)
 	})

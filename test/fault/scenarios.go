@@ -161,6 +161,10 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, moves())
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
+	maps.Copy(all, volumes())
+	for kind, more := range withVolumes() {
+		all[kind] = append(all[kind], more...)
+	}
 	return all
 }
 

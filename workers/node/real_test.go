@@ -69,7 +69,7 @@ func TestRealGuest(t *testing.T) {
 	worker := suite.NewTestActivityEnvironment()
 	worker.SetTestTimeout(3 * time.Minute)
 	host := &activities.Host{Log: log}
-	compute.Register(worker, host, driver, storage.Locate)
+	compute.Register(worker, host, driver, a.pools)
 	storage.RegisterNode(worker, host, a.pools, fileSource{env["NEXTSTACK_TEST_IMAGE"]}, newPeers("", "", "", log))
 	activities.Implement(worker, host, steps.LookAtNode, a.look)
 	seq := 0

@@ -13,6 +13,7 @@ import (
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/volume"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -92,8 +93,9 @@ func (a *agent) register(reg activities.Registry, id *identity) {
 	if a.lease != nil {
 		reg = leased{reg, a.lease}
 	}
-	compute.Register(reg, a.host, a.driver, storage.Locate)
+	compute.Register(reg, a.host, a.driver, a.pools)
 	storage.RegisterNode(reg, a.host, a.pools, source{a, id}, a.disks)
+	volume.Register(reg, a.host, a.driver, a.pools)
 	activities.Implement(reg, a.host, steps.LookAtNode, a.look)
 	activities.Implement(reg, a.host, steps.RepairNode, a.repair)
 }

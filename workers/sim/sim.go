@@ -94,11 +94,13 @@ func one(ctx context.Context, cfg Config, i int, line *line, disks storage.Peers
 		Cores: cfg.Cores, Memory: cfg.Memory, Versions: map[string]string{"hypervisor": "simulated"},
 	}}
 	rack.Plug(name, driver)
+	pools := &storage.Fake{Capacity: 10 * api.TiB}
+	driver.Backing = pools
 	return node.RunParts(ctx, node.Config{
 		Server: cfg.Server, JoinToken: cfg.JoinToken, DataDir: filepath.Join(cfg.DataDir, name), Name: name, Version: "simulated",
 		ReportEvery: cfg.ReportEvery, Log: cfg.Log.With("node", name),
 	}, node.Parts{
-		Driver: driver, Pools: &storage.Fake{Capacity: 10 * api.TiB}, Switch: wire(name), Peers: disks,
+		Driver: driver, Pools: pools, Switch: wire(name), Peers: disks,
 		Dial: func(ctx context.Context, o temporal.Options) (temporal.Client, error) {
 			defer ready()
 			return line.dial(ctx, o)

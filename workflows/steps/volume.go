@@ -75,6 +75,34 @@ type SnapshotPlan struct {
 // FenceKey says which resource the steps on it are ordered by.
 func (s SnapshotPlan) FenceKey() string { return s.Volume.Volume }
 
+// SnapshotDrop is a snapshot that is given up. In a pool of files the layer that it froze is merged with the one that is made
+// on it, and there is only one, or the snapshot cannot be dropped.
+type SnapshotDrop struct {
+	Snapshot string     `json:"snapshot"`     // ID
+	Volume   VolumePlan `json:"volume"`       // Layer is the one that is written to
+	VM       *VMPlan    `json:"vm,omitempty"` // that has the volume; nil: none
+	// Frozen is the layer that the snapshot keeps; empty: the volume's ID. It stays, and then shows what Child does.
+	Frozen string `json:"frozen,omitempty"`
+	// Child is the layer on top of it, which goes. If it is the one that is written to, Frozen is that afterwards. Empty: nothing
+	// is made on Frozen, which goes itself.
+	Child string `json:"child,omitempty"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (s SnapshotDrop) FenceKey() string { return s.Volume.Volume }
+
+// VolumeRevert is a volume that goes back to what a snapshot keeps.
+type VolumeRevert struct {
+	Snapshot string     `json:"snapshot"`         // ID
+	Volume   VolumePlan `json:"volume"`           // Layer is the one that is written to before; it stays
+	VM       *VMPlan    `json:"vm,omitempty"`     // that has the volume, and does not run; nil: none
+	Frozen   string     `json:"frozen,omitempty"` // layer that the snapshot keeps; empty: the volume's ID
+	Layer    string     `json:"layer,omitempty"`  // is made on Frozen, and written to afterwards
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (v VolumeRevert) FenceKey() string { return v.Volume.Volume }
+
 // SnapshotTaken is how a snapshot came to be.
 type SnapshotTaken struct {
 	Frozen bool          `json:"frozen"` // the guest's file systems were at rest
@@ -99,4 +127,11 @@ var (
 	TakeSnapshot = Step[SnapshotPlan, SnapshotTaken]{Name: "volume.take_snapshot", Where: Node, Timeout: 5 * time.Minute}
 	// UndoSnapshot makes it as if the snapshot had not been taken, with all that was written since.
 	UndoSnapshot = Step[SnapshotPlan, Nothing]{Name: "volume.undo_snapshot", Where: Node, Timeout: 12 * time.Hour}
+	// DropSnapshot gives a snapshot up, and what only it needs. There is no way back from the middle of it.
+	DropSnapshot = Step[SnapshotDrop, Nothing]{Name: "volume.drop_snapshot", Where: Node, Timeout: 12 * time.Hour}
+	// RevertVolume has the volume go on from a snapshot. What was written since stays in the layer that was written to before,
+	// until RemoveVolume removes that. Undo: UndoRevert.
+	RevertVolume = Step[VolumeRevert, Nothing]{Name: "volume.revert", Where: Node, Timeout: 5 * time.Minute}
+	// UndoRevert has the volume go on from where it was. It is content if it does.
+	UndoRevert = Step[VolumeRevert, Nothing]{Name: "volume.undo_revert", Where: Node, Timeout: 5 * time.Minute}
 )

@@ -1,0 +1,242 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// FakeDisk is a disk of a domain of a Fake.
+type FakeDisk struct {
+	Volume    string
+	Device    string
+	Source    DiskSource
+	ReadOnly  bool
+	Shareable bool
+	QoS       api.VolumeQoS
+}
+
+// FakeBacking is what is behind the disks of a Fake. storage.Fake is one.
+type FakeBacking interface {
+	// Chain returns the layers of which a disk consists, that which is written to first.
+	Chain(s DiskSource) ([]DiskSource, error)
+	// MergeLayers does to files what a hypervisor does that merges a layer into the one below.
+	MergeLayers(top, below DiskSource) error
+	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
+	GrowLayer(s DiskSource, size int64) error
+}
+
+// fakePause is how long a guest of a Fake waits.
+const fakePause = time.Millisecond
+
+// Disks returns the disks of a domain, the root disk first; nil: there is no such domain.
+func (f *Fake) Disks(vm string) []FakeDisk {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if d := f.domains[vm]; d != nil {
+		return slices.Clone(d.disks)
+	}
+	return nil
+}
+
+// SetDisks gives a domain these disks, whatever it had.
+func (f *Fake) SetDisks(vm string, disks []FakeDisk) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if d := f.domains[vm]; d != nil {
+		d.disks = slices.Clone(disks)
+	}
+}
+
+// Clingy makes guests hold on to their disks.
+func (f *Fake) Clingy(yes bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clingy = yes
+}
+
+// disksOf are the disks that a domain of plan has.
+func disksOf(plan steps.VMPlan, files DomainFiles) []FakeDisk {
+	out := []FakeDisk{{Volume: plan.Disk.Volume, Device: RootDevice, Source: files.Disk, QoS: plan.Disk.QoS}}
+	for i, d := range plan.Data {
+		disk := fakeDiskOf(d, DiskSource{})
+		if i < len(files.Data) {
+			disk.Source = files.Data[i]
+		}
+		out = append(out, disk)
+	}
+	return out
+}
+
+func fakeDiskOf(d steps.DataDisk, s DiskSource) FakeDisk {
+	return FakeDisk{Volume: d.Volume, Device: d.Device, Source: s, ReadOnly: d.ReadOnly, Shareable: d.Shareable, QoS: d.QoS}
+}
+
+func (d *fakeDomain) disk(volume string) *FakeDisk {
+	i := slices.IndexFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume })
+	if i < 0 {
+		return nil
+	}
+	return &d.disks[i]
+}
+
+// onDisk calls do with the lock held.
+func (f *Fake) onDisk(ctx context.Context, vm, volume string, do func(*fakeDomain, *FakeDisk) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if err != nil {
+		return err
+	}
+	disk := d.disk(volume)
+	if disk == nil {
+		return NoSuchDisk(vm, volume)
+	}
+	return do(d, disk)
+}
+
+// AttachDisk implements Disks.
+func (f *Fake) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source DiskSource) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if err != nil {
+		return err
+	}
+	if err := CheckDataDisk(disk, source); err != nil {
+		return err
+	}
+	for _, has := range d.disks {
+		switch {
+		case has.Volume == disk.Volume && has.Device == disk.Device:
+			return nil
+		case has.Volume == disk.Volume:
+			return AttachedAs(vm, disk.Volume, has.Device)
+		case has.Device == disk.Device:
+			return DeviceTaken(vm, disk.Device)
+		}
+	}
+	d.disks = append(d.disks, fakeDiskOf(disk, source))
+	return nil
+}
+
+// DetachDisk implements Disks.
+func (f *Fake) DetachDisk(ctx context.Context, vm, volume string) error {
+	for {
+		f.mu.Lock()
+		d, err := f.find(ctx, vm)
+		held := false
+		if err == nil {
+			if held = f.clingy && d.phase != api.PhaseStopped && d.disk(volume) != nil; !held {
+				d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && k.Device != RootDevice })
+			}
+		}
+		f.mu.Unlock()
+		if !held {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return HeldOn(ctx, vm, volume)
+		}
+	}
+}
+
+// ResizeDisk implements Disks.
+func (f *Fake) ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if running = d.phase != api.PhaseStopped; running && f.Backing != nil {
+			return f.Backing.GrowLayer(disk.Source, size)
+		}
+		return nil
+	})
+	return running, err
+}
+
+// TuneDisk implements Disks.
+func (f *Fake) TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQoS) error {
+	return f.onDisk(ctx, vm, volume, func(_ *fakeDomain, disk *FakeDisk) error {
+		disk.QoS = qos
+		return nil
+	})
+}
+
+// SwitchDisk implements Disks.
+func (f *Fake) SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if d.phase != api.PhaseStopped {
+			done = Switched{Running: true, Frozen: freeze && d.phase == api.PhaseRunning, Pause: fakePause}
+		}
+		disk.Source = to
+		return nil
+	})
+	return done, err
+}
+
+// PlaceDisk implements Disks.
+func (f *Fake) PlaceDisk(ctx context.Context, vm, volume string, to DiskSource) (running bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if running = d.phase != api.PhaseStopped; !running {
+			disk.Source = to
+		}
+		return nil
+	})
+	return running, err
+}
+
+// MergeDisk implements Disks.
+func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell func(api.Progress)) (running bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if d.phase == api.PhaseStopped {
+			return nil
+		}
+		if f.Backing == nil {
+			return errors.New("there is nothing behind the disks of this fake")
+		}
+		if tell != nil {
+			tell(api.Progress{Text: "merging", Done: 1, Total: 1})
+		}
+		open, err := f.Backing.Chain(disk.Source)
+		if err != nil {
+			return err
+		}
+		switch top, below := slices.Contains(open, m.Top), slices.Contains(open, m.Below); {
+		case !top && !below:
+			return nil
+		case !top:
+			running = true
+			return nil
+		case !below:
+			return NotBelow(m)
+		}
+		running = true
+		if err := f.Backing.MergeLayers(m.Top, m.Below); err != nil || disk.Source != m.Top {
+			return err
+		}
+		disk.Source = m.Below
+		if m.Retired != nil {
+			return m.Retired()
+		}
+		return nil
+	})
+	return running, err
+}
+
+// Resting implements Disks.
+func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error) {
+	f.mu.Lock()
+	d, err := f.find(ctx, vm)
+	if err == nil && d.phase == api.PhaseRunning {
+		rested, pause = true, fakePause
+	}
+	f.mu.Unlock()
+	if err != nil {
+		return false, 0, err
+	}
+	return rested, pause, do()
+}

@@ -1,0 +1,182 @@
+// Package volume has the steps on volumes that take both: what is stored, and the guest that may have it open.
+package volume
+
+import (
+	"context"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Pool is what is needed of the storage of a node.
+type Pool interface {
+	storage.Volumes
+	storage.Snapshots
+}
+
+// Register registers the implementations of the steps in reg.
+func Register(reg activities.Registry, h *activities.Host, disks compute.Disks, pool Pool) {
+	s := &service{disks: disks, pool: pool}
+	activities.Implement(reg, h, steps.ResizeVolume, step(s.resize, "cannot resize volume %s", func(in steps.Resize) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.TakeSnapshot, func(ctx context.Context, _ steps.Token, in steps.SnapshotPlan) (steps.SnapshotTaken, error) {
+		taken, err := s.take(ctx, in)
+		return taken, problem.Wrap(err, problem.Internal, "cannot take a snapshot of volume %s", in.Volume.Name)
+	})
+	activities.Implement(reg, h, steps.UndoSnapshot, step(s.undoTake, "cannot undo the snapshot of volume %s", func(in steps.SnapshotPlan) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.DropSnapshot, step(s.drop, "cannot drop the snapshot of volume %s", func(in steps.SnapshotDrop) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.RevertVolume, step(s.revert, "cannot revert volume %s", func(in steps.VolumeRevert) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.UndoRevert, step(s.undoRevert, "cannot bring volume %s back", func(in steps.VolumeRevert) string { return in.Volume.Name }))
+}
+
+// step makes an implementation of a function without an answer.
+func step[In any](do func(context.Context, In) error, what string, name func(In) string) func(context.Context, steps.Token, In) (steps.Nothing, error) {
+	return func(ctx context.Context, _ steps.Token, in In) (steps.Nothing, error) {
+		return steps.Nothing{}, problem.Wrap(do(ctx, in), problem.Internal, what, name(in))
+	}
+}
+
+type service struct {
+	disks compute.Disks
+	pool  Pool
+}
+
+// absent makes nothing of the problem that a VM has no domain, or that its domain has no such disk: then no guest has it open,
+// and the domain is defined with what the plan says when it is started.
+func absent(err error) error {
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// resize: a guest that runs has the volume open, so its hypervisor does it.
+func (s *service) resize(ctx context.Context, in steps.Resize) error {
+	if in.VM != nil {
+		running, err := s.disks.ResizeDisk(ctx, in.VM.VM, in.Volume.Volume, in.Volume.Size)
+		if absent(err) != nil || running {
+			return err
+		}
+	}
+	return s.pool.GrowVolume(ctx, in.Volume)
+}
+
+func (s *service) files(p steps.VolumePlan) bool { return s.pool.Capabilities(p.Pool).Files }
+
+func (s *service) take(ctx context.Context, in steps.SnapshotPlan) (steps.SnapshotTaken, error) {
+	if !s.files(in.Volume) {
+		return s.takeNamed(ctx, in)
+	}
+	if err := s.pool.AddSnapshot(ctx, in); err != nil {
+		return steps.SnapshotTaken{}, err
+	}
+	if in.VM == nil {
+		return steps.SnapshotTaken{}, nil
+	}
+	to, err := s.locate(in.Volume, in.Layer)
+	if err != nil {
+		return steps.SnapshotTaken{}, err
+	}
+	done, err := s.disks.SwitchDisk(ctx, in.VM.VM, in.Volume.Volume, to, in.Freeze)
+	return steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}, absent(err)
+}
+
+// takeNamed is for pools that do the work themselves; the guest only has to be quiet.
+func (s *service) takeNamed(ctx context.Context, in steps.SnapshotPlan) (out steps.SnapshotTaken, err error) {
+	add := func() error { return s.pool.AddSnapshot(ctx, in) }
+	if in.VM == nil {
+		return out, add()
+	}
+	added := false
+	out.Frozen, out.Pause, err = s.disks.Resting(ctx, in.VM.VM, func() error { added = true; return add() })
+	if problem.Is(err, problem.NotFound) && !added { // no domain
+		return steps.SnapshotTaken{}, add()
+	}
+	return out, err
+}
+
+// place has a VM that does not run be started with a layer of the volume. Running: it does run.
+func (s *service) place(ctx context.Context, vm *steps.VMPlan, v steps.VolumePlan, layer string) (running bool, err error) {
+	if vm == nil {
+		return false, nil
+	}
+	to, err := s.locate(v, layer)
+	if err != nil {
+		return false, err
+	}
+	running, err = s.disks.PlaceDisk(ctx, vm.VM, v.Volume, to)
+	return running, absent(err)
+}
+
+func (s *service) locate(v steps.VolumePlan, layer string) (compute.DiskSource, error) {
+	v.Layer = layer
+	return s.pool.LocateVolume(v)
+}
+
+// undoTake: what was written to the new layer is brought into the one that it was made on, which is written to again.
+func (s *service) undoTake(ctx context.Context, in steps.SnapshotPlan) error {
+	if !s.files(in.Volume) {
+		return s.pool.UndoSnapshot(ctx, in)
+	}
+	written := in.Volume
+	written.Layer = in.Layer
+	return s.drop(ctx, steps.SnapshotDrop{Snapshot: in.Snapshot, Volume: written, VM: in.VM, Frozen: in.Volume.Layer, Child: in.Layer})
+}
+
+// drop: a layer that a guest has open is merged by its hypervisor; then, or if none has, the pool does the rest. Last, a domain
+// that does not run learns what it is started with: until then its start fails, instead of writing to what was merged.
+func (s *service) drop(ctx context.Context, in steps.SnapshotDrop) error {
+	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	if in.Child == "" || !s.files(in.Volume) {
+		return s.pool.DropSnapshot(ctx, in, false, tell)
+	}
+	merged := false
+	if in.VM != nil {
+		top, err := s.locate(in.Volume, in.Child)
+		if err != nil {
+			return err
+		}
+		below, err := s.locate(in.Volume, in.Frozen)
+		if err != nil {
+			return err
+		}
+		retire := func() error {
+			child := in.Volume
+			child.Layer = in.Child
+			return s.pool.RetireLayer(child)
+		}
+		merged, err = s.disks.MergeDisk(ctx, in.VM.VM, in.Volume.Volume, compute.Merge{Top: top, Below: below, Retired: retire}, tell)
+		if absent(err) != nil {
+			return err
+		}
+	}
+	if err := s.pool.DropSnapshot(ctx, in, merged, tell); err != nil || in.Child != in.Volume.Layer {
+		return err
+	}
+	_, err := s.place(ctx, in.VM, in.Volume, in.Frozen)
+	return err
+}
+
+// revert: nobody may have the volume open, and the domain is started with the new layer.
+func (s *service) revert(ctx context.Context, in steps.VolumeRevert) error {
+	if err := s.pool.RevertVolume(ctx, in); err != nil || !s.files(in.Volume) {
+		return err
+	}
+	running, err := s.place(ctx, in.VM, in.Volume, in.Layer)
+	if running {
+		return problem.New(problem.Conflict, "volume %s cannot go back to a snapshot", in.Volume.Name).Because("vm %s runs, and has it open", in.VM.Name).Try("stop the vm first")
+	}
+	return err
+}
+
+func (s *service) undoRevert(ctx context.Context, in steps.VolumeRevert) error {
+	if s.files(in.Volume) {
+		if _, err := s.place(ctx, in.VM, in.Volume, in.Volume.Layer); err != nil {
+			return err
+		}
+	}
+	return s.pool.UndoRevert(ctx, in)
+}

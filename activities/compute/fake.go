@@ -28,6 +28,7 @@ type Fake struct {
 	uri      string
 	restless bool
 	clingy   bool
+	mute     bool
 	hook     func(vm string, at MovePoint) MoveFate
 }
 

@@ -59,6 +59,13 @@ func (f *Fake) Clingy(yes bool) {
 	f.clingy = yes
 }
 
+// Mute takes the agent from guests, which brings their file systems to rest.
+func (f *Fake) Mute(yes bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mute = yes
+}
+
 // disksOf are the disks that a domain of plan has.
 func disksOf(plan steps.VMPlan, files DomainFiles) []FakeDisk {
 	out := []FakeDisk{{Volume: plan.Disk.Volume, Device: RootDevice, Source: files.Disk, QoS: plan.Disk.QoS}}
@@ -170,7 +177,7 @@ func (f *Fake) TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQo
 func (f *Fake) SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
 		if d.phase != api.PhaseStopped {
-			done = Switched{Running: true, Frozen: freeze && d.phase == api.PhaseRunning, Pause: fakePause}
+			done = Switched{Running: true, Frozen: freeze && !f.mute && d.phase == api.PhaseRunning, Pause: fakePause}
 		}
 		disk.Source = to
 		return nil
@@ -205,13 +212,15 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 		if err != nil {
 			return err
 		}
-		switch top, below := slices.Contains(open, m.Top), slices.Contains(open, m.Below); {
-		case !top && !below:
+		switch top, below := slices.Index(open, m.Top), slices.Index(open, m.Below); {
+		case top < 0 && below < 0:
 			return nil
-		case !top:
-			running = true
+		case top < 0:
+			if running = true; disk.Source == m.Below && m.Retired != nil {
+				return m.Retired()
+			}
 			return nil
-		case !below:
+		case below != top+1:
 			return NotBelow(m)
 		}
 		running = true
@@ -232,7 +241,7 @@ func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested 
 	f.mu.Lock()
 	d, err := f.find(ctx, vm)
 	if err == nil && d.phase == api.PhaseRunning {
-		rested, pause = true, fakePause
+		rested, pause = !f.mute, fakePause
 	}
 	f.mu.Unlock()
 	if err != nil {

@@ -78,6 +78,9 @@ func (f *Fake) CheckIncoming(ctx context.Context, req steps.IncomingRequest, fil
 	case !files.Disk.IsSet():
 		return steps.Incoming{}, problem.New(problem.Invalid, "the plan of vm %s has no disk", req.Plan.Name)
 	}
+	if err := DisksCanArrive(req); err != nil {
+		return steps.Incoming{}, err
+	}
 	if err := CanArrive(req.Leaving, f.Inv.HostUUID, f.Inv.Accel, f.Inv.Arch); err != nil {
 		return steps.Incoming{}, err
 	}

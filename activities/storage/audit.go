@@ -95,8 +95,16 @@ func (d *Dir) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound)
 			return problem.New(problem.InUse, "%s is a directory that is not ours", f.Path).Try("look at it and remove it by hand")
 		}
 		return problem.Wrap(root.RemoveAll(rel), problem.Internal, "directory %s cannot be removed", f.Path)
-	case info.Mode().IsRegular() && busy(root, rel):
+	case info.Mode().IsRegular() && (busy(root, rel) || opened(root, rel)):
 		return problem.New(problem.InUse, "file %s is being written", f.Path)
+	}
+	if kind, id := classify(dir, name); kind == KindVolume {
+		leave, err := d.alone(ctx, root, p.Path)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		return removeLayer(root, steps.VolumePlan{Volume: id, Name: id, Pool: p})
 	}
 	return removeFile(root, rel)
 }

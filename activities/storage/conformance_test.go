@@ -80,7 +80,16 @@ type world struct {
 }
 
 func newWorld(t *testing.T, p storage.Pool) *world {
-	b := image(t)
+	return newWorldWith(t, p, func(string) {})
+}
+
+// newWorldWith is newWorld with an image to which fill writes.
+func newWorldWith(t *testing.T, p storage.Pool, fill func(path string)) *world {
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, image(t), 0o600))
+	fill(path)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
 	sum := sha256.Sum256(b)
 	w := &world{Pool: p, src: &server{images: map[string][]byte{}}, sha: hex.EncodeToString(sum[:]), size: int64(len(b)), img: api.NewID()}
 	w.src.images[w.img] = b
@@ -109,10 +118,6 @@ func TestFakeConforms(t *testing.T) { conform(t, func() storage.Pool { return &s
 func TestDirConforms(t *testing.T)  { conform(t, func() storage.Pool { return storage.NewDir(nil) }) }
 
 func conform(t *testing.T, fresh func() storage.Pool) {
-	is := func(t *testing.T, k problem.Kind, err error) {
-		t.Helper()
-		require.Equal(t, k, problem.KindOf(err), "%v", err)
-	}
 	prepared := func(t *testing.T) *world {
 		w := newWorld(t, fresh())
 		_, err := w.Prepare(t.Context(), w.pool)

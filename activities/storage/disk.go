@@ -56,7 +56,7 @@ func full(err error, path string, need int64) error {
 
 // overlay makes the root disk as a child of backing, unless it is there.
 func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing string) error {
-	name := volumesDir + "/" + plan.Disk.Volume + volumeExt
+	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	if h, err := header(root, name); err == nil {
 		// It was made by an earlier attempt, whole: it has its name only since then.
 		if h.BackingFile != backing || h.VirtualSize != plan.Disk.Size {
@@ -156,19 +156,10 @@ func (d *Dir) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
 	}
 	root, err := d.open(plan.Disk.Pool, plan.Disk.PoolPath)
 	if err != nil {
-		// A directory that is gone altogether has no disk either. One whose marker is missing may be a file system that is
-		// not mounted: the disk is still there, and the remove must wait.
-		if _, serr := os.Lstat(plan.Disk.PoolPath); errors.Is(serr, fs.ErrNotExist) {
-			return nil
-		}
-		if problem.Is(err, problem.NotFound) {
-			p := problem.From(err)
-			return problem.New(problem.Unavailable, "%s", p.What).Because("%s", p.Why).Try("%s", p.Fix)
-		}
-		return err
+		return d.awayOrGone(err, plan.Disk.PoolPath)
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	volume, iso := volumesDir+"/"+plan.Disk.Volume+volumeExt, seedsDir+"/"+plan.VM+seedExt
+	volume, iso := volumesDir+"/"+rootLayer(plan)+volumeExt, seedsDir+"/"+plan.VM+seedExt
 	err = errors.Join(removeFile(root, volume), removeFile(root, volume+tempExt), removeFile(root, iso), removeFile(root, iso+tempExt),
 		root.RemoveAll(seedsDir+"/"+plan.VM+workExt))
 	return problem.Wrap(err, problem.Internal, "the disk of vm %s cannot be removed", plan.Name)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -34,7 +35,7 @@ func (d *Dir) OpenDisk(ctx context.Context, plan steps.VMPlan) (Disk, error) {
 		return nil, err
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	name := volumesDir + "/" + plan.Disk.Volume + volumeExt
+	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	h, err := header(root, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, problem.New(problem.NotFound, "vm %s has no disk here", plan.Name).Because("there is no %s", inPool(plan.Disk.PoolPath, name))
@@ -67,6 +68,8 @@ func belongs(h *qcow2.Header, plan steps.VMPlan) error {
 		return problem.New(problem.Conflict, "volume %s is another one", plan.Disk.Volume).Because(format, args...)
 	}
 	switch {
+	case filepath.Dir(h.BackingFile) == inPool(plan.Disk.PoolPath, volumesDir):
+		return problem.New(problem.Conflict, "volume %s cannot be copied to another node", plan.Disk.Volume).Because("it has snapshots").Try("delete its snapshots first")
 	case h.BackingFile != backing || h.BackingFormat != api.FormatQCOW2:
 		return refuse("its backing file is %q (%s), expected was %q (qcow2)", h.BackingFile, h.BackingFormat, backing)
 	case h.VirtualSize != plan.Disk.Size:
@@ -103,7 +106,7 @@ func (d *Dir) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fe
 	if err := writeSeed(ctx, root, plan, src); err != nil {
 		return full(err, plan.Disk.PoolPath, api.MiB)
 	}
-	name := volumesDir + "/" + plan.Disk.Volume + volumeExt
+	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	tmp := name + tempExt
 	out, err := lockedTemp(ctx, root, tmp)
 	if err != nil {

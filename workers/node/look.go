@@ -41,15 +41,31 @@ func (a *agent) repair(ctx context.Context, _ steps.Token, r steps.NodeRepair) (
 	for _, p := range r.Pools {
 		pools[p.Pool] = p
 	}
-	for _, f := range r.Files {
-		p, ok := pools[f.Pool]
-		if !ok {
-			errs = append(errs, problem.New(problem.Invalid, "file %s is in no known pool", f.Path))
-			continue
+	return steps.Nothing{}, joined(append(errs, a.removeFiles(ctx, r.Files, pools)...))
+}
+
+// removeFiles removes files of pools. One that another is made on may be removed after that.
+func (a *agent) removeFiles(ctx context.Context, files []steps.FileFound, pools map[string]steps.PoolOnNode) (errs []error) {
+	for {
+		var needed []steps.FileFound
+		var why []error
+		for _, f := range files {
+			p, ok := pools[f.Pool]
+			if !ok {
+				errs = append(errs, problem.New(problem.Invalid, "file %s is in no known pool", f.Path))
+				continue
+			}
+			if err := a.pools.Remove(ctx, p, f); problem.Is(err, problem.InUse) {
+				needed, why = append(needed, f), append(why, err)
+			} else {
+				errs = append(errs, err)
+			}
 		}
-		errs = append(errs, a.pools.Remove(ctx, p, f))
+		if len(needed) == 0 || len(needed) == len(files) {
+			return append(errs, why...)
+		}
+		files = needed
 	}
-	return steps.Nothing{}, joined(errs)
 }
 
 // joined makes one problem of several errors: of the kind of the first, with the words of all.

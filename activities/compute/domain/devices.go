@@ -11,32 +11,37 @@ import (
 )
 
 // RootDisk is what guests know their root disk by.
-const RootDisk = "vda"
+const RootDisk = compute.RootDevice
 
 // Bridge is the OVS bridge that OVN keeps the flows of.
 const Bridge = "br-int"
 
 func rootDisk(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, host Host) {
-	cache := "writeback"
-	if host.DirectIO { // the guest's writes are on the disk when the guest thinks so, and not twice in memory
-		cache = "none"
-	}
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device: "disk",
-		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Disk.Format, Cache: cache, Discard: "unmap"},
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Disk.Format, Cache: cacheMode(host.DirectIO), Discard: "unmap"},
 		Source: source(files.Disk),
 		Target: &libvirtxml.DomainDiskTarget{Dev: RootDisk, Bus: "virtio"},
-		Serial: diskSerial(plan.Disk.Volume),
+		IOTune: ioTune(plan.Disk.QoS),
+		Serial: Serial(plan.Disk.Volume),
 		Boot:   &libvirtxml.DomainDeviceBoot{Order: 1},
 	})
+}
+
+// cacheMode: with direct I/O the guest's writes are on the disk when the guest thinks so, and not twice in memory.
+func cacheMode(directIO bool) string {
+	if directIO {
+		return "none"
+	}
+	return "writeback"
 }
 
 func source(s compute.DiskSource) *libvirtxml.DomainDiskSource {
 	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: s.File}}
 }
 
-// diskSerial is the beginning of a volume's ID, as much of it as virtio shows to the guest.
-func diskSerial(volume string) string {
+// Serial is what guests know a disk by: the beginning of a volume's ID, as much of it as virtio shows to the guest.
+func Serial(volume string) string {
 	s := strings.ReplaceAll(volume, "-", "")
 	return s[:min(len(s), 20)]
 }
@@ -106,10 +111,13 @@ func console(d *libvirtxml.Domain, plan steps.VMPlan, _ compute.DomainFiles, hos
 	d.Devices.Serials = []libvirtxml.DomainSerial{s}
 }
 
+// agentName is what the guest's agent knows its channel by.
+const agentName = "org.qemu.guest_agent.0"
+
 func agentChannel(d *libvirtxml.Domain, _ steps.VMPlan, _ compute.DomainFiles, _ Host) {
 	d.Devices.Channels = []libvirtxml.DomainChannel{{
 		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{}},
-		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: "org.qemu.guest_agent.0"}},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: agentName}},
 	}}
 }
 

@@ -5,6 +5,7 @@ package domain
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -37,7 +38,9 @@ type Host struct {
 	EFI         bool   // libvirt can choose a UEFI firmware by itself
 	UserspaceDP bool   // the switch is OVS without its kernel module
 	DirectIO    bool   // the disk's file system can do O_DIRECT
-	ConsoleDir  string // where the serial console is logged; empty: nowhere
+	// Buffered are the files of data disks whose file system cannot do O_DIRECT.
+	Buffered   []string
+	ConsoleDir string // where the serial console is logged; empty: nowhere
 }
 
 func (h Host) x86() bool { return h.Arch == "x86_64" || h.Arch == "i686" }
@@ -49,7 +52,7 @@ func (h Host) ACPI() bool { return h.x86() || h.EFI && !strings.HasPrefix(h.Arch
 type configurator func(*libvirtxml.Domain, steps.VMPlan, compute.DomainFiles, Host)
 
 var configurators = []configurator{
-	identity, lifecycle, size, firmware, features, cpu, clock, rootDisk, seed, nics, console, agentChannel, entropy, balloon, noExtras,
+	identity, lifecycle, size, firmware, features, cpu, clock, rootDisk, seed, dataDisks, nics, console, agentChannel, entropy, balloon, noExtras, ports,
 }
 
 // XML returns the domain XML of plan on host.
@@ -74,6 +77,13 @@ func check(plan steps.VMPlan, files compute.DomainFiles, host Host) error {
 	for _, s := range files.All() {
 		v.Check(s.Format == api.FormatQCOW2 || s.Format == api.FormatRaw, "format", s.Format, "must be qcow2 or raw")
 		v.Check(s.RBD != nil || filepath.IsAbs(s.File), "file", s.File, "must be an absolute path")
+	}
+	v.Check(len(files.Data) == len(plan.Data), "data", len(plan.Data), "each data disk needs a file")
+	for i, d := range plan.Data {
+		if i < len(files.Data) {
+			v.Check(compute.CheckDataDisk(d, files.Data[i]) == nil, fmt.Sprintf("data[%d]", i), d.Device, "must be a volume with a device of its own")
+		}
+		v.Check(!slices.ContainsFunc(plan.Data[:i], func(o steps.DataDisk) bool { return o.Device == d.Device }), fmt.Sprintf("data[%d]", i), d.Device, "is there twice")
 	}
 	for i, n := range plan.NICs {
 		v.Check(api.IsUUID(n.Port), fmt.Sprintf("nics[%d].port", i), n.Port, "must be a UUID")

@@ -53,3 +53,10 @@ func attr(s string) string {
 	b.WriteByte('"')
 	return b.String()
 }
+
+// The metadata element of a domain whose guest rests for a moment.
+const (
+	RestNamespace = "https://nextstack.io/domain/rest/1"
+	RestPrefix    = "nextstack-rest"
+	RestElement   = "<rest/>"
+)

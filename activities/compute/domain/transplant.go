@@ -56,9 +56,9 @@ func blockers(devs *libvirtxml.DomainDeviceList) (out []string) {
 		out = append(out, "it has a directory of its node (filesystem)")
 	}
 	if slices.ContainsFunc(devs.Disks, func(d libvirtxml.DomainDisk) bool {
-		return d.ReadOnly == nil && d.Target != nil && d.Target.Dev != RootDisk
+		return d.ReadOnly == nil && d.Target != nil && d.Target.Dev != RootDisk && d.Serial == ""
 	}) {
-		out = append(out, "it has a disk besides "+RootDisk+" that it can write to")
+		out = append(out, "it has a disk besides "+RootDisk+" that it can write to and that is none of its volumes")
 	}
 	return out
 }

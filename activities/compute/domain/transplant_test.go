@@ -54,6 +54,9 @@ func TestGuestOf(t *testing.T) {
 	require.True(t, g.OwnCPU)
 	require.Contains(t, g.CPU, "<cpu")
 	require.Empty(t, g.Blockers)
+	g, err = domain.GuestOf(strings.Replace(s, "<memballoon", "<disk type='file' device='disk'><source file='/x'/><target dev='vdc' bus='virtio'/><serial>aaaaaaaabbbb4ccc8ddd</serial></disk><memballoon", 1))
+	require.NoError(t, err)
+	require.Empty(t, g.Blockers, "a volume may be in a shared pool: that is seen in the plan")
 	for device, says := range map[string]string{
 		"<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='1' slot='0' function='0'/></source></hostdev>":   "device",
 		"<filesystem type='mount'><source dir='/x'/><target dir='x'/></filesystem>":                                             "directory",

@@ -2,48 +2,314 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"libvirt.org/go/libvirt"
+
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-var errNotYet = problem.New(problem.Unsupported, "disks of virtual machines cannot be changed yet")
-
-// AttachDisk implements compute.Disks.
-func (d *Driver) AttachDisk(context.Context, string, steps.DataDisk, compute.DiskSource) error {
-	return errNotYet
+// scope is one of the two lives of a domain: the guest that runs, and what it is started with.
+type scope struct {
+	dom  *libvirt.Domain
+	live bool
 }
 
-// DetachDisk implements compute.Disks.
-func (d *Driver) DetachDisk(context.Context, string, string) error { return errNotYet }
+func (s scope) xml() (string, error) {
+	if s.live {
+		return s.dom.GetXMLDesc(0)
+	}
+	return s.dom.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE)
+}
+
+func (s scope) impact() libvirt.DomainModificationImpact {
+	if s.live {
+		return libvirt.DOMAIN_AFFECT_LIVE
+	}
+	return libvirt.DOMAIN_AFFECT_CONFIG
+}
+
+func (s scope) modify() libvirt.DomainDeviceModifyFlags {
+	if s.live {
+		return libvirt.DOMAIN_DEVICE_MODIFY_LIVE
+	}
+	return libvirt.DOMAIN_DEVICE_MODIFY_CONFIG
+}
+
+// disk returns the disk of a volume; nil: there is none.
+func (s scope) disk(volume string) (*domain.Disk, error) {
+	xml, err := s.xml()
+	if err != nil {
+		return nil, err
+	}
+	return domain.FindDisk(xml, volume)
+}
+
+// scopes returns the lives that a domain has, that of the guest first.
+func scopes(dom *libvirt.Domain) (out []scope, err error) {
+	active, err := dom.IsActive()
+	if err != nil {
+		return nil, err
+	}
+	persistent, err := dom.IsPersistent()
+	if err != nil {
+		return nil, err
+	}
+	if active {
+		out = append(out, scope{dom, true})
+	}
+	if persistent {
+		out = append(out, scope{dom, false})
+	}
+	return out, nil
+}
+
+// inScopes runs f on each life of the domain of vm.
+func (d *Driver) inScopes(ctx context.Context, vm, what string, f func(scope) error) error {
+	return d.with(ctx, vm, what, func(dom *libvirt.Domain) error {
+		all, err := scopes(dom)
+		if err != nil {
+			return err
+		}
+		for _, s := range all {
+			if ctx.Err() != nil { // the caller is gone; what follows must not happen behind its back
+				return ctx.Err()
+			}
+			if err := f(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// LiveXML returns the XML of the domain of vm as libvirt has it now.
+func (d *Driver) LiveXML(ctx context.Context, vm string) (string, error) {
+	got := make(chan string, 1)
+	err := d.with(ctx, vm, "look at the domain", func(dom *libvirt.Domain) error {
+		xml, err := dom.GetXMLDesc(0)
+		if err == nil {
+			got <- xml
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return <-got, nil
+}
+
+// AttachDisk implements compute.Disks.
+func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source compute.DiskSource) error {
+	xml, err := domain.DataDiskXML(disk, source, source.File == "" || directIO(source.File))
+	if err != nil {
+		return err
+	}
+	return d.inScopes(ctx, vm, "attach the disk", func(s scope) error {
+		now, err := s.xml()
+		if err != nil {
+			return err
+		}
+		has, err := domain.FindDisk(now, disk.Volume)
+		switch {
+		case err != nil:
+			return err
+		case has != nil && has.Device == disk.Device:
+			return nil
+		case has != nil:
+			return compute.AttachedAs(vm, disk.Volume, has.Device)
+		}
+		taken, err := domain.HasDevice(now, disk.Device)
+		if err == nil && taken {
+			err = compute.DeviceTaken(vm, disk.Device)
+		}
+		if err != nil {
+			return err
+		}
+		return s.dom.AttachDeviceFlags(xml, s.modify())
+	})
+}
+
+// Timing of detaching.
+const (
+	// askAgain is how often a guest is asked to let a disk go: one that is still starting does not hear it.
+	askAgain = 3 * time.Second
+	// released is how often we look whether it has.
+	released = 100 * time.Millisecond
+)
+
+// DetachDisk implements compute.Disks. The guest goes first: as long as it holds on, the next start gives it the disk as well.
+func (d *Driver) DetachDisk(ctx context.Context, vm, volume string) error {
+	const what = "detach the disk"
+	look := time.NewTicker(released)
+	defer look.Stop()
+	var asked time.Time
+	for {
+		ask := time.Since(asked) >= askAgain
+		if ask {
+			asked = time.Now()
+		}
+		held := make(chan bool, 1)
+		err := d.with(ctx, vm, what, func(dom *libvirt.Domain) error {
+			yes, err := letGo(dom, volume, ask)
+			if err == nil {
+				held <- yes
+			}
+			return err
+		})
+		if ctx.Err() != nil {
+			return compute.HeldOn(ctx, vm, volume)
+		}
+		if err != nil {
+			return err
+		}
+		if !<-held {
+			return d.inScopes(ctx, vm, what, func(s scope) error {
+				disk, err := s.disk(volume)
+				if err != nil || disk == nil || s.live {
+					return err
+				}
+				xml, err := disk.XML.Marshal()
+				if err != nil {
+					return err
+				}
+				return s.dom.DetachDeviceFlags(xml, s.modify())
+			})
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return compute.HeldOn(ctx, vm, volume)
+		}
+	}
+}
+
+// letGo reports whether the guest still has the disk of a volume, and asks it to let it go.
+func letGo(dom *libvirt.Domain, volume string, ask bool) (held bool, err error) {
+	active, err := dom.IsActive()
+	if err != nil || !active {
+		return false, err
+	}
+	live := scope{dom, true}
+	disk, err := live.disk(volume)
+	if err != nil || disk == nil || !ask {
+		return disk != nil, err
+	}
+	xml, err := disk.XML.Marshal()
+	if err != nil {
+		return false, err
+	}
+	err = dom.DetachDeviceFlags(xml, live.modify())
+	if lost(err) {
+		return false, err
+	}
+	// Else it is on its way, or QEMU says that it was asked already; libvirt may wait for the guest itself, but not for long.
+	disk, err = live.disk(volume)
+	return disk != nil, err
+}
+
+// guestDisk runs f on the disk of a guest that runs, or is paused. Running is false if there is no such guest.
+func (d *Driver) guestDisk(ctx context.Context, vm, volume, what string, f func(s scope, disk *domain.Disk) error) (running bool, err error) {
+	up := make(chan bool, 1)
+	err = d.with(ctx, vm, what, func(dom *libvirt.Domain) error {
+		active, err := dom.IsActive()
+		if err != nil {
+			return err
+		}
+		s := scope{dom, active}
+		disk, err := s.disk(volume)
+		if err != nil {
+			return err
+		}
+		if disk == nil {
+			return compute.NoSuchDisk(vm, volume)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if active {
+			err = f(s, disk)
+		}
+		if err == nil {
+			up <- active
+		}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return <-up, nil
+}
 
 // ResizeDisk implements compute.Disks.
-func (d *Driver) ResizeDisk(context.Context, string, string, int64) (bool, error) {
-	return false, errNotYet
+func (d *Driver) ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error) {
+	return d.guestDisk(ctx, vm, volume, "resize the disk", func(s scope, disk *domain.Disk) error {
+		info, err := s.dom.GetBlockInfo(disk.Device, 0)
+		switch {
+		case err != nil:
+			return err
+		case int64(info.Capacity) == size:
+			return nil
+		case int64(info.Capacity) > size:
+			return problem.New(problem.Conflict, "a volume of %d bytes does not shrink to %d", info.Capacity, size).Because("its end may be in use")
+		}
+		return s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
+	})
 }
 
 // TuneDisk implements compute.Disks.
-func (d *Driver) TuneDisk(context.Context, string, string, api.VolumeQoS) error { return errNotYet }
-
-// SwitchDisk implements compute.Disks.
-func (d *Driver) SwitchDisk(context.Context, string, string, compute.DiskSource, bool) (compute.Switched, error) {
-	return compute.Switched{}, errNotYet
+func (d *Driver) TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQoS) error {
+	t := domain.Limits(qos)
+	found := make(chan struct{}, 2)
+	err := d.inScopes(ctx, vm, "limit the disk", func(s scope) error {
+		disk, err := s.disk(volume)
+		if err != nil || disk == nil {
+			return err
+		}
+		found <- struct{}{}
+		return s.dom.SetBlockIoTune(disk.Device, &libvirt.DomainBlockIoTuneParameters{
+			TotalBytesSecSet: true, TotalBytesSec: t.TotalBytesSec, TotalBytesSecMaxSet: true, TotalBytesSecMax: t.TotalBytesSecMax,
+			TotalIopsSecSet: true, TotalIopsSec: t.TotalIopsSec, TotalIopsSecMaxSet: true, TotalIopsSecMax: t.TotalIopsSecMax,
+		}, s.impact())
+	})
+	if err == nil && len(found) == 0 {
+		return compute.NoSuchDisk(vm, volume)
+	}
+	return err
 }
 
 // PlaceDisk implements compute.Disks.
-func (d *Driver) PlaceDisk(context.Context, string, string, compute.DiskSource) (bool, error) {
-	return false, errNotYet
+func (d *Driver) PlaceDisk(ctx context.Context, vm, volume string, to compute.DiskSource) (running bool, err error) {
+	running, err = d.guestDisk(ctx, vm, volume, "place the disk", func(scope, *domain.Disk) error { return nil })
+	if err != nil || running {
+		return running, err
+	}
+	return false, d.with(ctx, vm, "place the disk", func(dom *libvirt.Domain) error {
+		if active, err := dom.IsActive(); active || err != nil {
+			return errors.Join(err, problem.New(problem.Conflict, "vm %s was started meanwhile", vm))
+		}
+		return place(dom, volume, to)
+	})
 }
 
-// MergeDisk implements compute.Disks.
-func (d *Driver) MergeDisk(context.Context, string, string, compute.Merge, func(api.Progress)) (bool, error) {
-	return false, errNotYet
-}
-
-// Resting implements compute.Disks.
-func (d *Driver) Resting(context.Context, string, func() error) (bool, time.Duration, error) {
-	return false, 0, errNotYet
+// place has the domain be started with another source of a disk.
+func place(dom *libvirt.Domain, volume string, to compute.DiskSource) error {
+	s := scope{dom, false}
+	if persistent, err := dom.IsPersistent(); err != nil || !persistent {
+		return err
+	}
+	disk, err := s.disk(volume)
+	if err != nil || disk == nil || disk.Writes(to) {
+		return err
+	}
+	xml, err := disk.PlacedXML(to)
+	if err != nil {
+		return err
+	}
+	return dom.UpdateDeviceFlags(xml, s.modify())
 }

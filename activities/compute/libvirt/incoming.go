@@ -58,6 +58,9 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 	if err := compute.CanArrive(req.Leaving, facts.inv.HostUUID, facts.host.Accel, facts.host.Arch); err != nil {
 		return none, err
 	}
+	if err := compute.DisksCanArrive(req); err != nil {
+		return none, err
+	}
 	if d.opt.Peer.Libvirt == "" {
 		return none, compute.NoPeer()
 	}
@@ -68,10 +71,12 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 	if here.phase() != api.PhaseStopped {
 		return none, compute.AlreadyHere(req.Plan.VM)
 	}
-	if !req.Copy {
-		if err := reachable(files); err != nil {
-			return none, err
-		}
+	there := files
+	if req.Copy { // root disk and seed are on their way
+		there.Disk, there.Seed = compute.DiskSource{}, compute.DiskSource{}
+	}
+	if err := reachable(there); err != nil {
+		return none, err
 	}
 	if err := d.checkCPU(ctx, facts.host, req); err != nil {
 		return none, err
@@ -143,5 +148,10 @@ func (d *Driver) xmlOf(plan steps.VMPlan, files compute.DomainFiles, f *facts) (
 	}
 	host := f.host
 	host.UserspaceDP, host.DirectIO = d.opt.UserspaceDP(), files.Disk.File != "" && directIO(files.Disk.File)
+	for _, s := range files.Data {
+		if s.File != "" && !directIO(s.File) {
+			host.Buffered = append(host.Buffered, s.File)
+		}
+	}
 	return domain.XML(plan, files, host)
 }

@@ -198,6 +198,9 @@ func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvi
 	case in.Plan.Disk.Shared: // which libvirt cannot see of a directory
 		flags |= libvirt.MIGRATE_UNSAFE
 	}
+	if len(in.Plan.Data) > 0 { // those are in shared pools, or the target had refused
+		flags |= libvirt.MIGRATE_UNSAFE
+	}
 	return p, flags, nil
 }
 

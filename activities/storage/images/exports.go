@@ -79,7 +79,7 @@ func (s *Store) Export(ctx context.Context, in steps.ImageExport, tell func(api.
 	}()
 	tell(api.Progress{Text: "converting"})
 	i := qemuimg.Image{Path: path, Format: api.FormatQCOW2, Size: size, VirtualSize: h.VirtualSize}
-	err = qemuimg.Convert(ctx, i, tmp, in.Format, qemuimg.Limits{}, func(p float64) { tell(api.Progress{Text: fmt.Sprintf("converting: %.0f%%", p)}) })
+	err = qemuimg.ConvertStrange(ctx, i, tmp, in.Format, qemuimg.Limits{}, func(p float64) { tell(api.Progress{Text: fmt.Sprintf("converting: %.0f%%", p)}) })
 	if err != nil {
 		return out, err
 	}

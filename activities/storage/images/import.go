@@ -192,7 +192,7 @@ func (j *job) convert(ctx context.Context, size int64) (int64, error) {
 	}
 	limits.File = min(limits.File, j.maxSize)
 	j.tell(api.Progress{Text: "converting"})
-	err := qemuimg.Convert(ctx, i, j.made, api.FormatQCOW2, limits, func(p float64) { j.tell(api.Progress{Text: fmt.Sprintf("converting: %.0f%%", p)}) })
+	err := qemuimg.ConvertStrange(ctx, i, j.made, api.FormatQCOW2, limits, func(p float64) { j.tell(api.Progress{Text: fmt.Sprintf("converting: %.0f%%", p)}) })
 	return i.VirtualSize, err
 }
 

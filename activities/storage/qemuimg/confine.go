@@ -31,7 +31,10 @@ func confine(cmd *exec.Cmd, files access) error {
 				return err
 			}
 			if os.Geteuid() == 0 && separable() {
-				cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC}
+				if cmd.SysProcAttr == nil {
+					cmd.SysProcAttr = &syscall.SysProcAttr{}
+				}
+				cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 			}
 			return cmd.Run()
 		}()

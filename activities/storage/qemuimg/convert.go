@@ -90,9 +90,9 @@ func CheckStrange(ctx context.Context, i Image) (Checked, error) {
 	return c, problem.Wrap(err, problem.Internal, "what qemu-img tells of an image cannot be read")
 }
 
-// Convert writes an image to the new file dst, in the format to. Progress, unless nil, is told the percentage. An image that
+// ConvertStrange writes an image to the new file dst, in the format to. Progress, unless nil, is told the percentage. An image that
 // takes more than its limits is invalid.
-func Convert(ctx context.Context, i Image, dst, to string, l Limits, progress func(percent float64)) error {
+func ConvertStrange(ctx context.Context, i Image, dst, to string, l Limits, progress func(percent float64)) error {
 	if l.CPU == 0 {
 		l.CPU = i.cpu()
 	}

@@ -8,8 +8,10 @@ import (
 	"encoding/json"
 	"errors"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -50,9 +52,54 @@ func CreateOverlay(ctx context.Context, path, backing string, size int64) error 
 	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
 }
 
+// Create makes an empty qcow2 image at path.
+func Create(ctx context.Context, path string, size int64) error {
+	_, err := run(ctx, baseCPU, nil, "create", "-q", "-f", "qcow2", "--", path, strconv.FormatInt(size, 10))
+	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
+}
+
+// Resize gives a qcow2 image another size; one that another process has open is in_use.
+func Resize(ctx context.Context, path string, size int64) error {
+	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", "qcow2", "--", path, strconv.FormatInt(size, 10))
+	return problem.Wrap(err, problem.Internal, "cannot resize volume %s", path)
+}
+
+// Commit brings what is in a qcow2 image into its backing file, and leaves it empty. An image that another process has open is
+// in_use. Size is that of the image in bytes; progress is told the percentage.
+func Commit(ctx context.Context, path string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, cpuFor(size), progress, "commit", "-p", "-f", "qcow2", "--", path)
+	return problem.Wrap(err, problem.Internal, "cannot merge volume %s into the one below", path)
+}
+
+// Rebase writes another backing file into a qcow2 image, which must show the same as the one before.
+func Rebase(ctx context.Context, path, backing string) error {
+	_, err := run(ctx, baseCPU, nil, "rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, "--", path)
+	return problem.Wrap(err, problem.Internal, "volume %s cannot be put on another one", path)
+}
+
+// Same reports whether two qcow2 images of about this size show the same; what one has more must be zero.
+func Same(ctx context.Context, a, b string, size int64) (bool, error) {
+	_, err := run(ctx, 2*cpuFor(size), nil, "compare", "-q", "-f", "qcow2", "-F", "qcow2", "--", a, b)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		return false, nil
+	}
+	return err == nil, problem.Wrap(err, problem.Internal, "%s and %s cannot be compared", a, b)
+}
+
 // Inspect looks at an image, which is of the given format or invalid; one that another process writes to is in_use.
 func Inspect(ctx context.Context, path, format string) (Info, error) {
-	out, err := run(ctx, baseCPU, nil, "info", "--output=json", "-f", format, "--", path)
+	return inspect(ctx, path, format)
+}
+
+// InspectOpen is Inspect of an image that may be in use.
+func InspectOpen(ctx context.Context, path, format string) (Info, error) {
+	return inspect(ctx, path, format, "--force-share")
+}
+
+func inspect(ctx context.Context, path, format string, more ...string) (Info, error) {
+	args := append([]string{"info", "--output=json", "-f", format}, more...)
+	out, err := run(ctx, baseCPU, nil, append(args, "--", path)...)
 	if err != nil {
 		return Info{}, problem.Wrap(err, problem.Invalid, "the file cannot be opened as a %s image", format)
 	}
@@ -72,6 +119,13 @@ func Check(ctx context.Context, path string, size int64) error {
 	return problem.Wrap(err, problem.Invalid, "the image is damaged")
 }
 
+// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage. It is
+// for images that are our own; ConvertStrange is for others.
+func Convert(ctx context.Context, src, format, dst string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", "qcow2", "--", src, dst)
+	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
+}
+
 func cpuFor(size int64) time.Duration { return baseCPU + time.Duration(size/api.GiB)*cpuPerGiB }
 
 // run runs qemu-img and returns what it wrote.
@@ -82,7 +136,11 @@ func run(ctx context.Context, cpu time.Duration, progress func(float64), args ..
 // start runs qemu-img under these limits, and further ones of prlimit, by do.
 func start(ctx context.Context, cpu time.Duration, more []string, do func(*exec.Cmd) error, progress func(float64), args ...string) ([]byte, error) {
 	limits := append([]string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0"}, more...)
+	// It dies with us: one that goes on would be in the way of whoever does it again. The signal is bound to the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, "prlimit", append(append(limits, "qemu-img"), args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	var out, errs bytes.Buffer

@@ -1,0 +1,192 @@
+package domain
+
+import (
+	"slices"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// spareSlots is how many devices can be plugged into a guest that runs, where each needs a port that was there at its start.
+// PCI without Express has free slots anyway.
+const spareSlots = 8
+
+func dataDisks(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, host Host) {
+	for i, disk := range plan.Data {
+		d.Devices.Disks = append(d.Devices.Disks, dataDisk(disk, files.Data[i], !slices.Contains(host.Buffered, files.Data[i].File)))
+	}
+}
+
+// DataDiskXML returns the XML of a disk that a domain gets besides its root disk. DirectIO: its file system can do O_DIRECT.
+func DataDiskXML(disk steps.DataDisk, s compute.DiskSource, directIO bool) (string, error) {
+	if err := compute.CheckDataDisk(disk, s); err != nil {
+		return "", err
+	}
+	d := dataDisk(disk, s, directIO)
+	out, err := d.Marshal()
+	return out, problem.Wrap(err, problem.Internal, "disk %s cannot be written as XML", disk.Device)
+}
+
+func dataDisk(disk steps.DataDisk, s compute.DiskSource, directIO bool) libvirtxml.DomainDisk {
+	d := libvirtxml.DomainDisk{
+		Device: "disk",
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: s.Format, Cache: cacheMode(directIO), Discard: "unmap"},
+		Source: source(s),
+		Target: &libvirtxml.DomainDiskTarget{Dev: disk.Device, Bus: "virtio"},
+		IOTune: ioTune(disk.QoS),
+		Serial: Serial(disk.Volume),
+	}
+	if disk.ReadOnly {
+		d.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+	}
+	if disk.Shareable {
+		d.Shareable = &libvirtxml.DomainDiskShareable{}
+	}
+	return d
+}
+
+// ioTune returns the limits of a disk; nil: none.
+func ioTune(q api.VolumeQoS) *libvirtxml.DomainDiskIOTune {
+	t := Limits(q)
+	if t == (libvirtxml.DomainDiskIOTune{}) {
+		return nil
+	}
+	return &t
+}
+
+// Limits returns limits as libvirt says them. A burst is one above a limit; where there is none, nor more than it, it means
+// nothing.
+func Limits(q api.VolumeQoS) (t libvirtxml.DomainDiskIOTune) {
+	t.TotalIopsSec, t.TotalBytesSec = uint64(max(q.IOPS, 0)), uint64(max(q.Bandwidth, 0))
+	if q.IOPS > 0 && q.IOPSBurst > q.IOPS {
+		t.TotalIopsSecMax = uint64(q.IOPSBurst)
+	}
+	if q.Bandwidth > 0 && q.BandwidthBurst > q.Bandwidth {
+		t.TotalBytesSecMax = uint64(q.BandwidthBurst)
+	}
+	return t
+}
+
+// express reports whether devices are plugged into ports, of which there must be some.
+func (h Host) express() bool {
+	return strings.Contains(h.Machine, "q35") || !h.x86() && strings.HasPrefix(h.Machine, "virt")
+}
+
+// ports gives machines with PCI Express a port for each device, and some to spare. Those that are here take the first ones.
+func ports(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, host Host) {
+	if !host.express() {
+		return
+	}
+	const others = 3 // the controller of the agent's channel, entropy and balloon
+	for range len(files.All()) + len(plan.NICs) + others + spareSlots {
+		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Model: "pcie-root-port"})
+	}
+}
+
+// Disk is a disk of a domain, as its XML tells.
+type Disk struct {
+	Device string
+	Chain  []string // its files, that which is written to first; as far as they are known
+	Ready  bool     // a job that copies or merges it waits to be completed
+	XML    libvirtxml.DomainDisk
+}
+
+// FindDisk returns the disk of a volume in the XML of a domain; nil: there is none.
+func FindDisk(xml, volume string) (*Disk, error) {
+	disks, err := disksOf(xml)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(disks, func(d libvirtxml.DomainDisk) bool { return d.Serial == Serial(volume) && d.Target != nil })
+	if i < 0 {
+		return nil, nil
+	}
+	return diskOf(disks[i]), nil
+}
+
+// HasDevice reports whether the domain has a disk that goes by a name.
+func HasDevice(xml, device string) (bool, error) {
+	disks, err := disksOf(xml)
+	return slices.ContainsFunc(disks, func(d libvirtxml.DomainDisk) bool { return d.Target != nil && d.Target.Dev == device }), err
+}
+
+func disksOf(xml string) ([]libvirtxml.DomainDisk, error) {
+	d, err := read(xml)
+	if err != nil || d.Devices == nil {
+		return nil, err
+	}
+	return d.Devices.Disks, nil
+}
+
+func diskOf(d libvirtxml.DomainDisk) *Disk {
+	out := &Disk{Device: d.Target.Dev, XML: d, Ready: d.Mirror != nil && d.Mirror.Ready == "yes"}
+	if f := fileOf(d.Source); f != "" {
+		out.Chain = append(out.Chain, f)
+	}
+	for b := d.BackingStore; b != nil; b = b.BackingStore {
+		if f := fileOf(b.Source); f != "" {
+			out.Chain = append(out.Chain, f)
+		}
+	}
+	return out
+}
+
+func fileOf(s *libvirtxml.DomainDiskSource) string {
+	if s == nil || s.File == nil {
+		return ""
+	}
+	return s.File.File
+}
+
+// Writes reports whether a file is the one that the disk is written to.
+func (d *Disk) Writes(s compute.DiskSource) bool {
+	return s.File != "" && len(d.Chain) > 0 && d.Chain[0] == s.File
+}
+
+// PlacedXML returns the XML of the disk with another source.
+func (d *Disk) PlacedXML(s compute.DiskSource) (string, error) {
+	x := d.XML
+	x.Source, x.BackingStore, x.Mirror, x.Alias = source(s), nil, nil, nil
+	if x.Driver != nil {
+		driver := *x.Driver
+		driver.Type = s.Format
+		x.Driver = &driver
+	}
+	out, err := x.Marshal()
+	return out, problem.Wrap(err, problem.Internal, "disk %s cannot be written as XML", d.Device)
+}
+
+// SnapshotXML returns the XML of a snapshot that has one disk of a domain be written to another file.
+func SnapshotXML(xml, device string, to compute.DiskSource) (string, error) {
+	disks, err := disksOf(xml)
+	if err != nil {
+		return "", err
+	}
+	s := libvirtxml.DomainSnapshot{Disks: &libvirtxml.DomainSnapshotDisks{}}
+	for _, d := range disks {
+		switch {
+		case d.Target == nil:
+		case d.Target.Dev == device:
+			s.Disks.Disks = append(s.Disks.Disks, libvirtxml.DomainSnapshotDisk{
+				Name: device, Snapshot: "external", Driver: &libvirtxml.DomainDiskDriver{Type: to.Format}, Source: source(to),
+			})
+		default:
+			s.Disks.Disks = append(s.Disks.Disks, libvirtxml.DomainSnapshotDisk{Name: d.Target.Dev, Snapshot: "no"})
+		}
+	}
+	out, err := s.Marshal()
+	return out, problem.Wrap(err, problem.Internal, "a snapshot of disk %s cannot be written as XML", device)
+}
+
+// Listens reports whether the guest's agent listens.
+func Listens(xml string) bool {
+	d, err := read(xml)
+	return err == nil && d.Devices != nil && slices.ContainsFunc(d.Devices.Channels, func(c libvirtxml.DomainChannel) bool {
+		return c.Target != nil && c.Target.VirtIO != nil && c.Target.VirtIO.Name == agentName && c.Target.VirtIO.State == "connected"
+	})
+}

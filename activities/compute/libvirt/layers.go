@@ -1,0 +1,201 @@
+package libvirt
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/compute/domain"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// agentPatience is how long a guest's agent may take to answer, in seconds.
+const agentPatience = 5
+
+// SwitchDisk implements compute.Disks. The pause is that of the whole call to libvirt, of which the guest's is a part.
+func (d *Driver) SwitchDisk(ctx context.Context, vm, volume string, to compute.DiskSource, freeze bool) (compute.Switched, error) {
+	var done compute.Switched
+	answer := make(chan compute.Switched, 1)
+	running, err := d.guestDisk(ctx, vm, volume, "switch the disk to another file", func(s scope, disk *domain.Disk) error {
+		if err := wake(s.dom); err != nil {
+			return err
+		}
+		if disk.Writes(to) {
+			return place(s.dom, volume, to)
+		}
+		out, err := snapshot(s, disk, to, freeze)
+		if err != nil {
+			return err
+		}
+		answer <- out
+		return place(s.dom, volume, to) // libvirt does so itself, unless the two had gone apart
+	})
+	if err != nil {
+		return done, err
+	}
+	select {
+	case done = <-answer:
+	default:
+	}
+	if !running {
+		_, err = d.PlaceDisk(ctx, vm, volume, to)
+	}
+	done.Running = running
+	return done, err
+}
+
+// snapshot has a guest write to another file. A guest that cannot bring its file systems to rest is not asked twice.
+func snapshot(s scope, disk *domain.Disk, to compute.DiskSource, freeze bool) (out compute.Switched, err error) {
+	live, err := s.xml()
+	if err != nil {
+		return out, err
+	}
+	xml, err := domain.SnapshotXML(live, disk.Device, to)
+	if err != nil {
+		return out, err
+	}
+	const flags = libvirt.DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.DOMAIN_SNAPSHOT_CREATE_NO_METADATA | libvirt.DOMAIN_SNAPSHOT_CREATE_REUSE_EXT |
+		libvirt.DOMAIN_SNAPSHOT_CREATE_ATOMIC
+	take := func(flags libvirt.DomainSnapshotCreateFlags) error {
+		began := time.Now()
+		snap, err := s.dom.CreateSnapshotXML(xml, flags)
+		if err == nil {
+			out.Pause = time.Since(began)
+			snap.Free() //nolint:errcheck // frees memory only
+		}
+		return err
+	}
+	if freeze && domain.Listens(live) {
+		s.dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own
+		if err = take(flags | libvirt.DOMAIN_SNAPSHOT_CREATE_QUIESCE); err == nil {
+			out.Frozen = true
+			return out, nil
+		}
+		if now, derr := s.disk(volumeOf(disk)); lost(err) || derr != nil || now == nil || now.Writes(to) {
+			return out, err
+		}
+	}
+	return out, take(flags)
+}
+
+// volumeOf returns what FindDisk finds the disk by.
+func volumeOf(d *domain.Disk) string { return d.XML.Serial }
+
+// merging is how often a merge is looked at.
+const merging = 200 * time.Millisecond
+
+// MergeDisk implements compute.Disks. The work is libvirt's and QEMU's: it goes on whatever becomes of us, and who comes next
+// joins it.
+func (d *Driver) MergeDisk(ctx context.Context, vm, volume string, m compute.Merge, tell func(api.Progress)) (running bool, err error) {
+	t := time.NewTicker(merging)
+	defer t.Stop()
+	begun := false
+	for {
+		state := make(chan mergeState, 1)
+		running, err = d.guestDisk(ctx, vm, volume, "merge layers of the disk", func(s scope, disk *domain.Disk) error {
+			now, err := merge(ctx, s, disk, volume, m, begun)
+			if err == nil {
+				state <- now
+			}
+			return err
+		})
+		if err != nil || !running {
+			return running, err
+		}
+		now := <-state
+		if begun = begun || now.underWay; !now.underWay {
+			return now.open, nil
+		}
+		if tell != nil {
+			tell(api.Progress{Text: "merging layers", Done: now.done, Total: now.total})
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return true, overdue(ctx, "merge layers of the disk", d.opt.URI)
+		}
+	}
+}
+
+// mergeState is how far a merge is.
+type mergeState struct {
+	underWay    bool
+	open        bool  // the guest has one of the layers
+	done, total int64 // bytes
+}
+
+// merge does what is next to be done.
+func merge(ctx context.Context, s scope, disk *domain.Disk, volume string, m compute.Merge, begun bool) (mergeState, error) {
+	top, below := slices.Index(disk.Chain, m.Top.File), slices.Index(disk.Chain, m.Below.File)
+	switch {
+	case top < 0 && below < 0:
+		return mergeState{}, wake(s.dom)
+	case top < 0: // it was merged, or no guest has ever written to it
+		if below == 0 && m.Retired != nil {
+			if err := m.Retired(); err != nil {
+				return mergeState{}, err
+			}
+			if err := place(s.dom, volume, m.Below); err != nil {
+				return mergeState{}, err
+			}
+		}
+		return mergeState{open: true}, wake(s.dom)
+	case below != top+1:
+		return mergeState{}, compute.NotBelow(m)
+	}
+	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+	if err != nil {
+		return mergeState{}, err
+	}
+	switch {
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN && begun:
+		if now, err := s.disk(volume); err != nil || now == nil || !slices.Contains(now.Chain, m.Top.File) {
+			return mergeState{underWay: true}, err // it has ended just now
+		}
+		return mergeState{}, problem.New(problem.Unavailable, "merging layers of volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
+		flags := libvirt.DomainBlockCommitFlags(0)
+		if top == 0 {
+			flags = libvirt.DOMAIN_BLOCK_COMMIT_ACTIVE
+		}
+		if err := wake(s.dom); err != nil {
+			return mergeState{}, err
+		}
+		return mergeState{underWay: true}, s.dom.BlockCommit(disk.Device, m.Below.File, m.Top.File, 0, flags)
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT && top == 0 && disk.Ready:
+		return mergeState{open: true}, pivot(ctx, s, disk, volume, m)
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT, job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_COMMIT:
+		return mergeState{underWay: true, done: int64(job.Cur), total: int64(job.End)}, nil
+	}
+	return mergeState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or backs it up").Try("wait for the other operation to end")
+}
+
+// pivot has the guest go on with the lower layer, which shows the same now. While it does not run, nothing is written: so at any
+// moment either layer can be taken for the truth, until the upper one is retired.
+func pivot(ctx context.Context, s scope, disk *domain.Disk, volume string, m compute.Merge) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := rest(s.dom); err != nil {
+		return err
+	}
+	if err := s.dom.BlockJobAbort(disk.Device, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT); err != nil {
+		if now, derr := s.disk(volume); derr != nil || now == nil || !now.Writes(m.Below) {
+			_ = wake(s.dom) // nothing has happened
+			return err
+		}
+	}
+	if m.Retired != nil {
+		if err := m.Retired(); err != nil {
+			return err // the guest waits until it works: what it would write could be lost
+		}
+	}
+	if err := place(s.dom, volume, m.Below); err != nil {
+		return err
+	}
+	return wake(s.dom)
+}

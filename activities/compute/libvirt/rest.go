@@ -1,0 +1,111 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/nextstack/nextstack/activities/compute/domain"
+	"github.com/nextstack/nextstack/api"
+)
+
+// A guest that rests for a moment carries a mark that says so: whoever finds it awake again after an agent has died knows that
+// nobody but us has paused it.
+
+// rest pauses a guest that runs. One that is paused stays as it is.
+func rest(dom *libvirt.Domain) error {
+	s, _, err := dom.GetState()
+	if err != nil || phaseOf(s) != api.PhaseRunning {
+		return err
+	}
+	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+		return err
+	}
+	return dom.Suspend()
+}
+
+// wake ends the rest of a guest, if it rests.
+func wake(dom *libvirt.Domain) error {
+	_, err := dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
+	var e libvirt.Error
+	if errors.As(err, &e) && (e.Code == libvirt.ERR_NO_DOMAIN_METADATA || e.Code == libvirt.ERR_OPERATION_INVALID) {
+		return nil // it does not rest, or not run
+	}
+	if err != nil {
+		return err
+	}
+	s, _, err := dom.GetState()
+	if err != nil {
+		return err
+	}
+	if phaseOf(s) == api.PhasePaused {
+		if err := dom.Resume(); err != nil {
+			return err
+		}
+	}
+	if xml, err := dom.GetXMLDesc(0); err == nil && domain.Listens(xml) {
+		dom.FSThaw(nil, 0) //nolint:errcheck // file systems that were not frozen cannot be thawed
+	}
+	return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, "", domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
+}
+
+// resting is how a guest was brought to rest.
+type resting struct {
+	frozen bool // its file systems are at rest; else it is paused
+	since  time.Time
+}
+
+// Resting implements compute.Disks. A guest whose file systems cannot be brought to rest is paused.
+func (d *Driver) Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error) {
+	got := make(chan resting, 1)
+	err = d.with(ctx, vm, "bring the guest to rest", func(dom *libvirt.Domain) error {
+		s, _, err := dom.GetState()
+		if err != nil || phaseOf(s) == api.PhaseStopped {
+			return err
+		}
+		if err := wake(dom); err != nil {
+			return err
+		}
+		if s, _, err = dom.GetState(); err != nil || phaseOf(s) != api.PhaseRunning {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r := resting{since: time.Now()}
+		r.frozen, err = quiet(dom)
+		got <- r
+		return err
+	})
+	if err == nil {
+		err = do()
+	}
+	select {
+	case r := <-got:
+		werr := d.with(context.WithoutCancel(ctx), vm, "let the guest go on", wake)
+		if missing(werr) {
+			werr = nil
+		}
+		return r.frozen, time.Since(r.since), errors.Join(err, werr)
+	default: // it does not run, or nobody knows how far it came: who comes next wakes it
+		return false, 0, err
+	}
+}
+
+// quiet freezes the file systems of a guest, or else pauses it.
+func quiet(dom *libvirt.Domain) (frozen bool, err error) {
+	xml, err := dom.GetXMLDesc(0)
+	if err != nil || !domain.Listens(xml) {
+		return false, errors.Join(err, rest(dom))
+	}
+	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+		return false, err
+	}
+	dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own
+	if dom.FSFreeze(nil, 0) == nil {
+		return true, nil
+	}
+	return false, rest(dom)
+}

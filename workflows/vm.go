@@ -16,6 +16,7 @@ type vmState struct {
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
 	Power  steps.PowerResult `json:"power"`
+	Made   steps.DiskMade    `json:"made,omitzero"`
 }
 
 func (s *vmState) node() string { return s.Placed.Plan.AgentName }
@@ -30,7 +31,7 @@ var VMCreate = saga.Table[vmState]{
 	Steps: []saga.Step[vmState]{
 		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
-		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk, Detail: diskDetail},
 		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
 	},
 }
@@ -168,10 +169,29 @@ func unwireVM(r *saga.Run, s *vmState) error {
 	return err
 }
 
-func makeDisk(r *saga.Run, s *vmState) error {
-	_, err := steps.MakeDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+func makeDisk(r *saga.Run, s *vmState) (err error) {
+	plan := s.Placed.Plan
+	plan.Disk.Offer = imageOffer(r, s)
+	s.Made, err = steps.MakeDisk.Call(r, plan.Agent, plan)
 	return err
 }
+
+// imageOffer asks a node that has a copy of the image to give it away. A node that does not is not asked again: the server has the
+// image, too.
+func imageOffer(r *saga.Run, s *vmState) *steps.DiskOffer {
+	at := s.Placed.ImageAt
+	if at == nil {
+		return nil
+	}
+	offer, err := steps.OfferImage.Call(r, at.Agent, steps.ImageOffer{Copy: at.Copy})
+	if err != nil {
+		s.Placed.ImageAt = nil
+		return nil
+	}
+	return &offer
+}
+
+func diskDetail(s *vmState) any { return s.Made }
 
 func removeDisk(r *saga.Run, s *vmState) error {
 	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)

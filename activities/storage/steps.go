@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
@@ -26,8 +27,14 @@ type ImageStore interface {
 
 // RegisterNode registers the implementations of the storage steps of a node in reg.
 func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source, peers Peers) {
-	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
-		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, activities.Telling(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
+	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.DiskMade, error) {
+		from, began := &helped{Source: src, peers: peers, offer: plan.Disk.Offer}, time.Now()
+		err := pool.MakeDisk(ctx, plan, from, activities.Telling(ctx))
+		return from.made(began), problem.Wrap(err, problem.Internal, "cannot make the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.OfferImage, func(ctx context.Context, _ steps.Token, in steps.ImageOffer) (steps.DiskOffer, error) {
+		offer, err := offerImage(ctx, pool, peers, in.Copy)
+		return offer, problem.Wrap(err, problem.Internal, "cannot offer the copy of image %s", in.Copy.Image)
 	})
 	activities.Implement(reg, h, steps.RemoveDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.RemoveDisk(ctx, plan), problem.Internal, "cannot remove the disk of vm %s", plan.Name)
@@ -38,7 +45,11 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	})
 	activities.Implement(reg, h, steps.PullDisk, func(ctx context.Context, _ steps.Token, in steps.DiskPull) (steps.Nothing, error) {
 		fetch := func(ctx context.Context) (io.ReadCloser, error) { return peers.Fetch(ctx, in.Offer) }
-		err := pool.ReceiveDisk(ctx, in.Plan, src, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
+		from := &helped{Source: src, peers: peers}
+		if in.Offer.Image != "" {
+			from.offer = &steps.DiskOffer{Address: in.Offer.Address, Ticket: in.Offer.Image}
+		}
+		err := pool.ReceiveDisk(ctx, in.Plan, from, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
 	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
@@ -70,8 +81,18 @@ func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (
 		return steps.DiskOffer{}, err
 	}
 	offer, err := peers.Offer(ctx, plan.Disk.Volume, func(ctx context.Context) (Disk, error) { return pool.OpenDisk(ctx, plan) })
+	if err != nil {
+		return offer, err
+	}
 	offer.Size = size
-	return offer, err
+	// Whoever takes the disk may need its image, too; the server has it in any case.
+	image, err := offerImage(ctx, pool, peers, steps.CachedImage{
+		Image: plan.Disk.Image, SHA256: plan.Disk.ImageSHA256, Pool: plan.Disk.Pool, PoolPath: plan.Disk.PoolPath,
+	})
+	if err == nil {
+		offer.Image = image.Ticket
+	}
+	return offer, nil
 }
 
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.

@@ -27,6 +27,7 @@ func attach(volume, vm string) Accept {
 func lend(volume, vm string) Accept {
 	return on((*admit).AttachVolume, volume, api.VolumeAttach{VM: vm, ReadOnly: true})
 }
+
 func detach(volume, vm string) Accept {
 	return on((*admit).DetachVolume, volume, api.VolumeDetach{VM: vm})
 }
@@ -44,7 +45,8 @@ func snap(name, volume string) Accept {
 }
 
 func revert(name string, r api.SnapshotRevert) Accept { return on((*admit).RevertSnapshot, name, r) }
-func unsnap(name string) Accept                       { return about((*admit).DeleteSnapshot, name) }
+
+func unsnap(name string) Accept { return about((*admit).DeleteSnapshot, name) }
 
 // root makes a request about the root volume of a VM, whose name nobody knows beforehand.
 func root(vm string, accept func(volume string) Accept) Accept {

@@ -15,6 +15,7 @@ type vmState struct {
 	Ref    steps.VMRef       `json:"ref"`
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
+	Layers api.VolumeRemoval `json:"layers,omitzero"` // of its root disk, if it has snapshots
 	Power  steps.PowerResult `json:"power"`
 	Made   steps.DiskMade    `json:"made,omitzero"`
 }
@@ -38,10 +39,11 @@ var VMCreate = saga.Table[vmState]{
 
 // VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away.
 var VMDelete = saga.Table[vmState]{
-	Kind: api.OpVMDelete, Start: startVM,
+	Kind: api.OpVMDelete, Start: startVMDelete,
 	Steps: []saga.Step[vmState]{
 		{Name: "load", Where: control, Do: loadVM}, // reads only
 		{Name: "stop", Where: node, On: (*vmState).node, Do: removeDomain, Commit: true},
+		{Name: "snapshots", Where: node, On: (*vmState).node, Do: removeSnapshots},
 		{Name: "disk", Where: node, On: (*vmState).node, Do: removeDisk},
 		{Name: "unwire", Where: control, Do: unwireVM},
 		{Name: "unplace", Where: control, Do: unplaceVM},
@@ -196,6 +198,26 @@ func diskDetail(s *vmState) any { return s.Made }
 func removeDisk(r *saga.Run, s *vmState) error {
 	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
 	return err
+}
+
+func startVMDelete(op steps.Op) (vmState, error) {
+	s, err := startVM(op)
+	if err == nil && len(op.Input) > 0 {
+		err = json.Unmarshal(op.Input, &s.Layers)
+	}
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// removeSnapshots removes the root disk with all that it consists of; without snapshots the next step does.
+func removeSnapshots(r *saga.Run, s *vmState) error {
+	if len(s.Layers.Layers) == 0 {
+		return nil
+	}
+	vm, d := s.Placed.Plan, s.Placed.Plan.Disk
+	return removeLayers(r, s.Layers, steps.VolumePlan{
+		Volume: d.Volume, Name: vm.Name, Project: vm.Project, Agent: vm.Agent, Size: d.Size,
+		Pool: steps.PoolOnNode{Pool: d.Pool, Type: d.Type, Path: d.PoolPath, Shared: d.Shared, Source: d.Source},
+	})
 }
 
 func createDomain(r *saga.Run, s *vmState) error {

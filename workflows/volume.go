@@ -233,13 +233,16 @@ var VolumePurge = saga.Table[volumeState[api.VolumeRemoval]]{
 }
 
 func purgeVolume(r *saga.Run, s *volumeState[api.VolumeRemoval]) error {
-	plan := s.Placed.Plan
-	for _, id := range s.In.Snapshots {
+	return removeLayers(r, s.In, s.Placed.Plan)
+}
+
+func removeLayers(r *saga.Run, in api.VolumeRemoval, plan steps.VolumePlan) error {
+	for _, id := range in.Snapshots {
 		if _, err := steps.DropSnapshot.Call(r, plan.Agent, steps.SnapshotDrop{Snapshot: id, Volume: plan}); err != nil {
 			return err
 		}
 	}
-	for _, layer := range s.In.Layers {
+	for _, layer := range in.Layers {
 		plan.Layer = layer
 		if _, err := steps.RemoveVolume.Call(r, plan.Agent, plan); err != nil {
 			return err

@@ -32,6 +32,7 @@ func fakes(t *testing.T) computetest.Rig {
 			require.NoError(t, a.Create(t.Context(), plan, files))
 			return computetest.Guest{Plan: plan, At: files, To: files, Restless: restless}
 		},
+		Disk: func(*testing.T) compute.DiskSource { return compute.QCOW2("/data") },
 		Slow: func(*steps.MoveDomain) func() { a.Restless(true); return func() { a.Restless(false) } },
 		Running: func(t *testing.T, vm string) (n int) {
 			for _, f := range nodes {

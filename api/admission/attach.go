@@ -185,18 +185,32 @@ func (a *Admission) attachment(c *acceptance, v *api.Volume, ref string, no *pro
 	return nil, no.Because("vm %s does not have it", vm.Name).Try("see who has it: gnext vol get %s", v.Name)
 }
 
-// leaveVM takes a volume from a VM that is deleted: a root disk goes with it, all others stay.
-func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume) error {
+// leaveVM takes a volume from a VM that is deleted: a root disk goes with it, and its snapshots if they were mentioned; all other
+// volumes stay.
+func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VMDelete) error {
 	if !v.Spec.Root {
 		after := changed(v)
 		after.Status.Attachments = slices.DeleteFunc(after.Status.Attachments, func(x api.Attachment) bool { return x.VM == vm.ID })
 		return firstOf(c.keeps(v), c.becomes(after))
 	}
-	if v.Operation == "" && v.Status.Snapshot != "" {
-		return problem.New(problem.Conflict, "vm %s cannot be deleted", vm.Name).Because("its root disk %s has snapshots", v.Name).
-			Try("delete those first: gnext snap list --volume %s", v.Name)
-	}
 	me := api.RefTo(v)
+	if v.Operation == "" && v.Status.Snapshot != "" {
+		if !req.Snapshots {
+			return problem.New(problem.Conflict, "vm %s cannot be deleted", vm.Name).Because("its root disk %s has snapshots", v.Name).
+				Try("delete them with it (gnext vm del %s --snapshots), or before (gnext snap list --volume %s)", vm.Name, v.Name)
+		}
+		snaps, err := a.snapshotsOf(c, v)
+		if err != nil {
+			return err
+		}
+		removal, err := a.removal(c, v, snaps)
+		if err := firstOf(err, c.input(removal), c.holdAll(snaps, api.PhaseDeleting, "")); err != nil {
+			return err
+		}
+		for _, s := range snaps {
+			c.releases(store.UseClaim(me, api.RefTo(s)))
+		}
+	}
 	c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me), store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
 	return c.holds(v, api.PhaseDeleting, "")
 }

@@ -80,8 +80,9 @@ var retries = map[string]retry{
 			return a.CreateVM(ctx, h, o, r)
 		})
 	},
-	api.OpVMDelete: retryRef((*Admission).DeleteVM), api.OpVMStart: retryRef((*Admission).StartVM),
-	api.OpVMStop: retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
+	api.OpVMDelete: retryOf((*Admission).DeleteVMWith, func(r vmDeleteRequest) (string, api.VMDelete) { return r.Ref, r.VMDelete }),
+	api.OpVMStart:  retryRef((*Admission).StartVM),
+	api.OpVMStop:   retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
 	api.OpVMUpdate: retryUpdate((*Admission).UpdateVM), api.OpVMRecover: retryRef((*Admission).RecoverVM),
 	api.OpVMMigrate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r migrateRequest) (*api.Operation, error) { return a.MigrateVM(ctx, h, o, r.Ref, r.VMMigrate) })

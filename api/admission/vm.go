@@ -175,7 +175,18 @@ func (a *Admission) keepSecret(c *acceptance, vm, userData string) error {
 
 // DeleteVM accepts the removal of a VM and of all that was made for it.
 func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
-	return a.accept(ctx, h, o, api.OpVMDelete, targetRequest{ref}, func(c *acceptance) error {
+	return a.DeleteVMWith(ctx, h, o, ref, api.VMDelete{})
+}
+
+// vmDeleteRequest is a request to delete a VM as an operation remembers it.
+type vmDeleteRequest struct {
+	targetRequest
+	api.VMDelete
+}
+
+// DeleteVMWith is DeleteVM, and says what of the VM goes with it that may have been meant to stay.
+func (a *Admission) DeleteVMWith(ctx context.Context, h auth.Handle, o Options, ref string, req api.VMDelete) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpVMDelete, vmDeleteRequest{targetRequest{ref}, req}, func(c *acceptance) error {
 		vm, err := store.Find[api.VM](ctx, a.kv, h, o.Project, ref)
 		if err != nil {
 			return err
@@ -192,7 +203,7 @@ func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref 
 			if err != nil {
 				return err
 			}
-			if err := a.leaveVM(c, vm, v); err != nil {
+			if err := a.leaveVM(c, vm, v, req); err != nil {
 				return err
 			}
 		}

@@ -224,6 +224,10 @@ func (a *Admission) onlyVM(c *acceptance, v *api.Volume, no *problem.Problem) (*
 	if err := reachable(vm, no); err != nil {
 		return nil, err
 	}
+	if at := v.Attachment(vm.ID); at != nil && at.ReadOnly && vm.Operation == "" && vm.Status.Phase == api.PhaseRunning {
+		return nil, no.Because("vm %s has it read-only, and runs: its hypervisor does not change such a disk", vm.Name).
+			Try("stop it first (gnext vm poweroff %s), or detach the volume: gnext vol detach %s --vm %s", vm.Name, v.Name, vm.Name)
+	}
 	return vm, c.keeps(vm)
 }
 

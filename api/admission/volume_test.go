@@ -197,6 +197,11 @@ func TestAnAttachmentRepeatedIsOneAndOthersAreRefused(t *testing.T) {
 	none, err = a.ResizeVolume(ctx, h, opts, "data", api.VolumeResize{Size: 2 * api.GiB})
 	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "2 VMs")
 
+	d.done(a.DetachVolume(ctx, h, opts, "data", api.VolumeDetach{VM: "web1"}))
+	none, err = a.ResizeVolume(ctx, h, opts, "data", api.VolumeResize{Size: 2 * api.GiB})
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "read-only")
+	d.done(attach("data", "web1", true))
+
 	d.volume("more", "net", nil)
 	d.done(attach("more", "web1", false))
 	require.Equal(t, "vdd", d.vol("more").Status.Attachments[0].Device)
@@ -337,6 +342,67 @@ func TestSnapshotsAreATree(t *testing.T) {
 	require.Contains(t, d.refuse(problem.Conflict, none, err).Fix, "--restart")
 	none, err = a.DeleteVM(ctx, h, opts, "web1")
 	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "snapshots")
+	d.takes("r2", root)
+	vm := find[api.VM](d, opts.Project, "web1")
+	op := d.ask(a.DeleteVMWith(ctx, h, opts, "web1", api.VMDelete{Snapshots: true}))
+	var gone api.VolumeRemoval
+	require.NoError(t, json.Unmarshal(op.Plan.Input, &gone))
+	require.Equal(t, []string{d.vol(root).Status.Layer, d.snap("r2").Status.Layer, ""}, gone.Layers, "each before what it stands on")
+	d.settle(op, api.OpSucceeded)
+	d.write(func(x *store.Draft) { x.Release(store.NodeClaim(vm.Status.Agent, vm.ID)) }) // as its step does
+	d.clean()
+}
+
+func TestVolumeOperationsThatFailedCanBeRetried(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	d.takes("s1", "data")
+	d.volume("used", "net", nil)
+	d.volume("old", "net", nil)
+	d.done(a.AttachVolume(ctx, h, opts, "used", api.VolumeAttach{VM: "web2"}))
+	d.done(a.DeleteVolume(ctx, h, opts, "old", api.VolumeDelete{}))
+	labels := map[string]string{"a": "b"}
+	for kind, send := range map[string]func() (*api.Operation, error){
+		api.OpVolumeCreate: func() (*api.Operation, error) {
+			return a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "new", Size: api.GiB, Pool: "net"})
+		},
+		api.OpVolumeUpdate: func() (*api.Operation, error) {
+			return a.UpdateVolume(ctx, h, opts, "data", api.VolumeUpdate{Labels: &labels})
+		},
+		api.OpVolumeAttach: func() (*api.Operation, error) {
+			return a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1", ReadOnly: true})
+		},
+		api.OpVolumeDetach: func() (*api.Operation, error) {
+			return a.DetachVolume(ctx, h, opts, "used", api.VolumeDetach{VM: "web2"})
+		},
+		api.OpVolumeResize: func() (*api.Operation, error) {
+			return a.ResizeVolume(ctx, h, opts, "data", api.VolumeResize{Size: 2 * api.GiB})
+		},
+		api.OpVolumeDelete: func() (*api.Operation, error) {
+			return a.DeleteVolume(ctx, h, opts, "data", api.VolumeDelete{Snapshots: true})
+		},
+		api.OpVolumeRestore: func() (*api.Operation, error) { return a.RestoreVolume(ctx, h, opts, "old") },
+		api.OpVolumePurge: func() (*api.Operation, error) {
+			return a.DeleteVolume(ctx, h, opts, "old", api.VolumeDelete{Now: true})
+		},
+		api.OpSnapshotCreate: func() (*api.Operation, error) {
+			return a.CreateSnapshot(ctx, h, opts, api.SnapshotCreate{Name: "s2", Volume: "data", NoFreeze: true})
+		},
+		api.OpSnapshotDelete: func() (*api.Operation, error) { return a.DeleteSnapshot(ctx, h, opts, "s1") },
+		api.OpSnapshotRevert: func() (*api.Operation, error) {
+			return a.RevertSnapshot(ctx, h, opts, "s1", api.SnapshotRevert{Restart: true, Timeout: 7})
+		},
+		api.OpVMDelete: func() (*api.Operation, error) {
+			return a.DeleteVMWith(ctx, h, opts, "web2", api.VMDelete{Snapshots: true})
+		},
+	} {
+		op := d.ask(send())
+		d.settle(op, api.OpFailed)
+		again := d.ask(a.Retry(ctx, h, opts, op.ID))
+		require.Equal(t, []any{kind, op.ID, string(op.Request)}, []any{again.Kind, again.RetryOf, string(again.Request)})
+		require.NotEqual(t, op.ID, again.ID)
+		d.settle(again, api.OpCancelled)
+	}
 	d.clean()
 }
 

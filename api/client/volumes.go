@@ -31,20 +31,29 @@ func (c *Client) ResizeVolume(ctx context.Context, project, ref string, how api.
 	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/resize", how)
 }
 
-// DeleteVolume asks for a volume to be put into the recycle bin, or to be removed for good.
-func (c *Client) DeleteVolume(ctx context.Context, project, ref string, how api.VolumeDelete, w Write) (*api.Operation, error) {
-	r := w.request(http.MethodDelete, item(api.KindVolume, project, ref), nil)
-	if how.Now {
-		r.query.Set("now", "true")
-	}
-	if how.Snapshots {
-		r.query.Set("snapshots", "true")
+// DeleteVM asks for the end of a VM. Client.Delete does, too, unless its root disk has snapshots.
+func (c *Client) DeleteVM(ctx context.Context, project, ref string, how api.VMDelete, w Write) (*api.Operation, error) {
+	return c.remove(ctx, api.KindVM, project, ref, map[string]bool{"snapshots": how.Snapshots}, w)
+}
+
+// remove asks for the end of something, with the flags that are set.
+func (c *Client) remove(ctx context.Context, kind api.Kind, project, ref string, flags map[string]bool, w Write) (*api.Operation, error) {
+	r := w.request(http.MethodDelete, item(kind, project, ref), nil)
+	for name, set := range flags {
+		if set {
+			r.query.Set(name, "true")
+		}
 	}
 	var op api.Operation
 	if err := c.call(ctx, r, &op); err != nil {
 		return nil, err
 	}
 	return &op, nil
+}
+
+// DeleteVolume asks for a volume to be put into the recycle bin, or to be removed for good.
+func (c *Client) DeleteVolume(ctx context.Context, project, ref string, how api.VolumeDelete, w Write) (*api.Operation, error) {
+	return c.remove(ctx, api.KindVolume, project, ref, map[string]bool{"now": how.Now, "snapshots": how.Snapshots}, w)
 }
 
 // RestoreVolume asks for a volume to be brought back from the recycle bin.

@@ -16,7 +16,7 @@ import (
 // API and nothing else, so that a write cannot be added in one place only.
 type Admission interface {
 	CreateVM(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.Operation, error)
-	DeleteVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	DeleteVMWith(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMDelete) (*api.Operation, error)
 	StartVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	StopVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
 	RebootVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)

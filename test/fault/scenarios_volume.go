@@ -148,7 +148,7 @@ func volumes() map[string][]Scenario {
 	}
 	kept := then(snap("s1", "data"), written("one ", "data")) // what a snapshot of it does not have
 	more := then(snap("s2", "data"), written("two ", "data"))
-	return map[string][]Scenario{
+	all := map[string][]Scenario{
 		api.OpVolumeCreate: {
 			{Name: "volume.create", Accept: data},
 			{Name: "volume.create, shared", Accept: net},
@@ -228,6 +228,14 @@ func volumes() map[string][]Scenario {
 			},
 		},
 	}
+	for _, variants := range all {
+		for i := range variants {
+			if i > 0 { // the first makes about all the calls that there are
+				variants[i].Every = 3
+			}
+		}
+	}
+	return all
 }
 
 // withVolumes returns more scenarios of operations on VMs: of those that have a volume.
@@ -235,7 +243,13 @@ func withVolumes() map[string][]Scenario {
 	net, disk := makeVolume("data", "shared", nil), makeVolume("data", "vms", nil)
 	remote := []Accept{makeVM("web1", ha), net, attach("data", "web1")}
 	return map[string][]Scenario{
-		api.OpVMDelete:  {{Name: "vm.delete with a volume", Prepare: []Accept{createVM, disk, attach("data", "web1")}, Accept: deleteVM, Check: shows("data", "")}},
+		api.OpVMDelete: {
+			{Name: "vm.delete with a volume", Prepare: []Accept{createVM, disk, attach("data", "web1")}, Accept: deleteVM, Check: shows("data", "")},
+			{
+				Name: "vm.delete with a volume and snapshots", Accept: on((*admit).DeleteVMWith, "web1", api.VMDelete{Snapshots: true}),
+				Prepare: []Accept{createVM, disk, attach("data", "web1"), snap("d1", "data"), root("web1", func(v string) Accept { return snap("s1", v) }), root("web1", func(v string) Accept { return snap("s2", v) })},
+			},
+		},
 		api.OpVMStart:   {{Name: "vm.start with a volume", Prepare: []Accept{createVM, stopVM, disk, attach("data", "web1")}, Accept: about((*admit).StartVM, "web1")}},
 		api.OpVMRecover: {{Name: "vm.recover with a volume", Prepare: remote, Plant: died("a1"), Accept: about((*admit).RecoverVM, "web1"), Check: is("web1", "a2", api.PhaseRunning)}},
 		api.OpVMMigrate: {

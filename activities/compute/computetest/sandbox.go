@@ -82,6 +82,7 @@ func (n *Nodes) Rig(t *testing.T) Rig {
 	return Rig{
 		A: d[0], B: d[1], Running: Processes,
 		Boot: func(t *testing.T, shared, restless bool) Guest { return n.boot(t, d, shared, restless) },
+		Disk: func(t *testing.T) compute.DiskSource { return n.empty(t, 16*api.MiB) },
 		Slow: func(m *steps.MoveDomain) func() { m.Bandwidth = api.MiB; return func() {} },
 	}
 }
@@ -128,6 +129,14 @@ func (n *Nodes) disk(t *testing.T, name string) string {
 	path := filepath.Join(n.Dir, name+".qcow2")
 	require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, n.image, 128*api.MiB))
 	return path
+}
+
+// empty makes an empty disk.
+func (n *Nodes) empty(t *testing.T, size int64) compute.DiskSource {
+	t.Helper()
+	path := filepath.Join(n.Dir, api.NewID()+".qcow2")
+	require.NoError(t, qemuimg.Create(t.Context(), path, size))
+	return compute.QCOW2(path)
 }
 
 func (n *Nodes) seed(t *testing.T, vm, userData string) string {

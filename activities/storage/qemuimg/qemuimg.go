@@ -58,9 +58,9 @@ func Create(ctx context.Context, path string, size int64) error {
 	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
 }
 
-// Resize gives a qcow2 image another size; one that another process has open is in_use.
-func Resize(ctx context.Context, path string, size int64) error {
-	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", "qcow2", "--", path, strconv.FormatInt(size, 10))
+// Resize gives an image of the given format another size; one that another process has open is in_use.
+func Resize(ctx context.Context, path, format string, size int64) error {
+	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", format, "--", path, strconv.FormatInt(size, 10))
 	return problem.Wrap(err, problem.Internal, "cannot resize volume %s", path)
 }
 
@@ -122,7 +122,12 @@ func Check(ctx context.Context, path string, size int64) error {
 // Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage. It is
 // for images that are our own; ConvertStrange is for others.
 func Convert(ctx context.Context, src, format, dst string, size int64, progress func(percent float64)) error {
-	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", "qcow2", "--", src, dst)
+	return ConvertTo(ctx, src, format, dst, api.FormatQCOW2, size, progress)
+}
+
+// ConvertTo is Convert to any format.
+func ConvertTo(ctx context.Context, src, format, dst, to string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", to, "--", src, dst)
 	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
 }
 

@@ -45,6 +45,8 @@ const (
 	OpHostDelete     = "host.delete"
 	OpImageImport    = "image.import"
 	OpImageDelete    = "image.delete"
+	OpImageExport    = "image.export"
+	OpImageUpdate    = "image.update"
 	OpPoolAdd        = "pool.add"
 	OpPoolUpdate     = "pool.update"
 	OpPoolDelete     = "pool.delete"
@@ -81,6 +83,7 @@ type Operation struct {
 	Kind      string           `json:"kind" doc:"Such as vm.create"`
 	State     OperationState   `json:"state"`
 	Target    Ref              `json:"target" doc:"What it changes"`
+	Warnings  []string         `json:"warnings,omitempty" doc:"What whoever asked for it should know, although it was accepted"`
 	Requester string           `json:"requester" doc:"User or agent that asked for it"`
 	Steps     []StepRecord     `json:"steps,omitempty" doc:"Its whole step table, with what happened so far"`
 	Error     *problem.Problem `json:"error,omitempty" doc:"Why it was undone, or why it is stuck"`

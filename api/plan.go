@@ -120,6 +120,7 @@ type ImageImport struct {
 	Format string `json:"format"`
 	Upload string `json:"upload,omitempty"`
 	Path   string `json:"path,omitempty"`
+	URL    string `json:"url,omitempty"`
 	SHA256 string `json:"sha256,omitempty"`
 }
 
@@ -131,6 +132,22 @@ type ImageImported struct {
 	SHA256      string `json:"sha256"`
 	Size        int64  `json:"size"`        // bytes of the stored file
 	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
+}
+
+// ImageExportWork is an image and the format that it is wanted in.
+type ImageExportWork struct {
+	Image  string `json:"image"`
+	Format string `json:"format"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (i ImageExportWork) FenceKey() string { return i.Image }
+
+// ImageExported is what an export made.
+type ImageExported struct {
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"` // bytes
 }
 
 // ImageRemoval says where an image and its copies are.

@@ -35,7 +35,7 @@ func newDying(t *testing.T, ha, shared bool) *dying {
 	note := func(what string) func(steps.VMPlan) (steps.Nothing, error) {
 		return func(p steps.VMPlan) (steps.Nothing, error) { return steps.Nothing{}, d.do(what, p) }
 	}
-	answer(d.stage, steps.MakeDisk, note("make disk"))
+	answer(d.stage, steps.MakeDisk, func(p steps.VMPlan) (steps.DiskMade, error) { return steps.DiskMade{}, d.do("make disk", p) })
 	answer(d.stage, steps.RemoveDisk, note("remove disk"))
 	answer(d.stage, steps.RemoveDomain, note("remove"))
 	answer(d.stage, steps.CreateDomain, note("create"))

@@ -39,6 +39,39 @@ func dropImport(r *saga.Run, s *imageState) error {
 	return err
 }
 
+// ImageUpdate changes nothing but the record, which is done where all operations begin and end.
+var ImageUpdate = saga.Table[steps.Nothing]{Kind: api.OpImageUpdate, Start: nothing}
+
+// exportState is what the steps of an export share.
+type exportState struct {
+	Export steps.ImageExport   `json:"export"`
+	Made   steps.ImageExported `json:"made"`
+}
+
+// ImageExport makes an image in another format on the server, to be downloaded. It goes by itself after a while.
+var ImageExport = saga.Table[exportState]{
+	Kind: api.OpImageExport, Start: startExport,
+	Steps: []saga.Step[exportState]{
+		{Name: "export", Where: control, Do: exportImage, Undo: dropExport},
+	},
+	Result: func(s *exportState) (json.RawMessage, error) { return json.Marshal(s.Made) },
+}
+
+func startExport(op steps.Op) (s exportState, err error) {
+	err = json.Unmarshal(op.Input, &s.Export)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func exportImage(r *saga.Run, s *exportState) (err error) {
+	s.Made, err = steps.ExportImage.Call(r, "", s.Export)
+	return err
+}
+
+func dropExport(r *saga.Run, s *exportState) error {
+	_, err := steps.RemoveExport.Call(r, "", s.Export)
+	return err
+}
+
 // ImageDelete removes an image that nothing needs, first from the pools of the nodes and then from the server. Removing the
 // first copy loses nothing, but a cancelled delete must leave a whole image, so the server's file goes last.
 var ImageDelete = saga.Table[api.ImageRemoval]{

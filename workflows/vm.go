@@ -19,7 +19,8 @@ type vmState struct {
 	Layers api.VolumeRemoval `json:"layers,omitzero"` // of its root disk, if it has snapshots
 	Power  steps.PowerResult `json:"power"`
 	// Left: its domain was not removed, because its node is proven to be down.
-	Left bool `json:"left,omitempty"`
+	Left bool           `json:"left,omitempty"`
+	Made steps.DiskMade `json:"made,omitzero"`
 }
 
 func (s *vmState) node() string { return s.Placed.Plan.AgentName }
@@ -34,7 +35,7 @@ var VMCreate = saga.Table[vmState]{
 	Steps: []saga.Step[vmState]{
 		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
-		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk, Detail: diskDetail},
 		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
 	},
 }
@@ -174,10 +175,29 @@ func unwireVM(r *saga.Run, s *vmState) error {
 	return err
 }
 
-func makeDisk(r *saga.Run, s *vmState) error {
-	_, err := steps.MakeDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+func makeDisk(r *saga.Run, s *vmState) (err error) {
+	plan := s.Placed.Plan
+	plan.Disk.Offer = imageOffer(r, s)
+	s.Made, err = steps.MakeDisk.Call(r, plan.Agent, plan)
 	return err
 }
+
+// imageOffer asks a node that has a copy of the image to give it away. A node that does not is not asked again: the server has the
+// image, too.
+func imageOffer(r *saga.Run, s *vmState) *steps.DiskOffer {
+	at := s.Placed.ImageAt
+	if at == nil {
+		return nil
+	}
+	offer, err := steps.OfferImage.Call(r, at.Agent, steps.ImageOffer{Copy: at.Copy})
+	if err != nil {
+		s.Placed.ImageAt = nil
+		return nil
+	}
+	return &offer
+}
+
+func diskDetail(s *vmState) any { return s.Made }
 
 // removeDisk waits for no node that is proven not to run the VM: a disk in a shared pool is removed by another node of the pool,
 // and any other stays where it is until the node is back, and is then what the audit finds.

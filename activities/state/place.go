@@ -26,9 +26,12 @@ func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (ou
 				return err
 			}
 		}
-		out, err = s.placement(ctx, vm)
+		if out, err = s.placement(ctx, vm); err != nil {
+			return err
+		}
 		out.Phase, out.Decision = api.PhaseCreating, decision
-		return err
+		out.ImageAt = s.imageAt(ctx, vm, out.Plan)
+		return nil
 	})
 	return out, err
 }

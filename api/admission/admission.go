@@ -238,10 +238,26 @@ func (c *acceptance) deletes(r api.Phased) error {
 	}
 	if len(users) > 0 {
 		return problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name).
-			Because("it is needed by %s", strings.Join(first(users, 5), ", ")).Try("delete those first")
+			Because("it is needed by %s", strings.Join(first(c.names(r.GetMeta().Project, users), 5), ", ")).Try("delete those first")
 	}
 	c.Unused(r)
 	return c.holds(r, api.PhaseDeleting, "")
+}
+
+// names says of users what they are called, as far as that can be found out; a root volume is its VM's. Users are few: they are
+// told of, and not more than some.
+func (c *acceptance) names(project string, users []string) []string {
+	out := slices.Clone(users)
+	for i, user := range users[:min(len(users), 5)] {
+		at := strings.LastIndexByte(user, ' ')
+		if v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, project, user[at+1:]); user[:at] == api.KindVolume.Singular() && err == nil {
+			out[i] = "volume " + v.Name + " (" + v.ID + ")"
+			if vm, err := store.Get[api.VM](c.ctx, c.kv, c.h, project, v.Spec.VM); err == nil && v.Spec.VM != "" {
+				out[i] += " of vm " + vm.Name
+			}
+		}
+	}
+	return out
 }
 
 // claims takes a claim that the new records of this operation keep until they are deleted.

@@ -143,6 +143,8 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 			after.Status = r.(*api.VM).Status
 		case *api.Pool:
 			after.Status = r.(*api.Pool).Status
+		case *api.Image:
+			after.Status = r.(*api.Image).Status
 		}
 		return after, nil
 	}

@@ -50,6 +50,7 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.deprecated(image)
 	pool, err := a.poolFor(c, req.Pool)
 	if err != nil {
 		return nil, err

@@ -32,6 +32,8 @@ type Admission interface {
 	DeleteHost(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
 	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
+	UpdateImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageUpdate) (*api.Operation, error)
+	ExportImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageExport) (*api.Operation, error)
 	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)
 	UpdatePool(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PoolUpdate) (*api.Operation, error)
@@ -98,6 +100,8 @@ type Options struct {
 	MaxUpload int64
 	// ImageFile returns the path of an image's file on the server.
 	ImageFile func(*api.Image) string
+	// ExportFile returns the path and SHA-256 of an image's file in another format; not_found if there is none. Nil: there are none.
+	ExportFile func(image *api.Image, format string) (path, sum string, err error)
 	// PageKey signs page tokens. Servers that share clients share it; empty: a random one, so that tokens end with the
 	// process.
 	PageKey []byte

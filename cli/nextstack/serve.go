@@ -109,7 +109,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 		fmt.Printf("admin password: %s\n", password)
 	}
 	ovn := network.NewOVN(c.OVNNorthbound, log)
-	stored, err := images.Open(c.DataDir, c.ImageDirs)
+	stored, err := images.Open(c.DataDir, images.Options{Dirs: c.ImageDirs, MaxSize: c.ImageMaxSize, URLs: c.ImageURLs, FetchTime: c.ImageURLTimeout})
 	if err != nil {
 		return err
 	}
@@ -136,13 +136,14 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	srv := server.New(server.Options{
 		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes, Planner: records.Planner(),
 		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return filepath.Join(c.DataDir, "images", img.ID) }, Log: log,
+		ExportFile: func(img *api.Image, format string) (string, string, error) { return stored.ExportFile(img.ID, format) },
 	})
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { cache.Run(ctx); return nil })
 	group.Go(func() error { return who.Run(ctx) })
 	group.Go(func() error { return worker.Run(ctx) })
-	group.Go(func() error { sweep(ctx, log, nodes, srv, adm); return nil })
+	group.Go(func() error { sweep(ctx, log, nodes, srv, stored, adm); return nil })
 	if c.DebugListen != "" {
 		group.Go(func() error { return serveProfiles(ctx, c.DebugListen) })
 	}
@@ -176,16 +177,16 @@ func restartVM(adm *admission.Admission) func(context.Context, *api.VM) error {
 	}
 }
 
-// abandonedAfter is how long an upload that no image was made of is kept.
+// abandonedAfter is how long an upload that no image was made of is kept, and an export that nobody downloads.
 const abandonedAfter = 24 * time.Hour
 
 // emptyBinEvery is how often the recycle bin is looked at.
 const emptyBinEvery = time.Minute
 
-// sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads and volumes that
-// have been in the recycle bin for long enough, and once, when the start is over, gives back the memory that only the start
-// needed.
-func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server, adm *admission.Admission) {
+// sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads and exports, and
+// volumes that have been in the recycle bin for long enough, and once, when the start is over, gives back the memory that only
+// the start needed.
+func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server, stored *images.Store, adm *admission.Admission) {
 	tick := time.NewTicker(fleet.SilentAfter / 4)
 	defer tick.Stop()
 	trimmed, cleaned, emptied := false, time.Time{}, time.Time{}
@@ -202,6 +203,9 @@ func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *serve
 				cleaned = now
 				if _, err := srv.CleanUploads(now, abandonedAfter); err != nil {
 					log.Warn("abandoned uploads cannot be removed", "error", err)
+				}
+				if _, err := stored.CleanExports(now, abandonedAfter); err != nil {
+					log.Warn("old exports cannot be removed", "error", err)
 				}
 			}
 			if now.Sub(emptied) >= emptyBinEvery {

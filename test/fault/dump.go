@@ -79,6 +79,7 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 	for _, id := range stored {
 		out = append(out, "image file "+id)
 	}
+	out = append(out, w.images.exported()...)
 	slices.Sort(out)
 	return out, err
 }

@@ -87,7 +87,7 @@ func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
 			return []api.OperationState{done}
 		}
 		return []api.OperationState{done, failed}
-	case free && (s.Looks || s.turns(c)), s.Orders && !committed:
+	case free && (s.Looks || s.turns(c) || s.Spares != "" && c.Activity == s.Spares), s.Orders && !committed:
 		return []api.OperationState{done, failed}
 	case free && (m.Times == many || m.Gone): // who is gone is not asked again
 		return []api.OperationState{failed}

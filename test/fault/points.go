@@ -28,6 +28,8 @@ type Scenario struct {
 	First bool
 	// Looks marks an operation that only looks: it may succeed although a step of it did not.
 	Looks bool
+	// Spares is a call that the operation can do without: it may succeed although that did not.
+	Spares string
 	// Turns marks a move: what fails in its step "move" may be found to have happened, and the operation goes on to its end.
 	Turns bool
 	// TurnsAt is another step that may turn out to have happened.

@@ -105,6 +105,8 @@ type DiskOffer struct {
 	Address string `json:"address"` // host:port of the source's agent
 	Ticket  string `json:"ticket"`  // for this one disk and a short time; worthless once the source's agent has restarted
 	Size    int64  `json:"size"`    // bytes of the file
+	// Image is another ticket, for the copy of the disk's image that the node has; empty: it gives none away.
+	Image string `json:"image,omitempty"`
 }
 
 // DiskPull fetches a disk that another node offers.

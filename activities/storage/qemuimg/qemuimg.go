@@ -26,12 +26,23 @@ const (
 	cpuPerGiB = 60 * time.Second
 )
 
+// leaked is qemu-img's exit status for an image whose only fault is clusters that nobody uses.
+const leaked = 3
+
 // Info is what qemu-img tells of an image.
 type Info struct {
 	Format      string `json:"format"`
 	VirtualSize int64  `json:"virtual-size"`
 	Backing     string `json:"backing-filename"`
 	Encrypted   bool   `json:"encrypted"`
+	ClusterSize int64  `json:"cluster-size"` // bytes
+	Specific    struct {
+		Data struct {
+			Extents []struct {
+				Filename string `json:"filename"`
+			} `json:"extents"` // of a VMDK image
+		} `json:"data"`
+	} `json:"format-specific"`
 }
 
 // CreateOverlay makes a qcow2 image at path, size bytes large, that begins as a copy of the qcow2 image backing. Backing is
@@ -103,13 +114,14 @@ func inspect(ctx context.Context, path, format string, more ...string) (Info, er
 func Check(ctx context.Context, path string, size int64) error {
 	_, err := run(ctx, cpuFor(size), nil, "check", "-q", "-f", "qcow2", "--", path)
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 3 { // leaked clusters
+	if errors.As(err, &exit) && exit.ExitCode() == leaked {
 		return nil
 	}
 	return problem.Wrap(err, problem.Invalid, "the image is damaged")
 }
 
-// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage.
+// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage. It is
+// for images that are our own; ConvertStrange is for others.
 func Convert(ctx context.Context, src, format, dst string, size int64, progress func(percent float64)) error {
 	return ConvertTo(ctx, src, format, dst, api.FormatQCOW2, size, progress)
 }
@@ -124,11 +136,16 @@ func cpuFor(size int64) time.Duration { return baseCPU + time.Duration(size/api.
 
 // run runs qemu-img and returns what it wrote.
 func run(ctx context.Context, cpu time.Duration, progress func(float64), args ...string) ([]byte, error) {
-	limits := []string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0", "qemu-img"}
+	return start(ctx, cpu, nil, (*exec.Cmd).Run, progress, args...)
+}
+
+// start runs qemu-img under these limits, and further ones of prlimit, by do.
+func start(ctx context.Context, cpu time.Duration, more []string, do func(*exec.Cmd) error, progress func(float64), args ...string) ([]byte, error) {
+	limits := append([]string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0"}, more...)
 	// It dies with us: one that goes on would be in the way of whoever does it again. The signal is bound to the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, "prlimit", append(limits, args...)...)
+	cmd := exec.CommandContext(ctx, "prlimit", append(append(limits, "qemu-img"), args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
@@ -139,7 +156,7 @@ func run(ctx context.Context, cpu time.Duration, progress func(float64), args ..
 	} else {
 		cmd.Stdout = &percents{report: progress}
 	}
-	err := cmd.Run()
+	err := do(cmd)
 	switch {
 	case err == nil:
 		return out.Bytes(), nil

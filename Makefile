@@ -19,8 +19,8 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: up down
-up: deps build ## Set everything up: packages, build, a cloud in a sandbox (one node, or NODES=3), a VM that answers
-	@deploy/dev/up.sh $(NODES)
+up: deps build ## Set everything up: packages, build, a cloud in a sandbox (one node, or NODES=3; STORAGE=ceph), a VM that answers
+	@STORAGE=$(STORAGE) deploy/dev/up.sh $(NODES)
 down: ## Stop and remove everything that `make up` started
 	@deploy/dev/down.sh
 

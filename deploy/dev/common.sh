@@ -13,6 +13,8 @@ NODE=node1
 # How many nodes there are, as up.sh was told. One node has the databases of OVN, too; of several each may be lost, so these
 # have a node of their own, without libvirt.
 NODES=$(cat "$DEV/nodes" 2>/dev/null || echo 1)
+# What storage there is besides directories: ceph or nothing.
+STORAGE=${STORAGE:-$(cat "$DEV/storage" 2>/dev/null || true)}
 node_names() { seq -f 'node%g' "$NODES"; }
 central() { if [ "$NODES" = 1 ]; then echo "$NODE"; else echo ovn; fi; }
 # agent NODE: what its agent is called in .dev/*.pid and .dev/log

@@ -25,5 +25,5 @@ sandbox down --purge
 left=
 for p in "$DEV"/*.pid; do [ ! -e "$p" ] || left="$left $p"; done
 [ -z "$left" ] || { echo "down: still there:$left" >&2; exit 1; }
-rm -rf "$DEV/control" "$DEV"/agent-node* "$DEV/pool" "$DEV/shared" "$DEV/nodes" "$DEV/log" "$DEV/env" "$DEV/join-token" "$DEV/admin-password" "$DEV/.up.lock"
+rm -rf "$DEV/control" "$DEV"/agent-node* "$DEV/pool" "$DEV/shared" "$DEV/nodes" "$DEV/storage" "$DEV/log" "$DEV/env" "$DEV/join-token" "$DEV/admin-password" "$DEV/.up.lock"
 echo "down in $(secs "$START") s, nothing left"

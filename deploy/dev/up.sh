@@ -7,6 +7,7 @@
 # Open vSwitch is used. One node has one pool, "default". Of several nodes each has a directory of its own for the pool "vms",
 # and all see that of the pool "shared"; each has a fence device, too. Repeat it as you like: what is there is left alone, and a
 # process whose binary was rebuilt is restarted. State in .dev/ (logs in .dev/log, PIDs in .dev/*.pid); `. .dev/env` makes gnext talk to it. Needs root.
+# STORAGE=ceph: there is a Ceph cluster, too, of one of each daemon, with the pool "ceph", which the virtual machine is in.
 # Environment: SANDBOX_* as in sandbox.sh, NEXTSTACK_BIN_DIR (bin), UP_TIMEOUT (seconds for each wait; 120).
 set -euo pipefail
 umask 077 # tokens and passwords are in here
@@ -60,6 +61,7 @@ do_guest() { "$HERE/guest.sh" "$SANDBOX_CACHE/guest"; }
 do_sandbox() {
   local n i=10
   sandbox net-up
+  [ "$STORAGE" != ceph ] || sandbox ceph
   # first, so that who joins finds it
   case $(central) in ovn) sandbox node-up ovn 10 ;; *) sandbox node-up "$NODE" 11; sandbox ovs "$NODE" ;; esac
   sandbox ovn-central "$(central)"
@@ -68,7 +70,7 @@ do_sandbox() {
     sandbox node-up "$n" $i; sandbox ovs "$n"; sandbox libvirtd "$n"; sandbox ovn-chassis "$n"
     [ "$NODES" = 1 ] || sandbox ipmi "$n"
   done
-  echo "$(node_names | xargs): libvirtd, OVS, OVN"
+  echo "$(node_names | xargs): libvirtd, OVS, OVN${STORAGE:+; Ceph}"
 }
 
 # start NAME WHERE BINARY ARGS...: in the background, detached from this terminal
@@ -182,10 +184,14 @@ do_storage() {
     ensure pool vms --type dir --path "$SANDBOX_DIR/disks" || return
     ensure pool shared --type dir --shared --path "$DEV/shared" || return
   fi
+  if [ "$STORAGE" = ceph ]; then
+    pools="$pools ceph"
+    ensure pool ceph --type rbd --monitors "$API_HOST" --ceph-pool vms --ceph-user libvirt --ceph-key-file "$SANDBOX_DIR/ceph/client.libvirt.key" || return
+  fi
   for p in $pools; do poll "$TIMEOUT" "pool $p" ready pool "$p" || return; done
   ensure img tiny --file "$SANDBOX_CACHE/guest/tiny.qcow2" --format qcow2 || return
   poll "$TIMEOUT" "image tiny" ready img tiny || return
-  echo "pool ${pools/ /, pool }, image tiny"
+  echo "pool ${pools// /, pool }, image tiny"
 }
 do_network() {
   ensure vpc demo --cidr 10.1.0.0/16 || return
@@ -200,6 +206,7 @@ do_network() {
 do_vm() {
   local pool=default
   [ "$NODES" = 1 ] || pool=shared # so that it can be moved
+  [ "$STORAGE" != ceph ] || pool=ceph
   ensure vm hello --image tiny --vcpu 1 --memory 128M --disk 1G --pool $pool --subnet demo-a --sg web || return
   poll "$TIMEOUT" "virtual machine hello" ready vm hello || return
   echo "hello has $(vm_address)"
@@ -231,7 +238,10 @@ case $WANTED in [1-9] | [1-9][0-9]) ;; *) echo "up: the number of nodes is 1 to 
 if [ -s "$DEV/nodes" ] && [ "$WANTED" != "$NODES" ]; then echo "up: a cloud with NODES=$NODES is up: run make down first" >&2; exit 1; fi
 for b in nextstack gnext; do [ -x "$BIN/$b" ] || { echo "up: $BIN/$b is missing: run make build" >&2; exit 1; }; done
 NODES=$WANTED
+case $STORAGE in '' | ceph) ;; *) echo "up: STORAGE is ceph or nothing, not '$STORAGE'" >&2; exit 2 ;; esac
+if [ "$STORAGE" = ceph ] && ! ldd "$BIN/gnext" | grep -q librbd; then echo "up: $BIN/gnext was built without Ceph: run make build, without CEPH=0" >&2; exit 1; fi
 echo "$NODES" > "$DEV/nodes"
+echo "$STORAGE" > "$DEV/storage"
 
 echo "NextStack on this machine:"
 step "packages" do_packages
@@ -262,6 +272,7 @@ Up in $(secs "$START") s.
   tail -f .dev/log/nextstack.log .dev/log/agent*.log
   make down                                 ends it all
 E
+[ "$STORAGE" != ceph ] || echo "  ceph -c $SANDBOX_DIR/ceph/ceph.conf -s       the cluster;  rbd -c $SANDBOX_DIR/ceph/ceph.conf ls vms"
 [ "$NODES" = 1 ] || cat <<E
   bin/gnext vm migrate hello                moves it to another node while it runs; bin/gnext host list
   deploy/dev/sandbox.sh node-kill node2     cuts the power of a node

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,39 +19,42 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// glusterNodes are nodes a and b, on directories of the volume gv0.
-func glusterNodes(t *testing.T) (box sandbox, a, b *farNode) {
+// glusterNodes are nodes a and b, on directories of a volume.
+func glusterNodes(t *testing.T, volume string) (box sandbox, a, b *farNode) {
 	t.Helper()
-	box = realServers(t, "brick", "pools on a real GlusterFS")
-	base := filepath.Join(api.MountDir, "test")
+	box = realServers(t, volume, "pools on a real GlusterFS")
+	base := filepath.Join(api.MountDir, "test-"+volume)
 	server := box.net + ".1"
-	box.do(t, "exec", "a", "sh", "-c", "mkdir -p "+base+" && { mountpoint -q "+base+" || glusterfs --volfile-server="+server+" --volfile-id=gv0 --log-level=NONE "+base+"; } && stat -f "+base)
+	box.do(t, "exec", "a", "sh", "-c", "mkdir -p "+base+" && { mountpoint -q "+base+" || glusterfs --volfile-server="+server+" --volfile-id="+volume+" --log-level=NONE "+base+"; } && stat -f "+base)
+	var mu sync.Mutex
 	made := map[string]bool{}
 	source := func(path string) api.PoolSource {
+		mu.Lock()
+		defer mu.Unlock()
 		sum := sha256.Sum256([]byte(path))
 		dir := "t-" + hex.EncodeToString(sum[:8])
 		if !made[dir] {
 			box.do(t, "exec", "a", "mkdir", "-p", filepath.Join(base, dir))
 			made[dir] = true
 		}
-		return api.PoolSource{Hosts: []string{server}, Name: "gv0/" + dir}
+		return api.PoolSource{Hosts: []string{server}, Name: volume + "/" + dir}
 	}
 	t.Cleanup(func() { box.do(t, "exec", "a", "sh", "-c", "rm -rf "+base+"/t-*; umount "+base) })
 	return box, box.start(t, "a", api.PoolGluster, source), box.start(t, "b", api.PoolGluster, source)
 }
 
 func TestGlusterConforms(t *testing.T) {
-	_, a, _ := glusterNodes(t)
+	_, a, _ := glusterNodes(t, "gv0")
 	conform(t, func() storage.Pool { return a }, directory)
 }
 
 func TestGlusterVolumesConform(t *testing.T) {
-	_, a, _ := glusterNodes(t)
+	_, a, _ := glusterNodes(t, "gv0")
 	conformVolumes(t, func() storage.Pool { return a })
 }
 
 func TestGlusterNodesConform(t *testing.T) {
-	_, a, b := glusterNodes(t)
+	_, a, b := glusterNodes(t, "gv0")
 	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir()} })
 }
 
@@ -65,7 +69,7 @@ func on(t *testing.T, n *farNode) *world {
 
 // TestGlusterGoneAndBack stops and kills the brick, the server and the client.
 func TestGlusterGoneAndBack(t *testing.T) {
-	box, a, b := glusterNodes(t)
+	box, a, b := glusterNodes(t, "frail")
 	w := on(t, a)
 	other := w.as(b)
 	other.pool.Join = true
@@ -101,14 +105,14 @@ func TestGlusterGoneAndBack(t *testing.T) {
 	}
 
 	t.Run("a brick that is silent", func(t *testing.T) {
-		box.signal(t, "brick", unix.SIGSTOP)
-		defer box.signal(t, "brick", unix.SIGCONT)
+		box.signal(t, "frail", unix.SIGSTOP)
+		defer box.signal(t, "frail", unix.SIGCONT)
 		away(t)
-		box.signal(t, "brick", unix.SIGCONT)
+		box.signal(t, "frail", unix.SIGCONT)
 		back(t)
 	})
 	t.Run("a brick that has died", func(t *testing.T) {
-		box.do(t, "file-kill", "brick")
+		box.do(t, "file-kill", "frail")
 		defer box.do(t, "gluster")
 		away(t)
 		box.do(t, "gluster")
@@ -124,7 +128,7 @@ func TestGlusterGoneAndBack(t *testing.T) {
 		back(t)
 	})
 	t.Run("a node that has lost its mounts, and all servers are away", func(t *testing.T) {
-		box.do(t, "file-kill", "brick")
+		box.do(t, "file-kill", "frail")
 		box.do(t, "file-kill", "glusterd")
 		defer box.do(t, "gluster")
 		box.do(t, "exec", "a", "umount", "-l", filepath.Join(api.MountDir, w.pool.Pool))
@@ -136,7 +140,7 @@ func TestGlusterGoneAndBack(t *testing.T) {
 
 // TestGlusterThatIsNone: what cannot be mounted is said, and leaves nothing behind.
 func TestGlusterThatIsNone(t *testing.T) {
-	_, a, b := glusterNodes(t)
+	_, a, b := glusterNodes(t, "gv0")
 	w := newWorld(t, a)
 	for name, s := range map[string]api.PoolSource{
 		"no such volume":    {Hosts: []string{a.box.net + ".1"}, Name: "none"},

@@ -20,7 +20,7 @@ func (n *Nodes) OnGluster(t *testing.T) {
 	t.Helper()
 	env, err := os.ReadFile(filepath.Join(n.dir, "sandbox.env"))
 	require.NoError(t, err)
-	if out, err := n.sandbox("file-pid", "brick").CombinedOutput(); err != nil {
+	if out, err := n.sandbox("file-pid", "gv0").CombinedOutput(); err != nil {
 		t.Skipf("SKIPPED, NOT TESTED: guests with disks on GlusterFS. It does not run in the sandbox %s: %s", n.dir, out)
 	}
 	dir, err := os.MkdirTemp("", "nst")

@@ -162,7 +162,7 @@ func TestADeadNodeHoldsUpNoUndo(t *testing.T) {
 			case steps.CreateDomain.Name:
 				answer(d.stage, steps.CreateDomain, func(steps.VMPlan) (steps.Nothing, error) { return steps.Nothing{}, dies() })
 			case steps.MakeDisk.Name:
-				answer(d.stage, steps.MakeDisk, func(steps.VMPlan) (steps.Nothing, error) { return steps.Nothing{}, dies() })
+				answer(d.stage, steps.MakeDisk, func(steps.VMPlan) (steps.DiskMade, error) { return steps.DiskMade{}, dies() })
 			case steps.StopDomain.Name:
 				answer(d.stage, steps.StopDomain, func(steps.StopVM) (steps.PowerResult, error) { return steps.PowerResult{}, dies() })
 			case steps.StartDomain.Name:

@@ -114,3 +114,9 @@ func TestFatesOfFakes(t *testing.T) {
 		})
 	}
 }
+
+func TestGuestsMoveOnGluster(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	nodes.OnGluster(t)
+	computetest.SharedMove(t, nodes.Rig(t))
+}

@@ -151,17 +151,30 @@ func heartbeat(ctx context.Context) (telling context.Context, stop func()) {
 	return context.WithValue(ctx, toldKey{}, news), func() { close(done); wg.Wait() }
 }
 
+// Alone does something to a resource that no step has asked for, if no step works on the resource or has come to since a moment.
+// Steps that come meanwhile wait. It reports whether it did.
+func (h *Host) Alone(resource string, since time.Time, do func() error) (did bool, err error) {
+	leave, ok := h.fence.enterAlone(resource, since)
+	if !ok {
+		return false, nil
+	}
+	defer leave()
+	return true, do()
+}
+
 // fence orders the attempts on one resource: one at a time, and never an older one after a newer. Without it a delayed
 // "start" could follow its own undo and leave a domain that nobody knows.
 type fence struct {
-	mu  sync.Mutex
-	res map[string]*gate
+	mu     sync.Mutex
+	res    map[string]*gate
+	forgot time.Time // when gates were last forgotten
 }
 
 type gate struct {
 	turn   chan struct{} // holds one token: who has it may work
 	newest steps.Token
 	users  int
+	came   time.Time // when the last attempt came
 }
 
 // gatesKept bounds the memory of a long-lived agent. Forgetting an idle gate is safe once its operation has ended, and
@@ -191,6 +204,17 @@ func (f *fence) enter(ctx context.Context, key string, t steps.Token) (leave fun
 func (f *fence) gate(key string, t steps.Token) *gate {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	g := f.at(key)
+	g.users++
+	g.came = time.Now()
+	if g.newest.Before(t) {
+		g.newest = t
+	}
+	return g
+}
+
+// at returns the gate of key. It is called with the lock held.
+func (f *fence) at(key string) *gate {
 	if f.res == nil {
 		f.res = map[string]*gate{}
 	}
@@ -201,17 +225,27 @@ func (f *fence) gate(key string, t steps.Token) *gate {
 		g.turn <- struct{}{}
 		f.res[key] = g
 	}
-	g.users++
-	if g.newest.Before(t) {
-		g.newest = t
-	}
 	return g
+}
+
+// enterAlone enters if nobody is there, and nobody has come since a moment.
+func (f *fence) enterAlone(key string, since time.Time) (leave func(), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.at(key)
+	if g.users > 0 || !g.came.Before(since) || !f.forgot.Before(since) {
+		return nil, false
+	}
+	<-g.turn // there is no user, so it is there
+	g.users++
+	return func() { g.turn <- struct{}{}; f.put(g) }, true
 }
 
 func (f *fence) forget() {
 	if len(f.res) < gatesKept {
 		return
 	}
+	f.forgot = time.Now()
 	for k, g := range f.res {
 		if g.users == 0 {
 			delete(f.res, k)

@@ -31,8 +31,11 @@ func (c *catcher) RegisterActivityWithOptions(a any, _ activity.RegisterOptions)
 }
 
 func implement(hook activities.Hook, do func(context.Context, steps.Token, thing) (string, error)) run {
+	return implementOn(&activities.Host{Log: slog.New(slog.DiscardHandler), Hook: hook}, do)
+}
+
+func implementOn(host *activities.Host, do func(context.Context, steps.Token, thing) (string, error)) run {
 	var c catcher
-	host := &activities.Host{Log: slog.New(slog.DiscardHandler), Hook: hook}
 	activities.Implement(&c, host, steps.Step[thing, string]{Name: "test.do", Where: steps.Local, Timeout: time.Second}, do)
 	return c.run
 }
@@ -213,4 +216,41 @@ func TestProblemsCrossTemporalWhole(t *testing.T) {
 	_, err := call(r, at(1, 1), "a")
 	require.Equal(t, "full: no disk (add one)", err.Error())
 	require.Equal(t, problem.NoCapacity, problem.KindOf(err))
+}
+
+// TestAloneIsNobodyElse: what no step has asked for waits for none, follows none that has just come, and holds up those that come.
+func TestAloneIsNobodyElse(t *testing.T) {
+	h := &activities.Host{Log: slog.New(slog.DiscardHandler)}
+	entered, leave := make(chan struct{}), make(chan struct{})
+	r := implementOn(h, func(context.Context, steps.Token, thing) (string, error) {
+		entered <- struct{}{}
+		<-leave
+		return "", nil
+	})
+	alone := func(since time.Time, do func()) bool {
+		did, err := h.Alone("a", since, func() error { do(); return nil })
+		require.NoError(t, err)
+		return did
+	}
+	begin := time.Now()
+	require.True(t, alone(begin, func() {}), "nobody was ever here")
+	done := make(chan error, 1)
+	step := func() { _, err := call(r, at(1, 1), "a"); done <- err }
+	go step()
+	<-entered
+	require.False(t, alone(time.Now(), func() {}), "somebody is at work")
+	leave <- struct{}{}
+	require.NoError(t, <-done)
+	require.False(t, alone(begin, func() {}), "somebody has been at work since")
+	require.True(t, alone(time.Now(), func() {
+		go step()
+		select {
+		case <-entered:
+			t.Error("somebody else works on it")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}))
+	<-entered
+	leave <- struct{}{}
+	require.NoError(t, <-done)
 }

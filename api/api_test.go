@@ -33,7 +33,7 @@ func TestValidationNamesTheFields(t *testing.T) {
 	vm := api.VMCreate{Name: "Web", VCPUs: 0, Memory: 5, Image: "", NICs: []api.NICRequest{{Subnet: "a", Address: "10.0.0"}}, SSHKeys: []string{"hello"}}
 	vpc := api.VPCCreate{Name: "v", CIDR: "10.1.0.5/16"}
 	subnet := api.SubnetCreate{Name: "s", VPC: "v", CIDR: "300.0.0.0/8", DNS: []string{"::1"}}
-	pool := api.PoolCreate{Name: "p", Type: "rbd", Path: "/a/../b"}
+	pool := api.PoolCreate{Name: "p", Type: "zfs", Path: "/a/../b"}
 	image := api.ImageCreate{Name: "i", Format: "iso", Path: "x", Upload: "y"}
 	sg := api.SecurityGroupCreate{Name: "g", Rules: []api.Rule{{Direction: "in", Protocol: "tcp", PortMin: 90, PortMax: 80}}}
 	for _, c := range []struct {

@@ -264,6 +264,11 @@ func (r *VMStop) Validate() error {
 	return v.Err("stop request")
 }
 
+// VMDelete says how a VM is deleted.
+type VMDelete struct {
+	Snapshots bool `json:"snapshots,omitempty" doc:"With all snapshots of its root disk"`
+}
+
 // Seed is what a VM's cloud-init gets; only the agent that runs the VM may read it.
 type Seed struct {
 	InstanceID string   `json:"instanceId"`

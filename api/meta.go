@@ -22,6 +22,7 @@ const (
 	KindImage         Kind = "images"
 	KindPool          Kind = "pools"
 	KindVolume        Kind = "volumes"
+	KindSnapshot      Kind = "snapshots"
 	KindVPC           Kind = "vpcs"
 	KindSubnet        Kind = "subnets"
 	KindPort          Kind = "ports"
@@ -96,7 +97,7 @@ func NewID() string { return uuid.NewString() }
 type Phase string
 
 // The phases. Running, stopped, paused, migrating and unknown are for VMs only; suspect, down and maintenance are for agents;
-// ready is the steady phase of all else.
+// deleted is for volumes and their snapshots; ready is the steady phase of all else.
 const (
 	PhaseCreating    Phase = "creating"
 	PhaseReady       Phase = "ready"
@@ -111,6 +112,7 @@ const (
 	PhaseSuspect     Phase = "suspect"     // silent for longer than a busy node would be
 	PhaseDown        Phase = "down"        // proven to run nothing that may be started elsewhere
 	PhaseMaintenance Phase = "maintenance" // alive; takes no new VMs because somebody said so
+	PhaseDeleted     Phase = "deleted"     // in the recycle bin
 )
 
 // Abnormal reports whether somebody should look at a resource in this phase.

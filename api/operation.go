@@ -28,40 +28,53 @@ func (s OperationState) Ended() bool {
 
 // Operation kinds. Each has one workflow of the same name.
 const (
-	OpVMCreate     = "vm.create"
-	OpVMDelete     = "vm.delete"
-	OpVMStart      = "vm.start"
-	OpVMStop       = "vm.stop"
-	OpVMReboot     = "vm.reboot"
-	OpVMUpdate     = "vm.update"
-	OpVMMigrate    = "vm.migrate"
-	OpVMRecover    = "vm.recover" // start a VM elsewhere whose node is proven dead
-	OpGroupCreate  = "group.create"
-	OpGroupDelete  = "group.delete"
-	OpHostUpdate   = "host.update"
-	OpHostDrain    = "host.drain"
-	OpHostBalance  = "host.balance"
-	OpHostRecover  = "host.recover"
-	OpHostDelete   = "host.delete"
-	OpImageImport  = "image.import"
-	OpImageDelete  = "image.delete"
-	OpPoolAdd      = "pool.add"
-	OpPoolUpdate   = "pool.update"
-	OpPoolDelete   = "pool.delete"
-	OpVPCCreate    = "vpc.create"
-	OpVPCUpdate    = "vpc.update"
-	OpVPCDelete    = "vpc.delete"
-	OpSubnetCreate = "subnet.create"
-	OpSubnetUpdate = "subnet.update"
-	OpSubnetDelete = "subnet.delete"
-	OpPortCreate   = "port.create"
-	OpPortUpdate   = "port.update"
-	OpPortDelete   = "port.delete"
-	OpSGCreate     = "sg.create"
-	OpSGUpdate     = "sg.update"
-	OpSGDelete     = "sg.delete"
-	OpAudit        = "audit"
-	OpNoop         = "noop"
+	OpVMCreate       = "vm.create"
+	OpVMDelete       = "vm.delete"
+	OpVMStart        = "vm.start"
+	OpVMStop         = "vm.stop"
+	OpVMReboot       = "vm.reboot"
+	OpVMUpdate       = "vm.update"
+	OpVMMigrate      = "vm.migrate"
+	OpVMRecover      = "vm.recover" // start a VM elsewhere whose node is proven dead
+	OpGroupCreate    = "group.create"
+	OpGroupDelete    = "group.delete"
+	OpHostUpdate     = "host.update"
+	OpHostDrain      = "host.drain"
+	OpHostBalance    = "host.balance"
+	OpHostRecover    = "host.recover"
+	OpHostDelete     = "host.delete"
+	OpImageImport    = "image.import"
+	OpImageDelete    = "image.delete"
+	OpImageExport    = "image.export"
+	OpImageUpdate    = "image.update"
+	OpPoolAdd        = "pool.add"
+	OpPoolUpdate     = "pool.update"
+	OpPoolDelete     = "pool.delete"
+	OpVolumeCreate   = "volume.create"
+	OpVolumeUpdate   = "volume.update"
+	OpVolumeAttach   = "volume.attach"
+	OpVolumeDetach   = "volume.detach"
+	OpVolumeResize   = "volume.resize"
+	OpVolumeDelete   = "volume.delete" // into the recycle bin
+	OpVolumeRestore  = "volume.restore"
+	OpVolumePurge    = "volume.purge" // for good
+	OpSnapshotCreate = "snapshot.create"
+	OpSnapshotDelete = "snapshot.delete"
+	OpSnapshotRevert = "snapshot.revert"
+	OpVPCCreate      = "vpc.create"
+	OpVPCUpdate      = "vpc.update"
+	OpVPCDelete      = "vpc.delete"
+	OpSubnetCreate   = "subnet.create"
+	OpSubnetUpdate   = "subnet.update"
+	OpSubnetDelete   = "subnet.delete"
+	OpPortCreate     = "port.create"
+	OpPortUpdate     = "port.update"
+	OpPortDelete     = "port.delete"
+	OpSGCreate       = "sg.create"
+	OpSGUpdate       = "sg.update"
+	OpSGDelete       = "sg.delete"
+	OpAudit          = "audit"
+	OpNoop           = "noop"
 )
 
 // Operation is one accepted change and what became of it. It is kept after it ended.
@@ -70,6 +83,7 @@ type Operation struct {
 	Kind      string           `json:"kind" doc:"Such as vm.create"`
 	State     OperationState   `json:"state"`
 	Target    Ref              `json:"target" doc:"What it changes"`
+	Warnings  []string         `json:"warnings,omitempty" doc:"What whoever asked for it should know, although it was accepted"`
 	Requester string           `json:"requester" doc:"User or agent that asked for it"`
 	Steps     []StepRecord     `json:"steps,omitempty" doc:"Its whole step table, with what happened so far"`
 	Error     *problem.Problem `json:"error,omitempty" doc:"Why it was undone, or why it is stuck"`

@@ -19,6 +19,8 @@ type OperationPlan struct {
 	ReleaseIfDone   []string        `json:"releaseIfDone,omitempty"`   // claims that end with success
 	ReleaseIfUndone []string        `json:"releaseIfUndone,omitempty"` // claims that end with failure
 	Rewrites        []Rewrite       `json:"rewrites,omitempty"`        // claims that say something else afterwards
+	PutIfDone       []Claim         `json:"putIfDone,omitempty"`       // claims that have another value after success
+	PutIfUndone     []Claim         `json:"putIfUndone,omitempty"`     // claims that get their old value back with failure
 
 	Journal int              `json:"journal,omitempty"` // number of the last journal that was written
 	Cause   *problem.Problem `json:"cause,omitempty"`   // why the operation goes back, once it does
@@ -37,6 +39,14 @@ type Lock struct {
 	Ref    Ref   `json:"ref"`
 	Before Phase `json:"before,omitempty"` // phase to go back to; empty: the operation made the record, and undoing removes it
 	Then   Phase `json:"then,omitempty"`   // phase after success; empty: success removes the record
+	// After is the record as success makes it, but for its phase; nil: as it is. Nobody else changes a record that is held.
+	After json.RawMessage `json:"after,omitempty"`
+}
+
+// Claim is a claim and its value.
+type Claim struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
 }
 
 // VPCWiring is a VPC as the network needs it.
@@ -110,6 +120,7 @@ type ImageImport struct {
 	Format string `json:"format"`
 	Upload string `json:"upload,omitempty"`
 	Path   string `json:"path,omitempty"`
+	URL    string `json:"url,omitempty"`
 	SHA256 string `json:"sha256,omitempty"`
 }
 
@@ -121,6 +132,22 @@ type ImageImported struct {
 	SHA256      string `json:"sha256"`
 	Size        int64  `json:"size"`        // bytes of the stored file
 	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
+}
+
+// ImageExportWork is an image and the format that it is wanted in.
+type ImageExportWork struct {
+	Image  string `json:"image"`
+	Format string `json:"format"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (i ImageExportWork) FenceKey() string { return i.Image }
+
+// ImageExported is what an export made.
+type ImageExported struct {
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"` // bytes
 }
 
 // ImageRemoval says where an image and its copies are.
@@ -236,6 +263,12 @@ func (v *Volume) GetPhase() Phase { return v.Status.Phase }
 func (v *Volume) SetPhase(p Phase, reason string) { v.Status.Phase, v.Status.Reason = p, reason }
 
 // GetPhase implements Phased.
+func (s *Snapshot) GetPhase() Phase { return s.Status.Phase }
+
+// SetPhase implements Phased.
+func (s *Snapshot) SetPhase(p Phase, reason string) { s.Status.Phase, s.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
 func (v *VPC) GetPhase() Phase { return v.Status.Phase }
 
 // SetPhase implements Phased.
@@ -288,6 +321,8 @@ func New(kind Kind) Phased {
 		return &Pool{}
 	case KindVolume:
 		return &Volume{}
+	case KindSnapshot:
+		return &Snapshot{}
 	case KindVPC:
 		return &VPC{}
 	case KindSubnet:

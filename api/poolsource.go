@@ -52,8 +52,7 @@ func (r *PoolCreate) checkWhere(v *problem.Validation) {
 	s := r.Source
 	switch r.Type {
 	case PoolDir:
-		v.Check(filepath.IsAbs(r.Path) && filepath.Clean(r.Path) == r.Path && r.Path != "/" && !strings.ContainsAny(r.Path, "\n\r\x00,"), "path", r.Path,
-			"must be an absolute, clean directory path, like /vms")
+		r.checkDirectory(v)
 		v.Check(len(s.Hosts) == 0, "source.hosts", s.Hosts, "a directory has no servers")
 		v.Check(s.Name == "", "source.name", s.Name, "a directory has no source")
 	case PoolNFS, PoolGluster:
@@ -72,11 +71,19 @@ func (r *PoolCreate) checkWhere(v *problem.Validation) {
 	case PoolRBD:
 		r.checkCeph(v)
 	default:
+		if r.Path != "" {
+			r.checkDirectory(v)
+		}
 		v.Add("type", r.Type, "must be %s, %s, %s or %s", PoolDir, PoolNFS, PoolGluster, PoolRBD)
 	}
 	v.Check(r.Type == PoolNFS || s.Options == "", "source.options", s.Options, "only NFS has them")
 	v.Check(r.Type == PoolRBD || s.User == "", "source.user", s.User, "there is none for this type")
 	v.Check(r.Type == PoolRBD || r.Key == "", "key", "", "there is none for this type")
+}
+
+func (r *PoolCreate) checkDirectory(v *problem.Validation) {
+	v.Check(filepath.IsAbs(r.Path) && filepath.Clean(r.Path) == r.Path && r.Path != "/" && !strings.ContainsAny(r.Path, "\n\r\x00,"), "path", r.Path,
+		"must be an absolute, clean directory path, like /vms")
 }
 
 func (s PoolSource) checkNFS(v *problem.Validation) {

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -35,14 +37,28 @@ type PoolSpec struct {
 	Agents []string   `json:"agents,omitempty" doc:"Agent IDs that have the pool"`
 }
 
+// Files reports whether the pool keeps volumes as files, each snapshot of which adds one.
+func (s *PoolSpec) Files() bool { return s.Type != PoolRBD }
+
 // PoolStatus is what the agents say about a pool.
 type PoolStatus struct {
 	Phase    Phase  `json:"phase"`
 	Reason   string `json:"reason,omitempty"`
 	Capacity int64  `json:"capacity" doc:"Bytes"`
 	Free     int64  `json:"free" doc:"Bytes"`
+	Promised int64  `json:"promised,omitempty" doc:"Bytes that its volumes take when they are written to the end; more than the capacity: it is overcommitted"`
+	Volumes  int    `json:"volumes,omitempty"`
+	// Agents is what was found out by asking them, not what was said when the pool was made.
+	Agents []PoolAgent `json:"agents,omitempty" doc:"Which of its agents reach it"`
 	// Leaving is set by the operation that changes the pool's nodes, and for as long as it runs.
 	Leaving []string `json:"leaving,omitempty" doc:"Agent IDs that are being taken out of the pool: nothing new is put there"`
+}
+
+// PoolAgent is a pool as one of its agents sees it.
+type PoolAgent struct {
+	Agent   string `json:"agent" doc:"Agent ID"`
+	Reaches bool   `json:"reaches" doc:"It could use the pool when it last looked"`
+	Reason  string `json:"reason,omitempty" doc:"Why it cannot"`
 }
 
 // Takes reports whether something new may be put into the pool on a node: it has the pool, and keeps it.
@@ -107,12 +123,27 @@ func (*Image) ResourceKind() Kind { return KindImage }
 const (
 	FormatQCOW2 = "qcow2"
 	FormatRaw   = "raw"
+	FormatVMDK  = "vmdk"
+	FormatVDI   = "vdi"
+	FormatVHDX  = "vhdx"
+	FormatVPC   = "vpc" // VHD, by the name that QEMU gives it
 )
+
+// ImageFormats are the formats that images can be imported from and exported to. They are kept as qcow2.
+func ImageFormats() []string {
+	return []string{FormatQCOW2, FormatRaw, FormatVMDK, FormatVDI, FormatVHDX, FormatVPC}
+}
+
+// IsImageFormat reports whether images can be imported from and exported to this format.
+func IsImageFormat(format string) bool { return slices.Contains(ImageFormats(), format) }
 
 // ImageSpec says what was imported.
 type ImageSpec struct {
-	Format string `json:"format" enum:"qcow2,raw" doc:"Format of the source"`
-	Source string `json:"source" doc:"upload:<id> or the path on the server"`
+	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
+	Source string `json:"source" doc:"upload:<id>, the path on the server, or the URL"`
+	// What follows can change; the content cannot.
+	Deprecated bool   `json:"deprecated,omitempty" doc:"Nobody should make new VMs of it, who may nevertheless"`
+	Advice     string `json:"advice,omitempty" doc:"What to do instead, told to those who use a deprecated image"`
 }
 
 // ImageStatus is what the import found.
@@ -124,13 +155,14 @@ type ImageStatus struct {
 	VirtualSize int64  `json:"virtualSize,omitempty" doc:"Bytes a guest sees"`
 }
 
-// ImageCreate is the request to import an image, from an upload or from a file on the server.
+// ImageCreate is the request to import an image, from an upload, from a file on the server, or from a URL.
 type ImageCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Format string            `json:"format" enum:"qcow2,raw" doc:"What the file is; it is never guessed"`
+	Format string            `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"What the file is; it is never guessed"`
 	Upload string            `json:"upload,omitempty" doc:"ID that PUT /v1/uploads/{id} was sent to"`
 	Path   string            `json:"path,omitempty" doc:"File on the server, inside a directory that its configuration allows"`
+	URL    string            `json:"url,omitempty" doc:"http or https, beginning as the server's configuration allows; a query is kept and shown, so no secret should be in it"`
 	SHA256 string            `json:"sha256,omitempty" doc:"If given, the source must have it"`
 }
 
@@ -139,8 +171,19 @@ func (r *ImageCreate) Validate() error {
 	var v problem.Validation
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
-	v.Check(r.Format == FormatQCOW2 || r.Format == FormatRaw, "format", r.Format, "must be qcow2 or raw")
-	v.Check((r.Upload == "") != (r.Path == ""), "upload", r.Upload, "give either upload or path")
+	v.Check(IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
+	sources := 0
+	for _, s := range []string{r.Upload, r.Path, r.URL} {
+		if s != "" {
+			sources++
+		}
+	}
+	v.Check(sources == 1, "upload", r.Upload, "give one of upload, path and url")
+	if r.URL != "" {
+		u, err := url.Parse(r.URL)
+		v.Check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.Fragment == "" && len(r.URL) <= 2048, "url", r.URL,
+			"must be a URL like https://HOST/FILE, without a password, of at most 2048 characters")
+	}
 	if r.Upload != "" {
 		v.Check(IsUUID(r.Upload), "upload", r.Upload, "must be a UUID")
 	}
@@ -149,6 +192,41 @@ func (r *ImageCreate) Validate() error {
 	}
 	v.Check(r.SHA256 == "" || isSHA256(r.SHA256), "sha256", r.SHA256, "must be 64 hexadecimal digits")
 	return v.Err("image " + r.Name)
+}
+
+// maxAdvice bounds what is said of a deprecated image, in bytes.
+const maxAdvice = 500
+
+// ImageUpdate changes what is said of an image; what is in it never changes. Nil fields leave things as they are.
+type ImageUpdate struct {
+	Labels     *map[string]string `json:"labels,omitempty"`
+	Deprecated *bool              `json:"deprecated,omitempty" doc:"Nobody should make new VMs of it; it can still be done, with a warning"`
+	Advice     *string            `json:"advice,omitempty" doc:"What to do instead; it goes when the image is not deprecated any more"`
+}
+
+// Validate checks the shape of the request.
+func (r *ImageUpdate) Validate() error {
+	var v problem.Validation
+	if r.Labels != nil {
+		CheckLabels(&v, "labels", *r.Labels)
+	}
+	if r.Advice != nil {
+		clean := strings.IndexFunc(*r.Advice, unicode.IsControl) < 0
+		v.Check(clean && len(*r.Advice) <= maxAdvice, "advice", *r.Advice, "must be one line of at most %d bytes", maxAdvice)
+	}
+	return v.Err("image update")
+}
+
+// ImageExport is the request to make an image in another format than it is kept in, to be downloaded then.
+type ImageExport struct {
+	Format string `json:"format" enum:"raw,vmdk,vdi,vhdx,vpc" doc:"qcow2 needs no export: it can be downloaded as it is"`
+}
+
+// Validate checks the shape of the request.
+func (r *ImageExport) Validate() error {
+	var v problem.Validation
+	v.Check(IsImageFormat(r.Format) && r.Format != FormatQCOW2, "format", r.Format, "must be one of %s; qcow2 needs no export", strings.Join(ImageFormats()[1:], ", "))
+	return v.Err("export")
 }
 
 func isSHA256(s string) bool {

@@ -1,6 +1,11 @@
 package api
 
-import "time"
+import (
+	"slices"
+	"time"
+
+	"github.com/nextstack/nextstack/api/problem"
+)
 
 // Volume is a disk. It may belong to a VM as its root disk, or be a thing of its own that is attached to VMs and outlives them.
 type Volume struct {
@@ -50,4 +55,203 @@ type Attachment struct {
 	VM       string `json:"vm" doc:"VM ID"`
 	Device   string `json:"device" doc:"What the hypervisor calls the disk; guests find it by its serial number, the first 20 digits of the volume's ID"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// LayerName returns the name of the file that a volume of a file pool is written to.
+func (v *Volume) LayerName() string {
+	if v.Status.Layer == "" {
+		return v.ID
+	}
+	return v.Status.Layer
+}
+
+// Attachment returns how a VM has the volume; nil: it has not.
+func (v *Volume) Attachment(vm string) *Attachment {
+	if i := slices.IndexFunc(v.Status.Attachments, func(a Attachment) bool { return a.VM == vm }); i >= 0 {
+		return &v.Status.Attachments[i]
+	}
+	return nil
+}
+
+// VMs returns the IDs of the VMs that have the volume: the one it belongs to, and those that it is attached to.
+func (v *Volume) VMs() []string {
+	var out []string
+	if v.Spec.Root {
+		out = append(out, v.Spec.VM)
+	}
+	for _, a := range v.Status.Attachments {
+		out = append(out, a.VM)
+	}
+	return out
+}
+
+// Limits of volumes.
+const (
+	MaxSnapshots = 32 // of one volume: a chain that is longer makes it slow
+	MaxQoS       = 1 << 40
+)
+
+// VolumeCreate is the request for a volume. Wherever a resource is named, its name or its ID will do.
+type VolumeCreate struct {
+	Name      string            `json:"name"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Size      int64             `json:"size,omitempty" doc:"Bytes; 0: the size of what it is made from"`
+	Pool      string            `json:"pool,omitempty" doc:"Empty: that of what it is copied from, or the only ready pool"`
+	Image     string            `json:"image,omitempty" doc:"Image that it begins with"`
+	Snapshot  string            `json:"snapshot,omitempty" doc:"Snapshot that it becomes a copy of"`
+	Volume    string            `json:"volume,omitempty" doc:"Volume that it becomes a copy of; no VM that runs may have that one"`
+	Node      string            `json:"node,omitempty" doc:"Agent to keep it, if the pool is not shared; empty: the one with the most space"`
+	VM        string            `json:"vm,omitempty" doc:"VM that it is meant for: it is made where that VM reaches it"`
+	Protected bool              `json:"protected,omitempty" doc:"It cannot be deleted"`
+	Shareable bool              `json:"shareable,omitempty" doc:"It may be attached to several VMs at once, which must agree on who writes; in a pool of files it has no snapshots then"`
+	QoS       VolumeQoS         `json:"qos,omitzero"`
+}
+
+// Validate checks the shape of the request; whether the names exist is found out when it is accepted.
+func (r *VolumeCreate) Validate() error {
+	var v problem.Validation
+	CheckName(&v, "name", r.Name)
+	CheckLabels(&v, "labels", r.Labels)
+	sources := 0
+	for _, s := range []struct{ path, ref string }{
+		{"pool", r.Pool},
+		{"image", r.Image},
+		{"snapshot", r.Snapshot},
+		{"volume", r.Volume},
+		{"node", r.Node},
+		{"vm", r.VM},
+	} {
+		if s.ref == "" {
+			continue
+		}
+		CheckRef(&v, s.path, s.ref)
+		if s.path == "image" || s.path == "snapshot" || s.path == "volume" {
+			sources++
+		}
+		v.Check(sources < 2 || s.path == "node" || s.path == "vm", s.path, s.ref, "give one of image, snapshot and volume, or none for an empty volume")
+	}
+	if r.Size != 0 || sources == 0 {
+		checkSize(&v, r.Size)
+	}
+	v.Check(r.Node == "" || r.VM == "", "node", r.Node, "give either node or vm")
+	r.QoS.check(&v, "qos")
+	return v.Err("volume " + r.Name)
+}
+
+func checkSize(v *problem.Validation, size int64) {
+	v.Check(size >= MiB && size <= MaxDisk && size%MiB == 0, "size", size, "must be 1 MiB to 64 TiB, in bytes, a multiple of 1 MiB")
+}
+
+func (q *VolumeQoS) check(v *problem.Validation, path string) {
+	for _, f := range []struct {
+		name         string
+		value, burst int64
+	}{{"iops", q.IOPS, q.IOPSBurst}, {"bandwidth", q.Bandwidth, q.BandwidthBurst}} {
+		v.Check(f.value >= 0 && f.value <= MaxQoS, path+"."+f.name, f.value, "must be 0 (no limit) to %d", int64(MaxQoS))
+		v.Check(f.burst == 0 || f.value > 0 && f.burst >= f.value && f.burst <= MaxQoS, path+"."+f.name+"Burst", f.burst, "must be 0, or at least %s, which must be given", f.name)
+	}
+}
+
+// VolumeUpdate changes what is decided about a volume. Nil fields stay as they are.
+type VolumeUpdate struct {
+	Name      *string            `json:"name,omitempty"`
+	Labels    *map[string]string `json:"labels,omitempty"`
+	Protected *bool              `json:"protected,omitempty"`
+	Shareable *bool              `json:"shareable,omitempty"`
+	QoS       *VolumeQoS         `json:"qos,omitempty" doc:"All limits at once: those that are left out are none"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeUpdate) Validate() error {
+	var v problem.Validation
+	if r.Name != nil {
+		CheckName(&v, "name", *r.Name)
+	}
+	if r.Labels != nil {
+		CheckLabels(&v, "labels", *r.Labels)
+	}
+	if r.QoS != nil {
+		r.QoS.check(&v, "qos")
+	}
+	return v.Err("volume update")
+}
+
+// VolumeAttach asks for a volume to be given to a VM.
+type VolumeAttach struct {
+	VM       string `json:"vm"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeAttach) Validate() error {
+	var v problem.Validation
+	CheckRef(&v, "vm", r.VM)
+	return v.Err("attach request")
+}
+
+// VolumeDetach asks for a volume to be taken from a VM.
+type VolumeDetach struct {
+	VM string `json:"vm,omitempty" doc:"Empty: the only one that has it"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeDetach) Validate() error {
+	var v problem.Validation
+	if r.VM != "" {
+		CheckRef(&v, "vm", r.VM)
+	}
+	return v.Err("detach request")
+}
+
+// VolumeResize asks for a volume to become bigger.
+type VolumeResize struct {
+	Size int64 `json:"size" doc:"Bytes; a volume never shrinks"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeResize) Validate() error {
+	var v problem.Validation
+	checkSize(&v, r.Size)
+	return v.Err("resize request")
+}
+
+// VolumeDelete says how a volume is deleted.
+type VolumeDelete struct {
+	Now       bool `json:"now,omitempty" doc:"For good, instead of into the recycle bin"`
+	Snapshots bool `json:"snapshots,omitempty" doc:"With all its snapshots"`
+}
+
+// VolumeMake is what the acceptance of a new volume decided, for the one who makes it.
+type VolumeMake struct {
+	Node string `json:"node,omitempty"` // agent that it must be on
+	// From is the volume whose content it begins with; nil: it is empty, or made from the image of its record.
+	From *VolumeOrigin `json:"from,omitempty"`
+}
+
+// VolumeOrigin is what a copy is made of.
+type VolumeOrigin struct {
+	Volume   string `json:"volume"`
+	Layer    string `json:"layer,omitempty"`    // of a pool of files: what it shows is copied; empty: the volume's first
+	Snapshot string `json:"snapshot,omitempty"` // of other pools
+}
+
+// DiskOrder is what the acceptance of an attachment or its end decided.
+type DiskOrder struct {
+	VM       string `json:"vm"`
+	Device   string `json:"device"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Had: the VM has had it before, and keeps it whatever becomes of the operation.
+	Had bool `json:"had,omitempty"`
+}
+
+// VolumeRemoval is what has to be removed of a volume, in this order.
+type VolumeRemoval struct {
+	Snapshots []string `json:"snapshots,omitempty"` // by ID, of pools whose snapshots have names
+	Layers    []string `json:"layers"`              // empty string: the volume's first
+}
+
+// VolumeTuning is how a volume is limited, and how it was before.
+type VolumeTuning struct {
+	QoS    VolumeQoS `json:"qos"`
+	Before VolumeQoS `json:"before"`
 }

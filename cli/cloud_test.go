@@ -296,6 +296,8 @@ func (h *hands) result(ctx context.Context, op *api.Operation) (json.RawMessage,
 			_, err = d.Commit(ctx, h.kv)
 			return err
 		})
+	case api.OpSnapshotCreate:
+		return json.Marshal(api.SnapshotTaken{Frozen: true, Pause: 12345 * time.Microsecond})
 	case api.OpHostUpdate:
 		return nil, h.applyHost(ctx, op)
 	case api.OpHostDrain, api.OpHostRecover, api.OpHostBalance:

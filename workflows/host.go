@@ -81,17 +81,21 @@ func startDrain(op steps.Op) (s drainState, err error) {
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
 }
 
-func cordonHost(r *saga.Run, s *drainState) error {
-	reason := s.Request.Reason
-	if reason == "" {
-		reason = "drained by operation " + r.Op().ID
+// reason is why the node is cordoned by the drain.
+func (s *drainState) reason(r *saga.Run) string {
+	if s.Request.Reason != "" {
+		return s.Request.Reason
 	}
-	_, err := steps.CordonAgent.Call(r, "", steps.AgentCordon{Agent: s.Agent, Cordoned: true, Reason: reason})
+	return "drained by operation " + r.Op().ID
+}
+
+func cordonHost(r *saga.Run, s *drainState) error {
+	_, err := steps.CordonAgent.Call(r, "", steps.AgentCordon{Agent: s.Agent, Cordoned: true, Reason: s.reason(r)})
 	return err
 }
 
 func uncordonHost(r *saga.Run, s *drainState) error {
-	_, err := steps.CordonAgent.Call(r, "", steps.AgentCordon{Agent: s.Agent, Cordoned: s.Was.Cordoned, Reason: s.Was.Reason})
+	_, err := steps.CordonAgent.Call(r, "", steps.AgentCordon{Agent: s.Agent, Cordoned: s.Was.Cordoned, Reason: s.Was.Reason, InPlaceOf: s.reason(r)})
 	return err
 }
 

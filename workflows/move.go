@@ -102,11 +102,11 @@ func startAfterMove(r *saga.Run, s *moveState) error {
 	if s.live() || s.Move.Phase == api.PhaseStopped {
 		return nil
 	}
-	_, err := steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	err := startAtSource(r, s)
 	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
 		return nil // it is lost with its node, as if it had not been stopped
 	}
-	return err
+	return absent(r, s.Move.Source, err)
 }
 
 // diskOfMove gets the target ready to hold the disk: a live move fills it while the guest runs, a cold one brings it as it is.
@@ -135,10 +135,7 @@ func noDiskOfMove(r *saga.Run, s *moveState) error {
 		return nil
 	}
 	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
-	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
-		return nil // nobody uses it, and the audit finds it when the node is back
-	}
-	return err
+	return absent(r, s.Move.Target, err) // then nobody uses it, and the audit finds it when the node is back
 }
 
 // bindMove: during a live move both nodes may have the port, and the target gets it with the first packet from there.
@@ -188,7 +185,7 @@ func move(r *saga.Run, s *moveState) (err error) {
 	}
 	there, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
 	if err != nil {
-		return partly(err, "a look at vm %s on %s", s.Move.Target.Name, s.target()) // that nobody looked does not undo the move
+		return err
 	}
 	if !there.Exists || there.Phase == api.PhaseStopped || there.Broken {
 		return problem.New(problem.Internal, "vm %s has left %s and does not run on %s", s.Move.Source.Name, s.source(), s.target())
@@ -211,8 +208,8 @@ func settleMove(r *saga.Run, s *moveState) error {
 	}
 	left := asked && !src.Exists
 	dst, err := steps.LookAtDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
-	if errors.Is(err, steps.ErrNeverStarted) && left && down(r, s.Move.Target.Agent) != nil {
-		return saga.ErrDone // it had arrived, and its new node has died with it
+	if errors.Is(err, steps.ErrNeverStarted) {
+		return settleWithoutTarget(r, s, src, asked, err)
 	}
 	if err != nil {
 		return err
@@ -228,41 +225,89 @@ func settleMove(r *saga.Run, s *moveState) error {
 			return err
 		}
 		return saga.ErrDone
-	case dst.Exists && left: // it has powered itself off there, or was paused by its disk
-		if _, err := steps.StartDomain.Call(r, s.Move.Target.Agent, s.Move.Target); err != nil {
+	case dst.Exists && !asked && dst.Phase == api.PhaseStopped && s.copies(): // it may be one of an earlier stay
+		return eitherDisk(s)
+	case dst.Exists && !asked && dst.Phase == api.PhaseStopped: // whether it has arrived or not: the disk is one and the same
+		if err := notAtSource(r, s); err != nil {
 			return err
 		}
-		return saga.ErrDone
+		return startAtTarget(r, s)
+	case dst.Exists && left: // it has powered itself off there, or was paused by its disk
+		return startAtTarget(r, s)
 	}
 	if err := removeAtTarget(r, s); err != nil || down(r, s.Move.Source.Agent) != nil {
 		return err
 	}
-	_, err = steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
-	return err
+	return startAtSource(r, s)
 }
 
 // stateAtSource asks the source, or concludes from the proof that it is down.
 func stateAtSource(r *saga.Run, s *moveState) (state steps.DomainState, asked bool, err error) {
 	state, err = steps.SettleDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
-	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
+	if !errors.Is(err, steps.ErrNeverStarted) {
+		return state, true, err
+	}
+	if down(r, s.Move.Source.Agent) != nil {
 		return steps.DomainState{Phase: api.PhaseStopped}, false, nil
 	}
-	return state, true, err
+	return state, true, absent(r, s.Move.Source, err)
 }
 
-// down returns the proof that a node is down; nil: it is not, as far as anybody knows.
-func down(r *saga.Run, agent string) *api.Proof {
-	status, err := steps.LookAtAgent.Call(r, "", steps.NodeRef{Agent: agent})
-	if err != nil || status.Phase != api.PhaseDown {
+// settleWithoutTarget settles a live move whose target took no question; err says so. The guest does not run at its source.
+func settleWithoutTarget(r *saga.Run, s *moveState, src steps.DomainState, asked bool, err error) error {
+	if asked && !src.Exists && down(r, s.Move.Target.Agent) != nil {
+		return saga.ErrDone // it had arrived, and its new node has died with it
+	}
+	if err := absent(r, s.Move.Target, err); err != nil || asked && !src.Exists {
+		return err
+	}
+	// It does not run at the target.
+	switch {
+	case !asked && s.copies():
+		return eitherDisk(s)
+	case !asked: // there is one disk, which others reach; the VM is recovered from it as from any dead node
+		return notAtSource(r, s)
+	case src.Broken && s.copies():
+		return problem.New(problem.Unavailable, "vm %s ran on node %s last, and its disk is there", s.Move.Source.Name, s.target()).
+			Because("node %s is down", s.target()).Try("bring it back: the operation goes on by itself")
+	case src.Phase == api.PhasePaused && !s.copies():
+		// It may have run at the target and written to the disk since, of which its memory here knows nothing.
+		if _, err := steps.StopDomain.Call(r, s.Move.Source.Agent, steps.StopVM{Plan: s.Move.Source, Force: true}); err != nil {
+			return err
+		}
+	}
+	return startAtSource(r, s)
+}
+
+// eitherDisk is the problem of a move with its disk whose source cannot be asked whether the guest has left.
+func eitherDisk(s *moveState) error {
+	return problem.New(problem.Unavailable, "nobody knows on which node vm %s ran last", s.Move.Source.Name).
+		Because("node %s is down, and the disk there or the one on node %s may be as it was last", s.source(), s.target()).
+		Try("bring node %s back: the operation goes on by itself", s.source())
+}
+
+// notAtSource returns nil if the source, which is down, certainly does not run the guest.
+func notAtSource(r *saga.Run, s *moveState) error {
+	if off(r, s.Move.Source) {
 		return nil
 	}
-	return status.Proof
+	_, err := steps.LookAtDomain.Call(r, s.Move.Source.Agent, s.Move.Source) // it may be back meanwhile
+	if err := absent(r, s.Move.Source, err); err != nil {
+		return err
+	}
+	return problem.New(problem.Unavailable, "node %s is back", s.source()) // the next attempt asks it
 }
 
-// off reports whether a node certainly does not run the guest, being down: that its lease has ended says so of HA guests only.
-func (s *moveState) off(r *saga.Run, agent string) bool {
-	proof := down(r, agent)
-	return proof != nil && (proof.Kind != api.ProofLease || s.Move.Source.HA)
+func startAtSource(r *saga.Run, s *moveState) error {
+	_, err := steps.StartDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
+	return err
+}
+
+func startAtTarget(r *saga.Run, s *moveState) error {
+	if _, err := steps.StartDomain.Call(r, s.Move.Target.Agent, s.Move.Target); err != nil {
+		return err
+	}
+	return saga.ErrDone
 }
 
 func createAtTarget(r *saga.Run, s *moveState) error {
@@ -273,10 +318,7 @@ func createAtTarget(r *saga.Run, s *moveState) error {
 // removeAtTarget removes what has come to the target. A node that died meanwhile is told when it is back what it must not keep.
 func removeAtTarget(r *saga.Run, s *moveState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Move.Target.Agent, s.Move.Target)
-	if errors.Is(err, steps.ErrNeverStarted) && s.off(r, s.Move.Target.Agent) {
-		return nil
-	}
-	return err
+	return absent(r, s.Move.Target, err)
 }
 
 func switchMove(r *saga.Run, s *moveState) error {

@@ -52,6 +52,8 @@ func endings(d saga.Definition) []string {
 		return []string{"done"}
 	case d.Name() == api.OpVMMigrate:
 		return []string{"done", "undone", "cancelled", "turned"}
+	case d.Name() == api.OpVolumeResize: // what has grown does not shrink
+		return []string{"done", "cancelled", "turned"}
 	default:
 		return []string{"done", "undone", "cancelled"}
 	}

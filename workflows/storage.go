@@ -2,7 +2,6 @@ package workflows
 
 import (
 	"encoding/json"
-	"errors"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -40,6 +39,39 @@ func dropImport(r *saga.Run, s *imageState) error {
 	return err
 }
 
+// ImageUpdate changes nothing but the record, which is done where all operations begin and end.
+var ImageUpdate = saga.Table[steps.Nothing]{Kind: api.OpImageUpdate, Start: nothing}
+
+// exportState is what the steps of an export share.
+type exportState struct {
+	Export steps.ImageExport   `json:"export"`
+	Made   steps.ImageExported `json:"made"`
+}
+
+// ImageExport makes an image in another format on the server, to be downloaded. It goes by itself after a while.
+var ImageExport = saga.Table[exportState]{
+	Kind: api.OpImageExport, Start: startExport,
+	Steps: []saga.Step[exportState]{
+		{Name: "export", Where: control, Do: exportImage, Undo: dropExport},
+	},
+	Result: func(s *exportState) (json.RawMessage, error) { return json.Marshal(s.Made) },
+}
+
+func startExport(op steps.Op) (s exportState, err error) {
+	err = json.Unmarshal(op.Input, &s.Export)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func exportImage(r *saga.Run, s *exportState) (err error) {
+	s.Made, err = steps.ExportImage.Call(r, "", s.Export)
+	return err
+}
+
+func dropExport(r *saga.Run, s *exportState) error {
+	_, err := steps.RemoveExport.Call(r, "", s.Export)
+	return err
+}
+
 // ImageDelete removes an image that nothing needs, first from the pools of the nodes and then from the server. Removing the
 // first copy loses nothing, but a cancelled delete must leave a whole image, so the server's file goes last.
 var ImageDelete = saga.Table[api.ImageRemoval]{
@@ -58,7 +90,7 @@ func startImageDelete(op steps.Op) (s api.ImageRemoval, err error) {
 func evictImage(r *saga.Run, s *api.ImageRemoval) error {
 	for _, c := range s.Copies {
 		if _, err := steps.EvictImage.Call(r, c.Agent, c.Copy); err != nil {
-			return partly(err, "the copy in pool directory %s", c.Copy.PoolPath)
+			return problem.Wrap(err, problem.Internal, "the copy in pool directory %s", c.Copy.PoolPath)
 		}
 	}
 	return nil
@@ -119,7 +151,7 @@ func prepareAdded(r *saga.Run, s *api.PoolChange) error {
 		case p.Join && problem.Is(err, problem.Conflict):
 			return notTheSame(err, a.Name, p.Path, "the other nodes of the pool", "mount the same file system there")
 		default:
-			return ofPool(err, p, a, len(s.Add))
+			return ofPool(err, p, a)
 		}
 	})
 }
@@ -141,7 +173,7 @@ func releaseAdded(r *saga.Run, s *api.PoolChange) error {
 	}
 	return onEach(r, s.Pool, s.Add, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil && !problem.Is(err, problem.InUse) {
-			return ofPool(err, p, a, len(s.Add))
+			return ofPool(err, p, a)
 		}
 		return nil
 	})
@@ -150,7 +182,7 @@ func releaseAdded(r *saga.Run, s *api.PoolChange) error {
 func releaseRemoved(r *saga.Run, s *api.PoolChange) error {
 	return onEach(r, s.Pool, s.Remove, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
-			return ofPool(err, p, a, len(s.Remove))
+			return ofPool(err, p, a)
 		}
 		return nil
 	})
@@ -159,19 +191,15 @@ func releaseRemoved(r *saga.Run, s *api.PoolChange) error {
 func prepareRemoved(r *saga.Run, s *api.PoolChange) error {
 	return onEach(r, s.Pool, s.Remove, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.PreparePool.Call(r, a.ID, p); err != nil {
-			return ofPool(err, p, a, len(s.Remove))
+			return ofPool(err, p, a)
 		}
 		return nil
 	})
 }
 
-// ofPool says of which of several nodes an error is. If it is the only one, it is known that nothing has happened if it never
-// started.
-func ofPool(err error, p api.PoolOnNode, a api.AgentRef, of int) error {
-	if of == 1 && errors.Is(err, steps.ErrNeverStarted) {
-		return err
-	}
-	return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
+// ofPool says of which node an error is.
+func ofPool(err error, p api.PoolOnNode, a api.AgentRef) error {
+	return problem.Wrap(err, problem.Internal, "pool directory %s on agent %s", p.Path, a.Name)
 }
 
 // notTheSame says that a node does not see the files of a shared pool.
@@ -190,7 +218,7 @@ func preparePool(r *saga.Run, s *api.PoolWork) error {
 		case p.Join && problem.Is(err, problem.Conflict):
 			return notTheSame(err, a.Name, p.Path, "agent "+s.Agents[0].Name, "mount the same file system there, or leave --shared out")
 		default:
-			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
+			return ofPool(err, p, a)
 		}
 	}
 	makers := len(s.Agents)
@@ -213,14 +241,8 @@ func releasePool(r *saga.Run, s *api.PoolWork) error {
 	}
 	return onEach(r, s.Pool, agents, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
 		if _, err := steps.ReleasePool.Call(r, a.ID, p); err != nil {
-			return partly(err, "pool directory %s on agent %s", p.Path, a.Name)
+			return ofPool(err, p, a)
 		}
 		return nil
 	})
-}
-
-// partly wraps the error of a step that calls several nodes. That one of them never started says nothing about the others,
-// so the mark of it is dropped and the whole step is undone.
-func partly(err error, format string, args ...any) error {
-	return problem.Wrap(problem.From(err), problem.Internal, format, args...)
 }

@@ -2,11 +2,11 @@ package workflows_test
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -121,7 +121,7 @@ func TestTheFirstAgentOfASharedPoolIsAlone(t *testing.T) {
 		if p.Join && !marked.Load() {
 			return problem.New(problem.Conflict, "its marker is missing here")
 		}
-		time.Sleep(time.Millisecond) // so that others would be faster
+		runtime.Gosched() // others would be faster
 		marked.Store(true)
 		return nil
 	}, well)
@@ -144,7 +144,7 @@ func TestAPoolThatOneNodeRefusesIsReleasedOnAllThatMayHaveIt(t *testing.T) {
 		if p.Agent == "a010" {
 			return problem.New(problem.Conflict, "there are files in it")
 		}
-		time.Sleep(time.Millisecond)
+		runtime.Gosched()
 		return nil
 	}, func(steps.PoolOnNode) error {
 		if at.Load() > 0 {

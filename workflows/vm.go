@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -15,7 +16,11 @@ type vmState struct {
 	Ref    steps.VMRef       `json:"ref"`
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
+	Layers api.VolumeRemoval `json:"layers,omitzero"` // of its root disk, if it has snapshots
 	Power  steps.PowerResult `json:"power"`
+	// Left: its domain was not removed, because its node is proven to be down.
+	Left bool           `json:"left,omitempty"`
+	Made steps.DiskMade `json:"made,omitzero"`
 }
 
 func (s *vmState) node() string { return s.Placed.Plan.AgentName }
@@ -30,17 +35,19 @@ var VMCreate = saga.Table[vmState]{
 	Steps: []saga.Step[vmState]{
 		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
-		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk, Detail: diskDetail},
 		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
 	},
 }
 
-// VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away.
+// VMDelete removes a VM. Cutting its power is the point of no return; from there on it waits for whoever is away, but not for a
+// node that is proven not to run it.
 var VMDelete = saga.Table[vmState]{
-	Kind: api.OpVMDelete, Start: startVM,
+	Kind: api.OpVMDelete, Start: startVMDelete,
 	Steps: []saga.Step[vmState]{
 		{Name: "load", Where: control, Do: loadVM}, // reads only
 		{Name: "stop", Where: node, On: (*vmState).node, Do: removeDomain, Commit: true},
+		{Name: "snapshots", Where: node, On: (*vmState).node, Do: removeSnapshots},
 		{Name: "disk", Where: node, On: (*vmState).node, Do: removeDisk},
 		{Name: "unwire", Where: control, Do: unwireVM},
 		{Name: "unplace", Where: control, Do: unplaceVM},
@@ -168,14 +175,99 @@ func unwireVM(r *saga.Run, s *vmState) error {
 	return err
 }
 
-func makeDisk(r *saga.Run, s *vmState) error {
-	_, err := steps.MakeDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+func makeDisk(r *saga.Run, s *vmState) (err error) {
+	plan := s.Placed.Plan
+	plan.Disk.Offer = imageOffer(r, s)
+	s.Made, err = steps.MakeDisk.Call(r, plan.Agent, plan)
 	return err
 }
 
+// imageOffer asks a node that has a copy of the image to give it away. A node that does not is not asked again: the server has the
+// image, too.
+func imageOffer(r *saga.Run, s *vmState) *steps.DiskOffer {
+	at := s.Placed.ImageAt
+	if at == nil {
+		return nil
+	}
+	offer, err := steps.OfferImage.Call(r, at.Agent, steps.ImageOffer{Copy: at.Copy})
+	if err != nil {
+		s.Placed.ImageAt = nil
+		return nil
+	}
+	return &offer
+}
+
+func diskDetail(s *vmState) any { return s.Made }
+
+// removeDisk waits for no node that is proven not to run the VM: a disk in a shared pool is removed by another node of the pool,
+// and any other stays where it is until the node is back, and is then what the audit finds.
 func removeDisk(r *saga.Run, s *vmState) error {
-	_, err := steps.RemoveDisk.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return withDisk(r, s, func(plan steps.VMPlan) error {
+		_, err := steps.RemoveDisk.Call(r, plan.Agent, plan)
+		return err
+	})
+}
+
+// withDisk removes something of a VM's disk, on its node or, if that is proven not to run the VM, on another that sees it.
+func withDisk(r *saga.Run, s *vmState, remove func(steps.VMPlan) error) error {
+	if s.Left && down(r, s.Placed.Plan.Agent) == nil { // it has come back meanwhile
+		if err := removeDomain(r, s); err != nil {
+			return err
+		}
+	}
+	plan := s.Placed.Plan
+	err := remove(plan)
+	gone := errors.Is(err, steps.ErrNeverStarted)
+	if err = absent(r, plan, err); err != nil || !gone || !plan.Disk.Shared {
+		return err
+	}
+	other, err := otherOfPool(r, plan)
+	if err == nil {
+		err = remove(other)
+	}
 	return err
+}
+
+// otherOfPool returns the plan for another node that sees the same disk.
+func otherOfPool(r *saga.Run, plan steps.VMPlan) (steps.VMPlan, error) {
+	list, err := steps.LoadAgents.Call(r, "", steps.Nothing{})
+	if err != nil {
+		return plan, err
+	}
+	for _, a := range list.Agents {
+		if a.ID == plan.Agent || !a.Ready {
+			continue
+		}
+		for _, p := range a.Pools {
+			if p.Pool == plan.Disk.Pool {
+				plan.Agent, plan.AgentName, plan.Disk.PoolPath = a.ID, a.Name, p.Path
+				return plan, nil
+			}
+		}
+	}
+	return plan, problem.New(problem.Unavailable, "the disk of vm %s cannot be removed", plan.Name).
+		Because("node %s is down, and no other node of its pool is ready", plan.AgentName).Try("bring one of the pool's nodes back: gnext host list")
+}
+
+func startVMDelete(op steps.Op) (vmState, error) {
+	s, err := startVM(op)
+	if err == nil && len(op.Input) > 0 {
+		err = json.Unmarshal(op.Input, &s.Layers)
+	}
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+// removeSnapshots removes the root disk with all that it consists of; without snapshots the next step does.
+func removeSnapshots(r *saga.Run, s *vmState) error {
+	if len(s.Layers.Layers) == 0 {
+		return nil
+	}
+	return withDisk(r, s, func(vm steps.VMPlan) error {
+		return removeLayers(r, s.Layers, steps.VolumePlan{
+			Volume: vm.Disk.Volume, Name: vm.Name, Project: vm.Project, Agent: vm.Agent, Size: vm.Disk.Size,
+			Pool: vm.Disk.OnNode(),
+		})
+	})
 }
 
 func createDomain(r *saga.Run, s *vmState) error {
@@ -183,8 +275,13 @@ func createDomain(r *saga.Run, s *vmState) error {
 	return err
 }
 
+// removeDomain waits for no node that is proven not to run the VM. Such a node is told when it is back what it must not keep.
 func removeDomain(r *saga.Run, s *vmState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	gone := errors.Is(err, steps.ErrNeverStarted)
+	if err = absent(r, s.Placed.Plan, err); err == nil {
+		s.Left = gone
+	}
 	return err
 }
 
@@ -211,12 +308,16 @@ func reboot(r *saga.Run, s *vmState) error {
 	return err
 }
 
-// powerBack brings the VM back to the power state that it had when the operation began.
+// powerBack brings the VM back to the power state that it had when the operation began. One that ran on a node that is proven to
+// be down is lost with its node, as if nobody had touched it.
 func powerBack(r *saga.Run, s *vmState) (err error) {
-	if s.Power.Before == api.PhaseRunning {
-		_, err = steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
-	} else {
+	if s.Power.Before != api.PhaseRunning {
 		_, err = steps.StopDomain.Call(r, s.Placed.Plan.Agent, steps.StopVM{Plan: s.Placed.Plan, Force: true})
+		return absent(r, s.Placed.Plan, err)
+	}
+	_, err = steps.StartDomain.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Placed.Plan.Agent) != nil {
+		return nil
 	}
 	return err
 }

@@ -19,7 +19,9 @@ func All() []saga.Definition {
 	return append([]saga.Definition{
 		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
 		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
-		ImageImport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
+		ImageImport, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
+		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeDelete, VolumeRestore, VolumePurge,
+		SnapshotCreate, SnapshotDelete, SnapshotRevert,
 		Audit, Noop,
 	}, network()...)
 }

@@ -22,7 +22,14 @@ func CheckDataDisk(d steps.DataDisk, source DiskSource) error {
 	v.Check(deviceRE.MatchString(d.Device), "device", d.Device, "must be vdc or a later one")
 	v.Check(source.IsSet(), "source", "", "must be there")
 	v.Check(source.Format == api.FormatQCOW2 || source.Format == api.FormatRaw, "format", source.Format, "must be qcow2 or raw")
-	return v.Err("disk " + d.Device)
+	if err := v.Err("disk " + d.Device); err != nil {
+		return err
+	}
+	if d.Shareable && !d.ReadOnly && source.Format == api.FormatQCOW2 {
+		return problem.New(problem.Unsupported, "volume %s cannot be written by several VMs at once", d.Volume).
+			Because("it is a qcow2 file, whose structure only one may change").Try("attach it read-only, or use a volume of an RBD pool")
+	}
+	return nil
 }
 
 // NoSuchDisk is the problem of a disk that a domain should have and has not.

@@ -28,6 +28,7 @@ type Fake struct {
 	rack     *Rack // nil: it is alone
 	uri      string
 	restless bool
+	lingers  bool
 	clingy   bool
 	mute     bool
 	hook     func(vm string, at MovePoint) MoveFate
@@ -41,6 +42,7 @@ type fakeDomain struct {
 	cpu      string        // model; empty: any
 	ha       bool          //
 	broken   bool          // paused with half of its memory
+	left     bool          // off because it has moved away
 	move     *fakeMove     // under way; nil: none
 	incoming chan struct{} // of a guest that is just arriving: closed when it has, or is gone
 	turnAway func()        // has the source of such a guest look again
@@ -159,7 +161,7 @@ func (f *Fake) define(ctx context.Context, plan steps.VMPlan, files DomainFiles)
 		f.put(plan.VM, d)
 	}
 	if d.phase == api.PhaseStopped {
-		d.ha, d.cpu, d.disks = plan.HA, plan.CPUModel, disksOf(plan, files)
+		d.ha, d.cpu, d.left, d.disks = plan.HA, plan.CPUModel, false, disksOf(plan, files)
 	}
 	return d, nil
 }
@@ -174,7 +176,7 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 	if d.phase == api.PhaseStopped || d.broken {
 		d.boots++
 	}
-	d.phase, d.broken = api.PhaseRunning, false
+	d.phase, d.broken, d.left = api.PhaseRunning, false, false
 	go f.publish(vm)
 	return nil
 }

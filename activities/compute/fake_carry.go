@@ -94,6 +94,8 @@ func (f *Fake) finish(d *fakeDomain, mv *fakeMove, fate MoveFate, err error) {
 	f.mu.Lock()
 	switch {
 	case f.domains[vm] != d: // removed meanwhile
+	case err == nil && f.lingers:
+		d.phase, d.left = api.PhaseStopped, true
 	case err == nil:
 		delete(f.domains, vm)
 	case halves:

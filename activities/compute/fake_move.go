@@ -36,6 +36,13 @@ func (f *Fake) Restless(yes bool) {
 	f.mu.Unlock()
 }
 
+// Linger has guests that move away from f stay defined there, as when the hypervisor dies before it can forget them.
+func (f *Fake) Linger(yes bool) {
+	f.mu.Lock()
+	f.lingers = yes
+	f.mu.Unlock()
+}
+
 // OnMove has hook called at every point of every move away from f, without a lock held: it may wait, and it decides what
 // happens. Nil: moves go on.
 func (f *Fake) OnMove(hook func(vm string, at MovePoint) MoveFate) {
@@ -97,7 +104,7 @@ func (f *Fake) Migrate(ctx context.Context, m steps.MoveDomain, tell func(api.Pr
 	vm := m.Plan.VM
 	f.mu.Lock()
 	d, err := f.find(ctx, vm)
-	if problem.Is(err, problem.NotFound) {
+	if problem.Is(err, problem.NotFound) || err == nil && d.left {
 		f.mu.Unlock()
 		return steps.Moved{}, nil
 	}
@@ -222,7 +229,7 @@ func (f *Fake) see(ctx context.Context, vm string) (steps.DomainState, error) {
 	if err != nil {
 		return steps.DomainState{}, err
 	}
-	return steps.DomainState{Exists: true, Phase: d.phase, Broken: d.broken}, nil
+	return steps.DomainState{Exists: !d.left, Phase: d.phase, Broken: d.broken}, nil
 }
 
 // Define implements Creator.

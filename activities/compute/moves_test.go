@@ -32,7 +32,14 @@ func fakes(t *testing.T) computetest.Rig {
 			require.NoError(t, a.Create(t.Context(), plan, files))
 			return computetest.Guest{Plan: plan, At: files, To: files, Restless: restless}
 		},
+		Disk: func(*testing.T) compute.DiskSource { return compute.QCOW2("/data") },
 		Slow: func(*steps.MoveDomain) func() { a.Restless(true); return func() { a.Restless(false) } },
+		Linger: func(t *testing.T, m steps.MoveDomain) {
+			a.Linger(true)
+			defer a.Linger(false)
+			_, err := a.Migrate(t.Context(), m, nil)
+			require.NoError(t, err)
+		},
 		Running: func(t *testing.T, vm string) (n int) {
 			for _, f := range nodes {
 				if p, err := f.State(t.Context(), vm); err == nil && p == api.PhaseRunning {
@@ -106,4 +113,10 @@ func TestFatesOfFakes(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestGuestsMoveOnGluster(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	nodes.OnGluster(t)
+	computetest.SharedMove(t, nodes.Rig(t))
 }

@@ -29,7 +29,7 @@ func (s *service) attach(ctx context.Context, _ steps.Token, in steps.DiskChange
 }
 
 func (s *service) source(d steps.DataDisk) (DiskSource, error) {
-	return s.files.LocateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer})
+	return s.files.LocateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer, Shareable: d.Shareable})
 }
 
 func (s *service) detach(ctx context.Context, _ steps.Token, in steps.DiskChange) (steps.Nothing, error) {

@@ -27,7 +27,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 	if err != nil {
 		return out, err
 	}
-	c := &comparison{books: b, home: map[string]bool{}, told: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	c := &comparison{books: b, home: map[string]bool{}, told: map[string]bool{}, layers: b.layers(), seenIn: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
 	for _, n := range w.Nodes {
 		for _, d := range n.Domains {
 			if vm := b.vms[d.ID]; vm != nil && vm.Status.Agent == n.Agent {
@@ -41,6 +41,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 		c.ovsPorts(n)
 		c.keys(n)
 	}
+	c.sharedVolumes(w.Nodes)
 	c.network(rows)
 	c.imageFiles(stored)
 	c.claims()
@@ -52,6 +53,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 type books struct {
 	vms      map[string]*api.VM
 	volumes  map[string]*api.Volume
+	snaps    map[string]*api.Snapshot
 	ports    map[string]*api.Port
 	subnets  map[string]*api.Subnet
 	vpcs     map[string]*api.VPC
@@ -85,6 +87,7 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		func() (err error) { b.secrets, _, err = s.kv.List(ctx, store.SecretKey("")); return },
 		func() (err error) { b.vms, err = load[api.VM](ctx, s, b); return },
 		func() (err error) { b.volumes, err = load[api.Volume](ctx, s, b); return },
+		func() (err error) { b.snaps, err = load[api.Snapshot](ctx, s, b); return },
 		func() (err error) { b.ports, err = load[api.Port](ctx, s, b); return },
 		func() (err error) { b.subnets, err = load[api.Subnet](ctx, s, b); return },
 		func() (err error) { b.vpcs, err = load[api.VPC](ctx, s, b); return },
@@ -104,6 +107,7 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 	for _, op := range b.ops {
 		if op.ID != me.ID && (!op.State.Ended() || op.Ended.After(b.since)) {
 			b.active = b.active || !op.State.Ended()
+			b.moving[op.ID] = true // layers that an operation makes are called as it is
 			for _, l := range op.Plan.Locks {
 				b.moving[l.Ref.ID] = true
 			}

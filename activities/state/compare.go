@@ -33,6 +33,8 @@ type comparison struct {
 	*books
 	home   map[string]bool // IDs of the VMs whose domain was seen on their own node
 	told   map[string]bool // files of shared pools that are in the report: each of the pool's agents sees them
+	layers map[string]layer
+	seenIn map[string]bool // files of volumes that were seen, by pool and name
 	report api.AuditReport
 }
 
@@ -79,7 +81,11 @@ func (c *comparison) files(n steps.NodeWorld) {
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
-		if c.moving[f.ID] {
+		l, known := c.layers[f.ID]
+		if f.Kind == "volume" {
+			c.seenIn[f.Pool+"/"+f.ID] = true
+		}
+		if c.moving[f.ID] || f.Kind == "volume" && known && c.layerMoving(f.ID, l) {
 			continue
 		}
 		if c.fileOwned(f) {
@@ -97,9 +103,9 @@ func (c *comparison) files(n steps.NodeWorld) {
 		}
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
-	for id, v := range c.volumes {
-		if v.Status.Agent == n.Agent && !seen["volume"+id] && !c.moving[id] && !unread[v.Spec.Pool] {
-			c.missing(sidePool, "volume", id, n.Agent, "the file of volume "+v.Name)
+	for name, l := range c.layers {
+		if l.volume.Status.Agent == n.Agent && !c.sharedPool(l.volume.Spec.Pool) && !seen["volume"+name] && !c.layerMoving(name, l) && !unread[l.volume.Spec.Pool] {
+			c.missing(sidePool, "volume", name, n.Agent, l.what())
 		}
 	}
 }
@@ -108,8 +114,8 @@ func (c *comparison) files(n steps.NodeWorld) {
 func (c *comparison) fileOwned(f steps.FileFound) bool {
 	switch f.Kind {
 	case "volume":
-		v := c.volumes[f.ID]
-		return v != nil && v.Spec.Pool == f.Pool
+		l, known := c.layers[f.ID]
+		return known && l.volume.Spec.Pool == f.Pool
 	case "seed":
 		vm := c.vms[f.ID]
 		return vm != nil && vm.Spec.Pool == f.Pool
@@ -134,7 +140,7 @@ func (c *comparison) astray(n steps.NodeWorld, f steps.FileFound) {
 	owner := ""
 	switch f.Kind {
 	case "volume":
-		owner = c.volumes[f.ID].Status.Agent
+		owner = c.layers[f.ID].volume.Status.Agent
 	case "seed":
 		owner = c.vms[f.ID].Status.Agent
 	}
@@ -291,7 +297,12 @@ func (c *comparison) due() map[string]dueClaim {
 			if r.Spec.Fence != nil {
 				out[store.SecretKey(id)] = dueClaim{owner: id}
 			}
+		case *api.Snapshot:
+			uses(api.KindVolume, r.Spec.Volume)
 		case *api.Volume:
+			if !r.Spec.Root { // which counts with its VM
+				out[store.QuotaClaim(m.Project, id)] = dueClaim{owner: id}
+			}
 			uses(api.KindPool, r.Spec.Pool)
 			if r.Spec.Image != "" {
 				uses(api.KindImage, r.Spec.Image)

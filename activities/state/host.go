@@ -51,10 +51,46 @@ func (s *State) applyAgent(ctx context.Context, t steps.Token, c steps.AgentChan
 }
 
 func (s *State) cordonAgent(ctx context.Context, t steps.Token, c steps.AgentCordon) (steps.Nothing, error) {
-	return steps.Nothing{}, s.changeAgent(ctx, t, c.Agent, func(_ *store.Draft, a *api.Agent) {
+	change := func(_ *store.Draft, a *api.Agent) {
 		a.Spec.Cordoned, a.Spec.CordonReason = c.Cordoned, c.Reason
 		cordoned(a, s.leaseClock().Now())
+	}
+	if t.Undo && c.InPlaceOf != "" {
+		return steps.Nothing{}, s.takeBack(ctx, t, c, change)
+	}
+	return steps.Nothing{}, s.changeAgent(ctx, t, c.Agent, change)
+}
+
+// takeBack takes a cordon back, also of a node that the operation has lost to the node's recovery: nobody else would. Where
+// somebody has decided anew since, and for an operation that has ended, it does nothing.
+func (s *State) takeBack(ctx context.Context, t steps.Token, c steps.AgentCordon, change func(*store.Draft, *api.Agent)) error {
+	var lost bool
+	err := store.Retry(ctx, func() error {
+		a, err := store.Get[api.Agent](ctx, s.kv, s.h, "", c.Agent)
+		if lost = err == nil && a.Operation != t.Operation; !lost {
+			return nil // changeAgent sees what it is
+		}
+		if !a.Spec.Cordoned || a.Spec.CordonReason != c.InPlaceOf {
+			return nil
+		}
+		if a.Operation != "" {
+			holder, err := store.Get[api.Operation](ctx, s.kv, s.h, "", a.Operation)
+			if err != nil || holder.Kind != api.OpHostRecover {
+				return err
+			}
+		}
+		mine, err := store.Get[api.Operation](ctx, s.kv, s.h, "", t.Operation)
+		if err != nil || mine.State.Ended() {
+			return err
+		}
+		d := store.NewDraft(s.h)
+		d.Unchanged(mine)
+		return s.writeAgent(ctx, d, a, change)
 	})
+	if lost || err != nil {
+		return err
+	}
+	return s.changeAgent(ctx, t, c.Agent, change)
 }
 
 // cordoned makes the phase of a node that takes VMs, or would, say what its spec says, without waiting for its next report.
@@ -83,15 +119,18 @@ func (s *State) changeAgent(ctx context.Context, t steps.Token, agent string, ch
 		if err != nil || a.Operation != t.Operation {
 			return err
 		}
-		d := store.NewDraft(s.h)
-		change(d, a)
-		d.Update(a)
-		if err := s.touchNode(ctx, d, agent); err != nil { // who is about to place a VM there decides anew
-			return err
-		}
-		_, err = d.Commit(ctx, s.kv)
-		return err
+		return s.writeAgent(ctx, store.NewDraft(s.h), a, change)
 	})
+}
+
+func (s *State) writeAgent(ctx context.Context, d *store.Draft, a *api.Agent, change func(*store.Draft, *api.Agent)) error {
+	change(d, a)
+	d.Update(a)
+	if err := s.touchNode(ctx, d, a.ID); err != nil { // who is about to place a VM there decides anew
+		return err
+	}
+	_, err := d.Commit(ctx, s.kv)
+	return err
 }
 
 // forgetAgent revokes the node's credential first: from then on it cannot report, and nothing of it comes back.

@@ -104,7 +104,11 @@ func TestJudgeNode(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, beat.Down, "no report renews its lease")
 		k.at = k.at.Add(time.Hour)
-		require.Equal(t, v, k.judge(steps.Judgement{Confirmed: "admin"}), "asked again, it says the same")
+		require.Equal(t, v, k.judge(steps.Judgement{Fenced: &api.Proof{Kind: api.ProofFence}}), "asked again, it says the same")
+		since := k.agent().Status.Since
+		require.Equal(t, api.ProofOperator, k.judge(steps.Judgement{Confirmed: "admin"}).Proof.Kind, "somebody who has looked says more: of all VMs, HA or not")
+		require.Equal(t, api.ProofOperator, k.judge(steps.Judgement{}).Proof.Kind)
+		require.Equal(t, since, k.agent().Status.Since)
 	})
 	t.Run("a lease that nobody guarded", func(t *testing.T) {
 		k := newHostKit(t)
@@ -227,4 +231,49 @@ func TestForgetAgent(t *testing.T) {
 		_, err = k.kv.Get(t.Context(), key)
 		require.Equal(t, problem.NotFound, problem.KindOf(err), key)
 	}
+}
+
+// TestACancelledDrainTakesItsCordonBackFromARecovery: the recovery has taken the node from the drain, and knows nothing of the cordon.
+func TestACancelledDrainTakesItsCordonBackFromARecovery(t *testing.T) {
+	drain := api.NewID()
+	for name, c := range map[string]struct {
+		holder  string // kind of the operation that holds the node; empty: none does
+		reason  string // why it is cordoned
+		state   api.OperationState
+		cordons bool // it stays cordoned
+	}{
+		"a recovery":              {api.OpHostRecover, "new disks", api.OpUndoing, false},
+		"nobody any more":         {"", "new disks", api.OpUndoing, false},
+		"another drain":           {api.OpHostDrain, "new disks", api.OpUndoing, true},
+		"somebody else's cordon":  {api.OpHostRecover, "smells of smoke", api.OpUndoing, true},
+		"an attempt that is late": {api.OpHostRecover, "new disks", api.OpCancelled, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newHostKit(t)
+			d := store.NewDraft(k.s.h)
+			for id, op := range map[string]api.Operation{drain: {Kind: api.OpHostDrain, State: c.state}, k.token.Operation: {Kind: c.holder, State: api.OpRunning}} {
+				op.ID = id
+				d.Create(&op)
+			}
+			_, err := d.Commit(t.Context(), k.kv)
+			require.NoError(t, err)
+			k.change(func(a *api.Agent, _ *store.Beat) {
+				a.Spec.Cordoned, a.Spec.CordonReason, a.Status.Phase = true, c.reason, api.PhaseDown
+				if c.holder == "" {
+					a.Operation = ""
+				}
+			})
+			undo := steps.Token{Operation: drain, Undo: true}
+			for range 2 {
+				_, err = k.s.cordonAgent(t.Context(), undo, steps.AgentCordon{Agent: k.id, InPlaceOf: "new disks"})
+				require.NoError(t, err)
+				require.Equal(t, c.cordons, k.agent().Spec.Cordoned)
+				require.Equal(t, api.PhaseDown, k.agent().Status.Phase)
+			}
+		})
+	}
+	k := newHostKit(t)
+	_, err := k.s.cordonAgent(t.Context(), steps.Token{Operation: k.token.Operation, Undo: true}, steps.AgentCordon{Agent: k.id, Cordoned: true, Reason: "as before", InPlaceOf: "new disks"})
+	require.NoError(t, err)
+	require.Equal(t, "as before", k.agent().Spec.CordonReason, "what it holds it changes")
 }

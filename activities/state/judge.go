@@ -26,11 +26,13 @@ func (s *State) judgeNode(ctx context.Context, t steps.Token, j steps.Judgement)
 		}
 		clock := s.leaseClock()
 		v = judge(clock, a, beat, j)
-		if v.Proof == nil || a.Status.Phase == api.PhaseDown {
+		if v.Proof == nil || v.Proof == a.Status.Proof {
 			return nil
 		}
-		now := clock.Now()
-		a.Status.Phase, a.Status.Since, a.Status.Proof, a.Status.ConfirmedOff = api.PhaseDown, now, v.Proof, ""
+		if a.Status.Phase != api.PhaseDown {
+			a.Status.Phase, a.Status.Since = api.PhaseDown, clock.Now()
+		}
+		a.Status.Proof, a.Status.ConfirmedOff = v.Proof, ""
 		a.Status.Reason = v.Proof.Detail
 		beat.Down = true
 		d := store.NewDraft(s.h)
@@ -55,8 +57,8 @@ func judge(clock *fleet.Clock, a *api.Agent, beat store.Beat, j steps.Judgement)
 		j.Confirmed = by
 	}
 	switch {
-	case a.Status.Phase == api.PhaseDown && a.Status.Proof != nil:
-		return steps.Verdict{Proof: a.Status.Proof} // decided before
+	case a.Status.Phase == api.PhaseDown && a.Status.Proof != nil && (a.Status.Proof.Kind != api.ProofLease || j.Confirmed == ""):
+		return steps.Verdict{Proof: a.Status.Proof} // decided before; only that its lease has ended says less than somebody who looked
 	case a.Status.Alive(), beat.Observed.After(a.Status.Since):
 		return steps.Verdict{Alive: true}
 	case j.Fenced != nil:

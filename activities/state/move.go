@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows/placement"
@@ -54,13 +55,10 @@ func cannotMove(vm *api.VM) *problem.Problem {
 
 func (j *journey) movable(req api.VMMigrate) error {
 	vm, no := j.vm, cannotMove(j.vm)
+	if err := admission.Movable(vm, j.phase); err != nil { // as when it was accepted, but much may have changed since
+		return err
+	}
 	switch {
-	case j.phase == api.PhasePaused:
-		return no.Because("it is paused").Try("resume or stop it first: gnext vm start %s, or gnext vm stop %s", vm.Name, vm.Name)
-	case j.kind == "":
-		return no.Because("it is %s", j.phase).Try("see: gnext vm get %s", vm.Name)
-	case vm.Spec.NodeID != "":
-		return no.Because("it is pinned to node %s", j.pinnedTo()).Try("take the pin away first: gnext vm update %s --no-node", vm.Name)
 	case req.To == vm.Status.Agent || req.To == vm.Status.AgentName && req.To != "":
 		return no.Because("it is on %s already", vm.Status.AgentName).Try("name another node, or none: then the best one is chosen")
 	case j.source.Status.Phase == api.PhaseDown:
@@ -72,13 +70,6 @@ func (j *journey) movable(req api.VMMigrate) error {
 		return no.Because("its disk is in pool %s, which is not shared", j.pool.Name).Try("have the disk copied: gnext vm migrate %s --copy-storage", vm.Name)
 	}
 	return j.reachable()
-}
-
-func (j *journey) pinnedTo() string {
-	if j.vm.Spec.NodeID == j.vm.Status.Agent {
-		return j.vm.Status.AgentName
-	}
-	return j.vm.Spec.NodeID
 }
 
 // reachable checks that the pool is one of the VM's own node; that it is one of the target is placement's to see to.
@@ -103,7 +94,7 @@ func (j *journey) recoverable() error {
 	case !j.pool.Spec.Shared:
 		return no.Because("its disk is on node %s only: pool %s is not shared", j.source.Name, j.pool.Name).Try("bring the node back, or restore the VM from a copy")
 	case vm.Spec.NodeID != "":
-		return no.Because("it is pinned to node %s", j.pinnedTo()).Try("take the pin away: gnext vm update %s --no-node", vm.Name)
+		return no.Because("it is pinned to node %s", admission.PinnedTo(vm)).Try("take the pin away: gnext vm update %s --no-node", vm.Name)
 	}
 	return nil
 }

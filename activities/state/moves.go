@@ -19,6 +19,7 @@ type traffic struct {
 	pools  map[string]*api.Pool
 	images map[string]*api.Image
 	groups map[string]*api.VMGroup
+	vols   map[string]*api.Volume
 	vms    []*api.VM
 }
 
@@ -39,6 +40,9 @@ func (s *State) traffic(ctx context.Context, want func(*api.VM) bool) (*traffic,
 		return nil, err
 	}
 	if t.groups, err = byID[api.VMGroup](ctx, s); err != nil {
+		return nil, err
+	}
+	if t.vols, err = byID[api.Volume](ctx, s); err != nil {
 		return nil, err
 	}
 	all, err := store.List[api.VM](ctx, s.kv, s.h, "*")
@@ -75,10 +79,39 @@ func (t *traffic) poolName(vm *api.VM) string {
 	return vm.Spec.Pool
 }
 
+// fixedBy says which disk keeps a VM where it is, whoever asks; empty: none does.
+func (t *traffic) fixedBy(vm *api.VM) string {
+	for _, id := range vm.Status.Volumes {
+		v := t.vols[id]
+		if v == nil {
+			continue
+		}
+		p := t.pools[v.Spec.Pool]
+		switch {
+		case p == nil || p.Spec.Shared:
+		case !v.Spec.Root:
+			return fmt.Sprintf("it has volume %s in pool %s, which is not shared: detach it first", v.Name, p.Name)
+		case v.Status.Snapshot != "":
+			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, p.Name)
+		}
+	}
+	return ""
+}
+
+// also returns the pools of a VM's disks besides its root disk.
+func (t *traffic) also(vm *api.VM) (out []placement.Pool) {
+	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
+		if v := t.vols[id]; v != nil && t.pools[v.Spec.Pool] != nil {
+			out = append(out, placement.Pool{ID: v.Spec.Pool, Name: t.pools[v.Spec.Pool].Name})
+		}
+	}
+	return out
+}
+
 // passenger returns a VM as placement sees it; stays says why it cannot be moved, or is empty.
 func (s *State) passenger(t *traffic, vm *api.VM, stays string) placement.VM {
 	req := placement.Request{
-		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
+		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Also: t.also(vm), Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID), At: vm.Status.Agent,
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
 	if a := t.agents[vm.Status.Agent]; a != nil && req.Arch == "" {
@@ -139,6 +172,9 @@ func (s *State) drainPlan(ctx context.Context, in steps.DrainPlan) (api.MovePlan
 			continue
 		}
 		why := unmovable(vm)
+		if why == "" {
+			why = t.fixedBy(vm)
+		}
 		if why == "" && !in.CopyStorage && !t.shared(vm) {
 			why = fmt.Sprintf("its disk is in pool %s, which is not shared: say --copy-storage to have disks copied", t.poolName(vm))
 		}
@@ -225,7 +261,7 @@ func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePl
 	var all []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
-		all = append(all, s.passenger(t, vm, ""))
+		all = append(all, s.passenger(t, vm, t.fixedBy(vm)))
 	}
 	for _, p := range placement.Balance(t.world.nodes, all, placement.BalanceOptions{Moves: in.Moves}) {
 		m := t.goes(vms[p.VM.ID], p.To)
@@ -235,42 +271,64 @@ func (s *State) balancePlan(ctx context.Context, in api.HostBalance) (api.MovePl
 	return plan, nil
 }
 
-// planRecovery says which VMs of a dead node are started elsewhere, and writes of all of them that nobody knows whether they
-// run, and of those that stay why they do. It may be asked again: what it has written, it would write again.
-func (s *State) planRecovery(ctx context.Context, _ steps.Token, in steps.NodeRef) (api.MovePlan, error) {
-	plan := api.MovePlan{Moves: []api.Move{}}
-	t, err := s.traffic(ctx, func(vm *api.VM) bool { return vm.Status.Agent == in.Agent })
+// rescue is a VM of a dead node, and the move that it makes or does not make.
+type rescue struct {
+	vm   *api.VM
+	move api.Move
+	goes bool
+}
+
+// rescues says which VMs of a dead node would be started elsewhere now, and why the others stay. There are none if nothing
+// proves that the node is down. It writes nothing.
+func (s *State) rescues(ctx context.Context, agent string) (out []rescue, down string, err error) {
+	t, err := s.traffic(ctx, func(vm *api.VM) bool { return vm.Status.Agent == agent })
 	if err != nil {
-		return plan, err
+		return nil, "", err
 	}
-	node := t.agents[in.Agent]
+	node := t.agents[agent]
 	if node == nil || node.Status.Phase != api.PhaseDown || node.Status.Proof == nil {
-		return plan, nil // it is back, and runs what it runs
+		return nil, "", nil // it is back, and runs what it runs
 	}
-	down := fmt.Sprintf("node %s is down", node.Name)
+	down = fmt.Sprintf("node %s is down", node.Name)
 	vms := map[string]*api.VM{}
 	var lost []placement.VM
 	for _, vm := range t.vms {
 		vms[vm.ID] = vm
 		lost = append(lost, s.passenger(t, vm, t.unrecoverable(vm)))
 	}
-	for _, d := range placement.Drain(t.world.nodes, lost, in.Agent) {
-		vm := vms[d.VM.ID]
-		why, m := down, api.Move{}
-		if d.Problem != nil {
-			m = t.stays(vm, whyOf(d.Problem))
-			why = down + ", and it is not restarted elsewhere: " + m.Reason
+	for _, d := range placement.Drain(t.world.nodes, lost, agent) {
+		r := rescue{vm: vms[d.VM.ID], goes: d.Problem == nil}
+		if r.goes {
+			r.move = t.goes(r.vm, d.Decision.Node)
+			r.move.Kind, r.move.Copy, r.move.Reason = api.MoveRestart, false, down
 		} else {
-			m = t.goes(vm, d.Decision.Node)
-			m.Kind, m.Copy, m.Reason = api.MoveRestart, false, down
+			r.move = t.stays(r.vm, whyOf(d.Problem))
 		}
-		if err := s.lose(ctx, vm, in.Agent, why); err != nil {
+		out = append(out, r)
+	}
+	return out, down, nil
+}
+
+// planRecovery says which VMs of a dead node are started elsewhere, and writes of all of them that nobody knows whether they
+// run, and of those that stay why they do. It may be asked again: what it has written, it would write again.
+func (s *State) planRecovery(ctx context.Context, _ steps.Token, in steps.NodeRef) (api.MovePlan, error) {
+	plan := api.MovePlan{Moves: []api.Move{}}
+	all, down, err := s.rescues(ctx, in.Agent)
+	if err != nil {
+		return plan, err
+	}
+	for _, r := range all {
+		why := down
+		if !r.goes {
+			why = down + ", and it is not restarted elsewhere: " + r.move.Reason
+		}
+		if err := s.lose(ctx, r.vm, in.Agent, why); err != nil {
 			return plan, err
 		}
-		if d.Problem != nil {
-			plan.Stays = append(plan.Stays, m)
+		if r.goes {
+			plan.Moves = append(plan.Moves, r.move)
 		} else {
-			plan.Moves = append(plan.Moves, m)
+			plan.Stays = append(plan.Stays, r.move)
 		}
 	}
 	return plan, nil
@@ -288,7 +346,7 @@ func (t *traffic) unrecoverable(vm *api.VM) string {
 	case !t.shared(vm):
 		return fmt.Sprintf("its disk is in pool %s, which no other node reaches", t.poolName(vm))
 	default:
-		return ""
+		return t.fixedBy(vm)
 	}
 }
 

@@ -26,9 +26,12 @@ func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (ou
 				return err
 			}
 		}
-		out, err = s.placement(ctx, vm)
+		if out, err = s.placement(ctx, vm); err != nil {
+			return err
+		}
 		out.Phase, out.Decision = api.PhaseCreating, decision
-		return err
+		out.ImageAt = s.imageAt(ctx, vm, out.Plan)
+		return nil
 	})
 	return out, err
 }
@@ -194,8 +197,8 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 	}
 	// A root disk is thin; what it needs at once is room for its image, should the pool not have it yet.
 	req.Disk, req.Image = image.Status.Size, image.Status.SHA256
-	if vm.Spec.Group == "" {
-		return req, nil
+	if req.Also, err = s.poolsOfVolumes(ctx, vm); err != nil || vm.Spec.Group == "" {
+		return req, err
 	}
 	group, err := known[api.VMGroup](ctx, s, vm, vm.Project, vm.Spec.Group)
 	if err != nil {
@@ -203,6 +206,23 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 	}
 	req.Group = placement.Group{ID: group.ID, Policy: group.Spec.Policy, Soft: group.Spec.Soft}
 	return req, nil
+}
+
+// poolsOfVolumes returns the pools that a VM's node must have besides that of its root disk.
+func (s *State) poolsOfVolumes(ctx context.Context, vm *api.VM) ([]placement.Pool, error) {
+	var out []placement.Pool
+	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
+		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
+		if err != nil {
+			return nil, err
+		}
+		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, placement.Pool{ID: pool.ID, Name: pool.Name})
+	}
+	return out, nil
 }
 
 // seed makes VMs that are placed at the same time prefer different ones of equally good nodes.
@@ -234,9 +254,10 @@ func worthWaiting(nodes []placement.Node, request placement.Request, refusal err
 	return refusal
 }
 
-// volumesOn writes into the VM's volumes on which node they are.
+// volumesOn writes into the VM's root volume on which node it is. All others do not follow the VM: they are on no node, or the
+// VM does not leave theirs.
 func (s *State) volumesOn(ctx context.Context, d *store.Draft, vm *api.VM, agent string) error {
-	for _, id := range vm.Status.Volumes {
+	for _, id := range vm.Status.Volumes[:min(1, len(vm.Status.Volumes))] {
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
 			return err
@@ -299,7 +320,7 @@ func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, err
 		Image: image.ID, ImageSHA256: image.Status.SHA256, ImageSize: image.Status.Size, Shared: pool.Spec.Shared,
 		Type: pool.Spec.Type, Source: pool.Spec.Source,
 	}
-	return out, nil
+	return out, s.disks(ctx, vm, &out.Plan)
 }
 
 // chassis returns what a node is called in the network; empty: nobody knows.

@@ -146,3 +146,16 @@ func (p *Planner) PlanBalance(ctx context.Context, h auth.Handle, _ admission.Op
 	out.Plan = &plan
 	return out, nil
 }
+
+// Recoverable returns the VMs, by their IDs, that a recovery of a node would start elsewhere now: none unless the node is proven
+// to be down.
+func (p *Planner) Recoverable(ctx context.Context, agent string) ([]string, error) {
+	all, _, err := p.s.rescues(ctx, agent)
+	var out []string
+	for _, r := range all {
+		if r.goes {
+			out = append(out, r.vm.ID)
+		}
+	}
+	return out, err
+}

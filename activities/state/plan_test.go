@@ -128,6 +128,11 @@ func TestARecoveryWritesDownWhatBecameOfTheVMs(t *testing.T) {
 			c := newCloud(t, true)
 			r.meddle(c)
 			var first api.MovePlan
+			rev := c.vm().Revision
+			ids, err := state.New(c.KV, c.Admission, none{}, none{}).Planner().Recoverable(ctx, c.here.ID)
+			require.NoError(t, err)
+			require.Len(t, ids, r.moves)
+			require.Equal(t, rev, c.vm().Revision, "it is only asked")
 			for i := range 2 {
 				plan, err := call(c.c, steps.PlanRecovery, steps.Token{}, steps.NodeRef{Agent: c.here.ID})
 				require.NoError(t, err)
@@ -155,6 +160,9 @@ func TestARecoveryWritesDownWhatBecameOfTheVMs(t *testing.T) {
 	plan, err := call(c.c, steps.PlanRecovery, steps.Token{}, steps.NodeRef{Agent: c.here.ID})
 	require.NoError(t, err)
 	require.Empty(t, plan.Moves, "the node is alive")
+	ids, err := state.New(c.KV, c.Admission, none{}, none{}).Planner().Recoverable(ctx, c.here.ID)
+	require.NoError(t, err)
+	require.Empty(t, ids)
 	require.Equal(t, api.PhaseRunning, c.vm().Status.Phase)
 }
 

@@ -86,6 +86,7 @@ func (s *State) Register(reg activities.Registry, host *activities.Host) {
 	activities.Implement(reg, host, steps.CompareWorlds, s.compareWorlds)
 	activities.Implement(reg, host, steps.RepairStore, s.repairStore)
 	s.registerHosts(reg, host)
+	s.registerVolumes(reg, host)
 }
 
 func (s *State) saveJournal(ctx context.Context, _ steps.Token, j steps.Journal) (steps.Nothing, error) {

@@ -47,8 +47,10 @@ func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, er
 func classify(dir, name string) (kind, id string) {
 	switch dir {
 	case volumesDir:
-		if id, ok := strings.CutSuffix(name, volumeExt); ok && api.IsUUID(id) {
-			return KindVolume, id
+		for _, ext := range []string{volumeExt, rawExt} {
+			if id, ok := strings.CutSuffix(name, ext); ok && api.IsUUID(id) {
+				return KindVolume, id
+			}
 		}
 	case seedsDir:
 		if id, ok := strings.CutSuffix(name, seedExt); ok && api.IsUUID(id) {
@@ -104,7 +106,7 @@ func (d *Dir) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound)
 			return err
 		}
 		defer leave()
-		return removeLayer(root, steps.VolumePlan{Volume: id, Name: id, Pool: p})
+		return removeLayer(root, steps.VolumePlan{Volume: id, Name: id, Pool: p, Shareable: strings.HasSuffix(name, rawExt)})
 	}
 	return removeFile(root, rel)
 }

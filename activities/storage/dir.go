@@ -35,7 +35,8 @@ type Dir struct {
 	fetches map[string]*fetch        // by path
 	turns   map[string]*sync.RWMutex // by pool directory
 
-	patience time.Duration // with another node that sends nothing
+	patience time.Duration                   // with another node that sends nothing
+	room     func(path string) api.PoolUsage // of a pool
 }
 
 var _ Pool = (*Dir)(nil)
@@ -45,7 +46,7 @@ func NewDir(log *slog.Logger) *Dir {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Dir{log: log, fetches: map[string]*fetch{}, turns: map[string]*sync.RWMutex{}, patience: peerPatience}
+	return &Dir{log: log, fetches: map[string]*fetch{}, turns: map[string]*sync.RWMutex{}, patience: peerPatience, room: roomIn}
 }
 
 // Prepare implements Pool.

@@ -172,3 +172,17 @@ func TestLinksInAPoolAreNotFollowed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "precious", string(b))
 }
+
+// TestAMarkerAloneIsAPoolWithNothingInIt: it is what people put in the place of a pool that was lost, so that what waits for it ends.
+func TestAMarkerAloneIsAPoolWithNothingInIt(t *testing.T) {
+	w := newWorld(t, storage.NewDir(nil))
+	require.NoError(t, os.MkdirAll(w.pool.Path, 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(w.pool.Path, ".nextstack-pool"), []byte(`{"pool":"`+w.pool.Pool+`","type":"dir","shared":true}`), 0o600))
+	require.Empty(t, w.Usage(t.Context(), w.pool).Error)
+	require.Empty(t, w.kinds(t))
+	require.NoError(t, w.RemoveDisk(t.Context(), w.plan()))
+	require.NoError(t, w.RemoveVolume(t.Context(), steps.VolumePlan{Volume: api.NewID(), Pool: w.pool, Size: api.MiB}))
+	require.NoError(t, w.EvictImage(t.Context(), w.cachedImage()))
+	require.NoError(t, w.Release(t.Context(), w.pool))
+	require.NotEmpty(t, w.Usage(t.Context(), w.pool).Error)
+}

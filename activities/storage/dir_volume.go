@@ -39,9 +39,6 @@ func (d *Dir) onVolume(v steps.VolumePlan, do func(root *os.Root) error) error {
 	return do(root)
 }
 
-// layerFile is where a layer is below the directory of its pool.
-func layerFile(v steps.VolumePlan) string { return volumesDir + "/" + layer(v) + volumeExt }
-
 // CreateVolume implements Volumes.
 func (d *Dir) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
 	if err := checkNew(v); err != nil {
@@ -52,6 +49,8 @@ func (d *Dir) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, 
 	}
 	err := d.onVolume(v, func(root *os.Root) error {
 		switch {
+		case v.Shareable:
+			return d.createRaw(ctx, root, v, src, tell)
 		case v.Image != nil:
 			return d.childOfImage(ctx, root, v, src, tell)
 		case v.From != nil:
@@ -79,10 +78,10 @@ func (d *Dir) childOfImage(ctx context.Context, root *os.Root, v steps.VolumePla
 // standing makes a volume that is made on nothing, by a function that makes its file, unless it is there.
 func (d *Dir) standing(ctx context.Context, root *os.Root, v steps.VolumePlan, write func(tmp string) error) error {
 	name := layerFile(v)
-	h, err := header(root, name)
+	size, backing, err := measure(root, v)
 	switch {
-	case err == nil && (h.BackingFile != "" || h.VirtualSize != v.Size):
-		return otherVolume(v, h.VirtualSize, h.BackingFile)
+	case err == nil && (backing != "" || size != v.Size):
+		return otherVolume(v, size, backing)
 	case err == nil:
 		return nil
 	case !errors.Is(err, fs.ErrNotExist):
@@ -113,27 +112,32 @@ func (d *Dir) clear(root *os.Root, tmp string) error {
 
 // copyOf makes a volume of its own with what another shows.
 func (d *Dir) copyOf(ctx context.Context, root *os.Root, v steps.VolumePlan, tell func(api.Progress)) error {
-	from := steps.VolumePlan{Volume: v.From.Volume, Name: v.From.Volume, Pool: v.Pool, Layer: v.From.Layer}
 	return d.standing(ctx, root, v, func(tmp string) error {
-		h, err := header(root, layerFile(from))
-		if errors.Is(err, fs.ErrNotExist) {
-			return noLayer(from)
+		from, err := origin(root, v)
+		if err != nil {
+			return err
 		}
+		size, _, err := measure(root, from)
 		if err != nil {
 			return problem.Wrap(err, problem.Conflict, "volume %s cannot be copied", from.Volume)
 		}
-		if h.VirtualSize > v.Size {
-			return tooSmall(v, h.VirtualSize)
-		}
-		path := inPool(v.Pool.Path, tmp)
-		err = qemuimg.Convert(ctx, layerPath(from), api.FormatQCOW2, path, h.VirtualSize, func(percent float64) {
-			tell(api.Progress{Text: "copying the volume", Done: int64(percent / 100 * float64(h.VirtualSize)), Total: h.VirtualSize})
-		})
-		if err == nil && h.VirtualSize < v.Size {
-			err = qemuimg.Resize(ctx, path, v.Size)
-		}
-		return err
+		return pour(ctx, v, layerPath(from), formatOf(from), size, tmp, tell)
 	})
+}
+
+// pour fills the file of a volume, which is not whole yet, with a copy of an image of a size.
+func pour(ctx context.Context, v steps.VolumePlan, from, format string, size int64, tmp string, tell func(api.Progress)) error {
+	if size > v.Size {
+		return tooSmall(v, size)
+	}
+	path := inPool(v.Pool.Path, tmp)
+	err := qemuimg.ConvertTo(ctx, from, format, path, formatOf(v), size, func(percent float64) {
+		tell(api.Progress{Text: "copying the volume", Done: int64(percent / 100 * float64(size)), Total: size})
+	})
+	if err == nil && size < v.Size {
+		err = qemuimg.Resize(ctx, path, formatOf(v), v.Size)
+	}
+	return err
 }
 
 // opened reports whether a process has the file open as an image: QEMU keeps locks on it, other than those that we take. Where
@@ -228,18 +232,18 @@ func (d *Dir) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
 		return err
 	}
 	return d.onVolume(v, func(root *os.Root) error {
-		h, err := header(root, layerFile(v))
+		size, _, err := measure(root, v)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return noLayer(v)
 		case err != nil:
 			return problem.Wrap(err, problem.Conflict, "volume %s cannot be read", v.Name)
-		case h.VirtualSize > v.Size:
-			return shrinking(h.VirtualSize, v.Size)
-		case h.VirtualSize == v.Size:
+		case size > v.Size:
+			return shrinking(size, v.Size)
+		case size == v.Size:
 			return nil
 		}
-		if err := qemuimg.Resize(ctx, layerPath(v), v.Size); err != nil {
+		if err := qemuimg.Resize(ctx, layerPath(v), formatOf(v), v.Size); err != nil {
 			return full(err, v.Pool.Path, api.MiB)
 		}
 		return syncFile(root, layerFile(v))

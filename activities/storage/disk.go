@@ -67,9 +67,9 @@ func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing stri
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return problem.Wrap(err, problem.Conflict, "volume %s exists and cannot be read", plan.Disk.Volume)
 	}
-	h, err := header(root, strings.TrimPrefix(backing, plan.Disk.PoolPath+"/"))
+	h, err := backingHeader(root, strings.TrimPrefix(backing, plan.Disk.PoolPath+"/"), plan.Disk.Image)
 	if err != nil {
-		return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be read", plan.Disk.Image)
+		return err
 	}
 	if err := h.Standalone(); err != nil {
 		return err

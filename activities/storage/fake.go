@@ -25,6 +25,22 @@ type Fake struct {
 
 	mu    sync.Mutex
 	pools map[string]*fakePool // by path
+	away  bool
+}
+
+// Away says whether the servers of what agents mount are away. Of a network file system only.
+func (f *Fake) Away(away bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away = away
+}
+
+// lost is called with the lock held.
+func (f *Fake) lost(path string) error {
+	if f.away && strings.HasPrefix(path, api.MountDir+"/") {
+		return problem.New(problem.Unavailable, "pool %s is away", path)
+	}
+	return nil
 }
 
 type fakePool struct {
@@ -64,7 +80,7 @@ func (f *Fake) Put(p steps.PoolOnNode, name, kind, id string) {
 func (f *Fake) Clone() *Fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, pools: map[string]*fakePool{}}
+	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, away: f.away, pools: map[string]*fakePool{}}
 	for path, p := range f.pools {
 		out.pools[path] = &fakePool{id: p.id, agent: p.agent, files: maps.Clone(p.files)} // contents are never changed, only replaced
 	}
@@ -83,6 +99,9 @@ func (f *Fake) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, er
 	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := f.lost(p.Path); err != nil {
+		return api.PoolUsage{}, err
+	}
 	switch old := f.pools[p.Path]; {
 	case p.Join && (old == nil || old.id != p.Pool):
 		return api.PoolUsage{}, notJoined(p, "it is not this pool here")
@@ -119,6 +138,9 @@ func (f *Fake) usage(p steps.PoolOnNode) api.PoolUsage {
 // find is called with the lock held.
 func (f *Fake) find(pool, path string) (*fakePool, error) {
 	p := f.pools[path]
+	if err := f.lost(path); err != nil {
+		return nil, err
+	}
 	switch {
 	case p == nil:
 		return nil, problem.New(problem.NotFound, "%s is not a pool on this node", path)
@@ -133,7 +155,13 @@ func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
 	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.pools[p.Path] == nil {
+		return nil
+	}
 	pool, err := f.find(p.Pool, p.Path)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil {
 		return nil
 	}
@@ -152,6 +180,9 @@ func (f *Fake) EvictImage(_ context.Context, c steps.CachedImage) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(c.Pool, c.PoolPath)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil {
 		return nil
 	}
@@ -194,6 +225,9 @@ func (f *Fake) Remove(_ context.Context, p steps.PoolOnNode, file steps.FileFoun
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
 	if err != nil || file.Pool != p.Pool {
 		return problem.New(problem.Invalid, "file %s is not in pool %s", file.Path, p.Path)
 	}

@@ -139,32 +139,58 @@ func (f *Fake) fetch(ctx context.Context, on steps.PoolOnNode, p steps.DiskPlan,
 	if err != nil || have {
 		return err
 	}
-	size, err := swallow(ctx, p, src)
+	b, err := swallow(ctx, p, src)
 	if err != nil {
 		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if size > f.usage(on).Free {
+	if int64(len(b)) > f.usage(on).Free {
 		return problem.New(problem.NoCapacity, "pool %s is full", on.Path)
 	}
-	pool.files[path] = fakeFile{kind: KindBacking, id: p.ImageSHA256, size: size}
+	pool.files[path] = fakeFile{kind: KindBacking, id: p.ImageSHA256, size: int64(len(b)), data: b}
 	return nil
 }
 
-// swallow reads an image to its end and checks it.
-func swallow(ctx context.Context, p steps.DiskPlan, src Source) (int64, error) {
+// OpenCopy implements Copies.
+func (f *Fake) OpenCopy(_ context.Context, c steps.CachedImage) (Disk, error) {
+	f = f.on(c.PoolPath)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	pool, err := f.find(c.Pool, c.PoolPath)
+	if err != nil {
+		return nil, err
+	}
+	file, there := pool.files[filepath.Join(c.PoolPath, backingDir, c.SHA256)]
+	if !there {
+		return nil, problem.New(problem.NotFound, "the copy of image %s is not here", c.Image)
+	}
+	return fakeDisk{bytes.NewReader(file.data)}, nil
+}
+
+// swallow reads an image to its end and checks it, from another node if one has offered it, or else from the server.
+func swallow(ctx context.Context, p steps.DiskPlan, src Source) ([]byte, error) {
+	if peer, ok := src.(fromPeer); ok {
+		if in, err := peer.PeerImage(ctx); in != nil && err == nil {
+			if b, err := swallowAll(in, p); err == nil {
+				return b, nil
+			}
+		}
+	}
 	in, _, err := src.OpenImage(ctx, p.Image)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	return swallowAll(in, p)
+}
+
+func swallowAll(in io.ReadCloser, p steps.DiskPlan) ([]byte, error) {
 	defer in.Close() //nolint:errcheck // was only read
-	sum := sha256.New()
-	n, err := io.Copy(sum, in)
-	if err == nil && hex.EncodeToString(sum.Sum(nil)) != p.ImageSHA256 {
+	b, err := io.ReadAll(in)
+	if sum := sha256.Sum256(b); err == nil && hex.EncodeToString(sum[:]) != p.ImageSHA256 {
 		err = problem.New(problem.Unavailable, "image %s came damaged", p.Image)
 	}
-	return n, err
+	return b, err
 }
 
 // RemoveDisk implements Pool.
@@ -176,7 +202,11 @@ func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
 	f = f.on(plan.Disk.PoolPath)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath); err == nil {
+	pool, err := f.find(plan.Disk.Pool, plan.Disk.PoolPath)
+	if problem.Is(err, problem.Unavailable) {
+		return err
+	}
+	if err == nil {
 		delete(pool.files, where.Disk.File)
 		delete(pool.files, where.Seed.File)
 	}

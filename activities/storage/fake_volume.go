@@ -139,7 +139,7 @@ func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source,
 	}
 	return f.onPool(v, func(_ *Fake, pool *fakePool) error {
 		made := fakeFile{kind: KindVolume, id: layer(v), virtual: v.Size}
-		if v.Image != nil {
+		if v.Image != nil && !v.Shareable {
 			made.child = v.Image.SHA256
 		}
 		if old, there := pool.files[layerPath(v)]; there && (old.virtual != v.Size || old.child != made.child || old.below != "") {
@@ -153,6 +153,10 @@ func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source,
 		case v.From != nil:
 			from := steps.VolumePlan{Volume: v.From.Volume, Pool: v.Pool, Layer: v.From.Layer}
 			source, there := pool.files[layerPath(from)]
+			if !there {
+				from.Shareable = true
+				source, there = pool.files[layerPath(from)]
+			}
 			if !there {
 				return noLayer(from)
 			}

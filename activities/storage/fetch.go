@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,7 @@ func (d *Dir) image(ctx context.Context, root *os.Root, plan steps.VMPlan, src S
 	path := inPool(p.PoolPath, name)
 	for {
 		if copied(root, p) {
+			used(root, name)
 			return path, nil
 		}
 		f := d.join(path, p.ImageSize, func(ctx context.Context, f *fetch) error { return d.download(ctx, plan, src, f) })
@@ -137,7 +139,8 @@ func (d *Dir) download(ctx context.Context, plan steps.VMPlan, src Source, f *fe
 	if copied(root, p) {
 		return removeFile(root, tmp) // somebody else was faster
 	}
-	if err := receive(ctx, out, p, src, f); err != nil {
+	d.makeRoom(ctx, root, p.PoolPath, p.ImageSize)
+	if err := d.receive(ctx, out, p, src, f); err != nil {
 		return errors.Join(err, removeFile(root, tmp))
 	}
 	err = out.Sync()
@@ -270,7 +273,28 @@ func busy(root *os.Root, name string) bool {
 	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
 }
 
-func receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f *fetch) error {
+// receive fetches an image, from another node if one has offered its copy, or else, and if that fails, from the server.
+func (d *Dir) receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f *fetch) error {
+	if peer, ok := src.(fromPeer); ok {
+		in, err := peer.PeerImage(ctx)
+		if in != nil && err == nil {
+			err = d.receiveFrom(ctx, out, p, in, -1, f)
+		}
+		switch {
+		case in == nil && err == nil:
+		case err == nil, ctx.Err() != nil, errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			return err
+		default:
+			d.log.Info("an image does not come from another node; the server is asked", "image", p.Image, "error", err)
+			f.bytes.Store(0)
+			if _, err := out.Seek(0, io.SeekStart); err != nil {
+				return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be begun anew", p.Image)
+			}
+			if err := out.Truncate(0); err != nil {
+				return problem.Wrap(err, problem.Internal, "the copy of image %s cannot be begun anew", p.Image)
+			}
+		}
+	}
 	in, length, err := src.OpenImage(ctx, p.Image)
 	if ctx.Err() != nil {
 		if err == nil {
@@ -281,7 +305,17 @@ func receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f 
 	if err != nil {
 		return problem.Wrap(err, problem.Unavailable, "image %s cannot be fetched", p.Image)
 	}
-	defer in.Close() //nolint:errcheck // was only read
+	return d.receiveFrom(ctx, out, p, in, length, f)
+}
+
+// receiveFrom writes an image as it comes, and checks it. Whoever sends nothing for a while is given up.
+func (d *Dir) receiveFrom(ctx context.Context, out *os.File, p steps.DiskPlan, in io.ReadCloser, length int64, f *fetch) error {
+	closed := sync.OnceValue(in.Close)
+	defer closed() //nolint:errcheck // was only read
+	silent := time.AfterFunc(d.patience, func() { _ = closed() })
+	defer silent.Stop()
+	stop := context.AfterFunc(ctx, func() { _ = closed() }) // ends a read that waits
+	defer stop()
 	if p.ImageSize > 0 && length >= 0 && length != p.ImageSize {
 		return problem.New(problem.Conflict, "image %s has %d bytes on the server, expected were %d", p.Image, length, p.ImageSize)
 	}
@@ -294,7 +328,7 @@ func receive(ctx context.Context, out *os.File, p steps.DiskPlan, src Source, f 
 		limit = api.MaxDisk
 	}
 	sum := sha256.New()
-	n, err := io.Copy(io.MultiWriter(out, sum, counter{&f.bytes}), io.LimitReader(reader{ctx, in}, limit+1))
+	n, err := io.Copy(io.MultiWriter(out, sum, counter{&f.bytes}), io.LimitReader(reader{ctx, alive{in, func(int) { silent.Reset(d.patience) }}}, limit+1))
 	switch {
 	case ctx.Err() != nil:
 		return problem.New(problem.Cancelled, "fetching image %s was cancelled", p.Image)

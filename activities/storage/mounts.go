@@ -340,15 +340,19 @@ func (m *Mounts) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, pr
 // something else than it did, and the disk is there still.
 func (m *Mounts) RemoveDisk(ctx context.Context, plan steps.VMPlan) error {
 	return m.disk(ctx, plan, func(ctx context.Context) error {
-		err := m.files.RemoveDisk(ctx, plan)
-		if !problem.Is(err, problem.Unavailable) || m.noted(plan.Disk.OnNode()) {
-			return err
-		}
-		if _, merr := os.Lstat(filepath.Join(plan.Disk.PoolPath, markerName)); errors.Is(merr, os.ErrNotExist) {
-			return nil
-		}
-		return err
+		return m.unlessNone(plan.Disk.OnNode(), m.files.RemoveDisk(ctx, plan))
 	})
+}
+
+// unlessNone makes nothing of the error of a removal from what was never a pool.
+func (m *Mounts) unlessNone(p steps.PoolOnNode, err error) error {
+	if !problem.Is(err, problem.Unavailable) || m.noted(p) {
+		return err
+	}
+	if _, merr := os.Lstat(filepath.Join(p.Path, markerName)); errors.Is(merr, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // ReceiveDisk implements Pool.

@@ -3,7 +3,10 @@ package storage_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,34 +19,42 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// glusterNodes are nodes a and b, on directories of the volume gv0.
-func glusterNodes(t *testing.T) (box sandbox, a, b *farNode) {
+// glusterNodes are nodes a and b, on directories of a volume.
+func glusterNodes(t *testing.T, volume string) (box sandbox, a, b *farNode) {
 	t.Helper()
-	box = realServers(t, "brick", "pools on a real GlusterFS")
-	base := filepath.Join(api.MountDir, "test")
+	box = realServers(t, volume, "pools on a real GlusterFS")
+	base := filepath.Join(api.MountDir, "test-"+volume)
 	server := box.net + ".1"
-	box.do(t, "exec", "a", "sh", "-c", "mkdir -p "+base+" && { mountpoint -q "+base+" || glusterfs --volfile-server="+server+" --volfile-id=gv0 --log-level=NONE "+base+"; } && stat -f "+base)
+	box.do(t, "exec", "a", "sh", "-c", "mkdir -p "+base+" && { mountpoint -q "+base+" || glusterfs --volfile-server="+server+" --volfile-id="+volume+" --log-level=NONE "+base+"; } && stat -f "+base)
+	var mu sync.Mutex
 	made := map[string]bool{}
 	source := func(path string) api.PoolSource {
+		mu.Lock()
+		defer mu.Unlock()
 		sum := sha256.Sum256([]byte(path))
 		dir := "t-" + hex.EncodeToString(sum[:8])
 		if !made[dir] {
 			box.do(t, "exec", "a", "mkdir", "-p", filepath.Join(base, dir))
 			made[dir] = true
 		}
-		return api.PoolSource{Hosts: []string{server}, Name: "gv0/" + dir}
+		return api.PoolSource{Hosts: []string{server}, Name: volume + "/" + dir}
 	}
 	t.Cleanup(func() { box.do(t, "exec", "a", "sh", "-c", "rm -rf "+base+"/t-*; umount "+base) })
 	return box, box.start(t, "a", api.PoolGluster, source), box.start(t, "b", api.PoolGluster, source)
 }
 
 func TestGlusterConforms(t *testing.T) {
-	_, a, _ := glusterNodes(t)
+	_, a, _ := glusterNodes(t, "gv0")
 	conform(t, func() storage.Pool { return a })
 }
 
+func TestGlusterVolumesConform(t *testing.T) {
+	_, a, _ := glusterNodes(t, "gv0")
+	conformVolumes(t, func() storage.Pool { return a })
+}
+
 func TestGlusterNodesConform(t *testing.T) {
-	_, a, b := glusterNodes(t)
+	_, a, b := glusterNodes(t, "gv0")
 	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir()} })
 }
 
@@ -58,7 +69,7 @@ func on(t *testing.T, n *farNode) *world {
 
 // TestGlusterGoneAndBack stops and kills the brick, the server and the client.
 func TestGlusterGoneAndBack(t *testing.T) {
-	box, a, b := glusterNodes(t)
+	box, a, b := glusterNodes(t, "frail")
 	w := on(t, a)
 	other := w.as(b)
 	other.pool.Join = true
@@ -94,14 +105,14 @@ func TestGlusterGoneAndBack(t *testing.T) {
 	}
 
 	t.Run("a brick that is silent", func(t *testing.T) {
-		box.signal(t, "brick", unix.SIGSTOP)
-		defer box.signal(t, "brick", unix.SIGCONT)
+		box.signal(t, "frail", unix.SIGSTOP)
+		defer box.signal(t, "frail", unix.SIGCONT)
 		away(t)
-		box.signal(t, "brick", unix.SIGCONT)
+		box.signal(t, "frail", unix.SIGCONT)
 		back(t)
 	})
 	t.Run("a brick that has died", func(t *testing.T) {
-		box.do(t, "file-kill", "brick")
+		box.do(t, "file-kill", "frail")
 		defer box.do(t, "gluster")
 		away(t)
 		box.do(t, "gluster")
@@ -117,7 +128,7 @@ func TestGlusterGoneAndBack(t *testing.T) {
 		back(t)
 	})
 	t.Run("a node that has lost its mounts, and all servers are away", func(t *testing.T) {
-		box.do(t, "file-kill", "brick")
+		box.do(t, "file-kill", "frail")
 		box.do(t, "file-kill", "glusterd")
 		defer box.do(t, "gluster")
 		box.do(t, "exec", "a", "umount", "-l", filepath.Join(api.MountDir, w.pool.Pool))
@@ -129,7 +140,7 @@ func TestGlusterGoneAndBack(t *testing.T) {
 
 // TestGlusterThatIsNone: what cannot be mounted is said, and leaves nothing behind.
 func TestGlusterThatIsNone(t *testing.T) {
-	_, a, b := glusterNodes(t)
+	_, a, b := glusterNodes(t, "gv0")
 	w := newWorld(t, a)
 	for name, s := range map[string]api.PoolSource{
 		"no such volume":    {Hosts: []string{a.box.net + ".1"}, Name: "none"},
@@ -175,4 +186,50 @@ func TestGlusterFull(t *testing.T) {
 	require.NoError(t, w.MakeDisk(t.Context(), p, w.src, nil))
 	require.NoError(t, w.RemoveDisk(t.Context(), p))
 	require.NoError(t, w.EvictImage(t.Context(), w.cachedImage()))
+}
+
+// nfsNodes are nodes a and b, on directories of the export of a real NFS server, or the test is skipped.
+func nfsNodes(t *testing.T) (a, b *farNode) {
+	t.Helper()
+	box := realServers(t, "ganesha", "pools on a real NFS server")
+	out, err := box.run("exec", "a", "sh", "-c", "d=$(mktemp -d) && mount -t nfs -o retry=0 "+box.net+".1:/vms $d && umount $d; r=$?; rmdir $d; exit $r")
+	if strings.Contains(out, "unknown filesystem type") || strings.Contains(out, "No such device") {
+		t.Skipf("SKIPPED, NOT TESTED: pools on a real NFS server. The kernel of this machine has no NFS client: %s", out)
+	}
+	require.NoError(t, err, "%s", out)
+	source := func(path string) api.PoolSource {
+		sum := sha256.Sum256([]byte(path))
+		dir := "t-" + hex.EncodeToString(sum[:8])
+		require.NoError(t, os.MkdirAll(filepath.Join(box.dir, "nfs/vms", dir), 0o755))
+		return api.PoolSource{Hosts: []string{box.net + ".1"}, Name: "/vms/" + dir}
+	}
+	return box.start(t, "a", api.PoolNFS, source), box.start(t, "b", api.PoolNFS, source)
+}
+
+func TestNFSConforms(t *testing.T) {
+	a, b := nfsNodes(t)
+	conform(t, func() storage.Pool { return a })
+	conformVolumes(t, func() storage.Pool { return a })
+	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir()} })
+}
+
+func TestNFSGoneAndBack(t *testing.T) {
+	a, b := nfsNodes(t)
+	w := on(t, a)
+	other := w.as(b)
+	other.pool.Join = true
+	_, err := other.Prepare(t.Context(), other.pool)
+	require.NoError(t, err)
+	require.NoError(t, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
+	a.box.signal(t, "ganesha", unix.SIGSTOP)
+	defer a.box.signal(t, "ganesha", unix.SIGCONT)
+	for _, w := range []*world{w, other} {
+		require.NotEmpty(t, w.Usage(t.Context(), w.pool).Error)
+		is(t, problem.Unavailable, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
+	}
+	a.box.signal(t, "ganesha", unix.SIGCONT)
+	for _, w := range []*world{w, other} {
+		require.Eventually(t, func() bool { return w.Usage(t.Context(), w.pool).Error == "" }, time.Minute, 200*time.Millisecond)
+		require.Equal(t, 1, w.kinds(t)[storage.KindVolume])
+	}
 }

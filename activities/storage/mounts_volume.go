@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
@@ -31,12 +32,20 @@ func (m *Mounts) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
 
 // CreateVolume implements Volumes.
 func (m *Mounts) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
-	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.files.CreateVolume(ctx, v, src, tell) })
+	return m.done(ctx, v.Pool, func(ctx context.Context) error {
+		err := m.files.CreateVolume(ctx, v, src, tell)
+		if err == nil && v.Shareable {
+			if err = checkRaw(v.Pool.Path); err != nil {
+				err = errors.Join(err, m.files.RemoveVolume(ctx, v))
+			}
+		}
+		return err
+	})
 }
 
 // RemoveVolume implements Volumes.
 func (m *Mounts) RemoveVolume(ctx context.Context, v steps.VolumePlan) error {
-	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.files.RemoveVolume(ctx, v) })
+	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.unlessNone(v.Pool, m.files.RemoveVolume(ctx, v)) })
 }
 
 // GrowVolume implements Volumes.

@@ -154,7 +154,7 @@ func (d *Dir) pull(ctx context.Context, fetch func(context.Context) (io.ReadClos
 	if err == nil {
 		closed := sync.OnceValue(in.Close)
 		stop := context.AfterFunc(ctx, func() { _ = closed() }) // ends a read that waits
-		err = readDisk(reader{ctx, alive{in, func() { watch.Reset(d.patience) }}}, to)
+		err = readDisk(reader{ctx, alive{in, func(int) { watch.Reset(d.patience) }}}, to)
 		stop()
 		_ = closed()
 	}
@@ -172,13 +172,13 @@ func (d *Dir) pull(ctx context.Context, fetch func(context.Context) (io.ReadClos
 // alive tells when something was read.
 type alive struct {
 	io.Reader
-	yes func()
+	yes func(n int)
 }
 
 func (a alive) Read(b []byte) (int, error) {
 	n, err := a.Reader.Read(b)
 	if n > 0 {
-		a.yes()
+		a.yes(n)
 	}
 	return n, err
 }

@@ -3,6 +3,8 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,13 +16,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -33,7 +35,7 @@ const (
 	nodeEnv    = "NEXTSTACK_TEST_POOLS"   // unix socket to serve pools at
 )
 
-func TestMain(m *testing.M) {
+func init() {
 	if socket := os.Getenv(nodeEnv); socket != "" {
 		if err := serveNode(socket); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -44,7 +46,6 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(deadlyEnv); text != "" {
 		die(text)
 	}
-	os.Exit(m.Run())
 }
 
 // question is one call of a method of storage.Pool.
@@ -54,11 +55,18 @@ type question struct {
 	Image  steps.CachedImage `json:"image,omitzero"`
 	File   steps.FileFound   `json:"file,omitzero"`
 	Source string            `json:"source,omitempty"` // unix socket of a storage.Source
+
+	Volume   *steps.VolumePlan   `json:"volume,omitempty"`
+	Snapshot *steps.SnapshotPlan `json:"snapshot,omitempty"`
+	Drop     *steps.SnapshotDrop `json:"drop,omitempty"`
+	Merged   bool                `json:"merged,omitempty"`
+	Revert   *steps.VolumeRevert `json:"revert,omitempty"`
 }
 
 type answer struct {
 	Usage api.PoolUsage     `json:"usage,omitzero"`
 	Files []steps.FileFound `json:"files,omitempty"`
+	Told  int               `json:"told,omitempty"` // how often it was told how far it is
 	Error *problem.Problem  `json:"error,omitempty"`
 }
 
@@ -85,6 +93,24 @@ func serveNode(socket string) error {
 		"remove":  func(ctx context.Context, q question) (answer, error) { return answer{}, m.Remove(ctx, q.Pool, q.File) },
 		"evict":   func(ctx context.Context, q question) (answer, error) { return answer{}, m.EvictImage(ctx, q.Image) },
 		"drop":    func(ctx context.Context, q question) (answer, error) { return answer{}, m.RemoveDisk(ctx, *q.Plan) },
+		"create": func(ctx context.Context, q question) (a answer, err error) {
+			err = m.CreateVolume(ctx, *q.Volume, farSource{over(q.Source)}, func(api.Progress) { a.Told++ })
+			return a, err
+		},
+		"grow":   func(ctx context.Context, q question) (answer, error) { return answer{}, m.GrowVolume(ctx, *q.Volume) },
+		"delete": func(ctx context.Context, q question) (answer, error) { return answer{}, m.RemoveVolume(ctx, *q.Volume) },
+		"retire": func(_ context.Context, q question) (answer, error) { return answer{}, m.RetireLayer(*q.Volume) },
+		"snap": func(ctx context.Context, q question) (answer, error) {
+			return answer{}, m.AddSnapshot(ctx, *q.Snapshot)
+		},
+		"unsnap": func(ctx context.Context, q question) (answer, error) {
+			return answer{}, m.UndoSnapshot(ctx, *q.Snapshot)
+		},
+		"merge": func(ctx context.Context, q question) (answer, error) {
+			return answer{}, m.DropSnapshot(ctx, *q.Drop, q.Merged, nil)
+		},
+		"revert":   func(ctx context.Context, q question) (answer, error) { return answer{}, m.RevertVolume(ctx, *q.Revert) },
+		"unrevert": func(ctx context.Context, q question) (answer, error) { return answer{}, m.UndoRevert(ctx, *q.Revert) },
 		"make": func(ctx context.Context, q question) (answer, error) {
 			return answer{}, m.MakeDisk(ctx, *q.Plan, farSource{over(q.Source)}, nil)
 		},
@@ -222,22 +248,20 @@ func (s sandbox) signal(t *testing.T, daemon string, sig unix.Signal) {
 
 // farNode is a node of the sandbox, with pools where the suite thinks that directories are.
 type farNode struct {
-	storage.Volumes   // nil: of these nothing is asked from afar yet
-	storage.Snapshots // likewise
-
 	t      *testing.T
 	box    sandbox
 	name   string
 	dir    string // of the sockets
 	client *http.Client
-	kind   string                           // of its pools
+	kind   string // of its pools
+
+	mu    sync.Mutex
+	first map[string]string // path at which a pool was seen first
+
 	source func(path string) api.PoolSource // what is mounted for a directory
 }
 
 var _ storage.Pool = (*farNode)(nil)
-
-// Locate implements storage.Pool.
-func (n *farNode) Locate(plan steps.VMPlan) (compute.DomainFiles, error) { return storage.Locate(plan) }
 
 // start starts the pools of a node, until the test ends.
 func (s sandbox) start(t *testing.T, name, kind string, source func(string) api.PoolSource) *farNode {
@@ -292,7 +316,20 @@ func (n *farNode) ask(ctx context.Context, method string, q question) (answer, e
 // there is a pool where it really is. What is no path is left as it is.
 func (n *farNode) there(p steps.PoolOnNode) steps.PoolOnNode {
 	if strings.HasPrefix(p.Path, os.TempDir()+"/") && filepath.Clean(p.Path) == p.Path {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.first == nil {
+			n.first = map[string]string{}
+		}
+		if n.first[p.Pool] == "" {
+			n.first[p.Pool] = p.Path
+		}
 		p.Source = n.source(p.Path)
+		if n.first[p.Pool] != p.Path { // there is one place for each pool: the same at another path is another one
+			sum := sha256.Sum256([]byte(p.Pool + p.Path))
+			s := hex.EncodeToString(sum[:16])
+			p.Pool = s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+		}
 		p.Path = filepath.Join(api.MountDir, p.Pool)
 	}
 	p.Type = n.kind
@@ -301,12 +338,13 @@ func (n *farNode) there(p steps.PoolOnNode) steps.PoolOnNode {
 
 func (n *farNode) plan(plan steps.VMPlan) *steps.VMPlan {
 	p := n.there(plan.Disk.OnNode())
-	plan.Disk.PoolPath, plan.Disk.Type, plan.Disk.Source = p.Path, p.Type, p.Source
+	plan.Disk.Pool, plan.Disk.PoolPath, plan.Disk.Type, plan.Disk.Source = p.Pool, p.Path, p.Type, p.Source
 	return &plan
 }
 
 func (n *farNode) Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error) {
 	a, err := n.ask(ctx, "prepare", question{Pool: n.there(p)})
+	a.Usage.Pool = p.Pool
 	return a.Usage, err
 }
 
@@ -337,7 +375,7 @@ func (n *farNode) RemoveDisk(ctx context.Context, plan steps.VMPlan) error {
 
 func (n *farNode) EvictImage(ctx context.Context, c steps.CachedImage) error {
 	p := n.there(c.OnNode())
-	c.PoolPath, c.PoolType, c.PoolSource = p.Path, p.Type, p.Source
+	c.Pool, c.PoolPath, c.PoolType, c.PoolSource = p.Pool, p.Path, p.Type, p.Source
 	_, err := n.ask(ctx, "evict", question{Image: c})
 	return err
 }
@@ -346,7 +384,7 @@ func (n *farNode) List(ctx context.Context, p steps.PoolOnNode) ([]steps.FileFou
 	there := n.there(p)
 	a, err := n.ask(ctx, "list", question{Pool: there})
 	for i, f := range a.Files {
-		a.Files[i].Path = p.Path + strings.TrimPrefix(f.Path, there.Path)
+		a.Files[i].Path, a.Files[i].Pool = p.Path+strings.TrimPrefix(f.Path, there.Path), p.Pool
 	}
 	return a.Files, err
 }
@@ -356,12 +394,16 @@ func (n *farNode) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFo
 	if rest, ok := strings.CutPrefix(f.Path, p.Path); ok {
 		f.Path = there.Path + rest
 	}
+	if f.Pool == p.Pool {
+		f.Pool = there.Pool
+	}
 	_, err := n.ask(ctx, "remove", question{Pool: there, File: f})
 	return err
 }
 
 func (n *farNode) Usage(ctx context.Context, p steps.PoolOnNode) api.PoolUsage {
 	a, err := n.ask(ctx, "usage", question{Pool: n.there(p)})
+	a.Usage.Pool = p.Pool
 	if err != nil {
 		return api.PoolUsage{Pool: p.Pool, Error: err.Error()}
 	}

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
@@ -12,9 +13,13 @@ import (
 
 // ImageStore is where the server keeps images.
 type ImageStore interface {
-	// Import checks the source of an image and stores it. An image that is stored already is told again. Progress may be nil.
-	Import(ctx context.Context, in steps.ImageImport, progress func(string)) (steps.ImageImported, error)
-	// Remove removes an image's file, and what an import left half-made. It is content if there is nothing.
+	// Import checks the source of an image and stores it. An image that is stored already is told again. Tell may be nil.
+	Import(ctx context.Context, in steps.ImageImport, tell func(api.Progress)) (steps.ImageImported, error)
+	// Export makes an image in another format. One that is there already is told again. Tell may be nil.
+	Export(ctx context.Context, in steps.ImageExport, tell func(api.Progress)) (steps.ImageExported, error)
+	// RemoveExport removes what Export made, whole or half-made. It is content if there is nothing.
+	RemoveExport(ctx context.Context, in steps.ImageExport) error
+	// Remove removes an image's file, what an import left half-made, and all exports. It is content if there is nothing.
 	Remove(ctx context.Context, image string) error
 	// RemoveUpload removes an upload that is needed no more. It is content if there is none.
 	RemoveUpload(id string) error
@@ -22,8 +27,14 @@ type ImageStore interface {
 
 // RegisterNode registers the implementations of the storage steps of a node in reg.
 func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src Source, peers Peers) {
-	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
-		return steps.Nothing{}, problem.Wrap(pool.MakeDisk(ctx, plan, src, activities.Telling(ctx)), problem.Internal, "cannot make the disk of vm %s", plan.Name)
+	activities.Implement(reg, h, steps.MakeDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.DiskMade, error) {
+		from, began := &helped{Source: src, peers: peers, offer: plan.Disk.Offer}, time.Now()
+		err := pool.MakeDisk(ctx, plan, from, activities.Telling(ctx))
+		return from.made(began), problem.Wrap(err, problem.Internal, "cannot make the disk of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.OfferImage, func(ctx context.Context, _ steps.Token, in steps.ImageOffer) (steps.DiskOffer, error) {
+		offer, err := offerImage(ctx, pool, peers, in.Copy)
+		return offer, problem.Wrap(err, problem.Internal, "cannot offer the copy of image %s", in.Copy.Image)
 	})
 	activities.Implement(reg, h, steps.RemoveDisk, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.RemoveDisk(ctx, plan), problem.Internal, "cannot remove the disk of vm %s", plan.Name)
@@ -34,7 +45,11 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	})
 	activities.Implement(reg, h, steps.PullDisk, func(ctx context.Context, _ steps.Token, in steps.DiskPull) (steps.Nothing, error) {
 		fetch := func(ctx context.Context) (io.ReadCloser, error) { return peers.Fetch(ctx, in.Offer) }
-		err := pool.ReceiveDisk(ctx, in.Plan, src, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
+		from := &helped{Source: src, peers: peers}
+		if in.Offer.Image != "" {
+			from.offer = &steps.DiskOffer{Address: in.Offer.Address, Ticket: in.Offer.Image}
+		}
+		err := pool.ReceiveDisk(ctx, in.Plan, from, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
 	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
@@ -66,18 +81,34 @@ func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (
 		return steps.DiskOffer{}, err
 	}
 	offer, err := peers.Offer(ctx, plan.Disk.Volume, func(ctx context.Context) (Disk, error) { return pool.OpenDisk(ctx, plan) })
+	if err != nil {
+		return offer, err
+	}
 	offer.Size = size
-	return offer, err
+	// Whoever takes the disk may need its image, too; the server has it in any case.
+	image, err := offerImage(ctx, pool, peers, steps.CachedImage{
+		Image: plan.Disk.Image, SHA256: plan.Disk.ImageSHA256, Pool: plan.Disk.Pool, PoolPath: plan.Disk.PoolPath,
+	})
+	if err == nil {
+		offer.Image = image.Ticket
+	}
+	return offer, nil
 }
 
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.
 func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
 	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		out, err := store.Import(ctx, in, activities.Telling(ctx))
+		out, err := store.Import(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
 		if err == nil && in.Upload != "" {
 			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
 		}
 		return out, err
+	})
+	activities.Implement(reg, h, steps.ExportImage, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.ImageExported, error) {
+		return store.Export(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+	})
+	activities.Implement(reg, h, steps.RemoveExport, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.Nothing, error) {
+		return steps.Nothing{}, store.RemoveExport(ctx, in)
 	})
 	activities.Implement(reg, h, steps.RemoveImage, func(ctx context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
 		return steps.Nothing{}, store.Remove(ctx, f.Image)

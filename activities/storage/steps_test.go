@@ -22,13 +22,17 @@ func (b byName) RegisterActivityWithOptions(a any, o activity.RegisterOptions) {
 // shelf is an image store that only counts.
 type shelf map[string]bool
 
-func (s shelf) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+func (s shelf) Import(_ context.Context, in steps.ImageImport, _ func(api.Progress)) (steps.ImageImported, error) {
 	s[in.Image] = true
 	return steps.ImageImported{}, nil
 }
 
 func (s shelf) Remove(_ context.Context, image string) error { delete(s, image); return nil }
-func (s shelf) RemoveUpload(string) error                    { return nil }
+func (s shelf) Export(context.Context, steps.ImageExport, func(api.Progress)) (steps.ImageExported, error) {
+	return steps.ImageExported{}, nil
+}
+func (s shelf) RemoveExport(context.Context, steps.ImageExport) error { return nil }
+func (s shelf) RemoveUpload(string) error                             { return nil }
 
 // TestALateImportComesNotAfterItsUndo: it would leave a file that nobody knows.
 func TestALateImportComesNotAfterItsUndo(t *testing.T) {

@@ -75,6 +75,7 @@ const (
 // What the names of files end with.
 const (
 	volumeExt = ".qcow2"
+	rawExt    = ".raw" // of volumes that several VMs may write to
 	seedExt   = ".iso"
 	tempExt   = ".tmp"
 	workExt   = ".work"
@@ -90,7 +91,7 @@ func Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 		Seed: compute.Raw(filepath.Join(plan.Disk.PoolPath, seedsDir, plan.VM+seedExt)),
 	}
 	for _, d := range plan.Data {
-		source, err := locateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer})
+		source, err := locateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer, Shareable: d.Shareable})
 		if err != nil {
 			return compute.DomainFiles{}, err
 		}
@@ -102,6 +103,9 @@ func Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 func locateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
 	if err := checkVolume(v); err != nil {
 		return compute.DiskSource{}, err
+	}
+	if v.Shareable {
+		return compute.Raw(layerPath(v)), nil
 	}
 	return compute.QCOW2(layerPath(v)), nil
 }
@@ -124,8 +128,16 @@ func at(v steps.VolumePlan, layer string) steps.VolumePlan {
 	return v
 }
 
+// layerFile is where a layer is below the directory of its pool.
+func layerFile(v steps.VolumePlan) string {
+	if v.Shareable {
+		return volumesDir + "/" + layer(v) + rawExt
+	}
+	return volumesDir + "/" + layer(v) + volumeExt
+}
+
 func layerPath(v steps.VolumePlan) string {
-	return filepath.Join(v.Pool.Path, volumesDir, layer(v)+volumeExt)
+	return filepath.Join(v.Pool.Path, layerFile(v))
 }
 
 // checkVolume refuses what could lead out of a pool, or to nowhere.

@@ -7,7 +7,7 @@ import (
 )
 
 func dirCapabilities(p steps.PoolOnNode) Capabilities {
-	return Capabilities{Type: api.PoolDir, Shared: p.Shared, Files: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, Discard: true}
+	return Capabilities{Type: api.PoolDir, Shared: p.Shared, Files: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, MultiWriter: true, Discard: true}
 }
 
 // checkNew refuses a volume that cannot be made.
@@ -19,6 +19,7 @@ func checkNew(v steps.VolumePlan) error {
 	c.Check(v.Size >= 512 && v.Size <= api.MaxDisk && v.Size%512 == 0, "size", v.Size, "must be a multiple of 512, at most %d", api.MaxDisk)
 	c.Check(v.Image == nil || v.From == nil, "from", "", "a volume is made from an image or from another volume, not from both")
 	if v.Image != nil {
+		c.Check(v.Image.Pool == v.Pool.Pool && v.Image.PoolPath == v.Pool.Path, "image.pool", v.Image.Pool, "must be the volume's pool")
 		c.Check(isSHA256(v.Image.SHA256), "image.sha256", v.Image.SHA256, "must be 64 hexadecimal digits")
 	}
 	if v.From != nil {
@@ -30,6 +31,9 @@ func checkNew(v steps.VolumePlan) error {
 
 // newLayer returns the volume as it is written to another layer, which is one of its own.
 func newLayer(v steps.VolumePlan, layer string) (steps.VolumePlan, error) {
+	if v.Shareable {
+		return v, problem.New(problem.Unsupported, "volume %s has no snapshots", v.Name).Because("several VMs may write to it, so that it is one raw file")
+	}
 	if !api.IsUUID(layer) || layer == v.Volume {
 		return v, problem.New(problem.Invalid, "%q cannot be a layer on volume %s", layer, v.Name)
 	}

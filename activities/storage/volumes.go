@@ -58,5 +58,6 @@ type Capabilities struct {
 	Clone        bool   // a new volume from an image copies no data
 	GrowOnline   bool   // while a guest has it open
 	Thin         bool   // takes only the space that was written
+	MultiWriter  bool   // several guests may write to a volume at once
 	Discard      bool   // gives space back that guests have freed
 }

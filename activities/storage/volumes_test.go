@@ -45,7 +45,7 @@ func (files) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 	t.Helper()
 	s, err := (&storage.Dir{}).LocateVolume(v)
 	require.NoError(t, err)
-	out := program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %d %d", b, at*slot, slot), s.File)
+	out := program(t, "qemu-io", "-f", s.Format, "-c", fmt.Sprintf("write -P %d %d %d", b, at*slot, slot), s.File)
 	require.NotContains(t, out, "failed")
 }
 
@@ -54,10 +54,18 @@ func (files) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
 	s, err := (&storage.Dir{}).LocateVolume(v)
 	require.NoError(t, err)
 	raw := filepath.Join(t.TempDir(), "raw")
-	program(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", s.File, raw)
+	program(t, "qemu-img", "convert", "-f", s.Format, "-O", "raw", s.File, raw)
+	if s.Format == api.FormatQCOW2 {
+		program(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	}
+	return shows(t, raw)
+}
+
+// shows is what a file shows that is the volume byte by byte.
+func shows(t *testing.T, raw string) (shown, int64) {
+	t.Helper()
 	all, err := os.ReadFile(raw)
 	require.NoError(t, err)
-	program(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
 	out := shown{}
 	for i := 0; i*slot < len(all); i++ {
 		part := all[i*slot : min((i+1)*slot, len(all))]
@@ -113,8 +121,11 @@ func newStand(t *testing.T, pool storage.Pool) *stand {
 	_, err := w.Prepare(t.Context(), w.pool)
 	require.NoError(t, err)
 	s := &stand{world: w, hand: files{}}
-	if f, ok := pool.(*storage.Fake); ok {
-		s.hand = memory{f}
+	switch p := pool.(type) {
+	case *storage.Fake:
+		s.hand = memory{p}
+	case hand:
+		s.hand = p
 	}
 	return s
 }
@@ -160,6 +171,12 @@ func (s *stand) drop(t *testing.T, frozen, child steps.VolumePlan) error {
 		require.NoError(t, s.DropSnapshot(t.Context(), d, false, nil), "once more")
 	}
 	return err
+}
+
+// larger is the same volume with another size.
+func larger(v steps.VolumePlan) steps.VolumePlan {
+	v.Size += api.MiB
+	return v
 }
 
 func TestFakeVolumesConform(t *testing.T) {
@@ -251,6 +268,46 @@ func conformVolumes(t *testing.T, fresh func() storage.Pool) {
 		require.NoError(t, s.RemoveVolume(t.Context(), v))
 		require.NoError(t, s.EvictImage(t.Context(), *s.cached()), "a copy stands by itself")
 		s.shows(t, now, shown{0: imageByte, 5: 'a', 6: 'b'})
+	})
+
+	t.Run("volumes that several VMs may write to", func(t *testing.T) {
+		s := newStand(t, fresh())
+		a, b, c, back := s.volume(), s.volume(), s.volume(), s.volume()
+		a.Shareable, b.Shareable, c.Shareable = true, true, true
+		b.Image = s.cached()
+		if err := s.CreateVolume(t.Context(), a, s.src, nil); problem.Is(err, problem.Unsupported) {
+			require.Empty(t, s.kinds(t))
+			return // the file system cannot have such
+		}
+		s.make(t, a)
+		s.make(t, b)
+		src, err := s.LocateVolume(a)
+		require.NoError(t, err)
+		require.Equal(t, api.FormatRaw, src.Format)
+		s.write(t, a, 1, 'a')
+		s.shows(t, a, shown{1: 'a'})
+		s.shows(t, b, shown{0: imageByte})
+		require.NoError(t, s.EvictImage(t.Context(), *s.cached()), "raw files have no parents")
+		c.From, c.Size = &steps.VolumeFrom{Volume: a.Volume}, 3*api.MiB
+		s.make(t, c)
+		s.shows(t, c, shown{1: 'a'})
+		back.From = &steps.VolumeFrom{Volume: b.Volume}
+		s.make(t, back)
+		s.shows(t, back, shown{0: imageByte})
+		a.Size *= 2
+		for range 2 {
+			require.NoError(t, s.GrowVolume(t.Context(), a))
+		}
+		s.shows(t, a, shown{1: 'a'})
+		is(t, problem.Conflict, s.CreateVolume(t.Context(), larger(c), s.src, nil))
+		is(t, problem.Unsupported, s.AddSnapshot(t.Context(), steps.SnapshotPlan{Volume: a, Layer: api.NewID()}))
+		require.Equal(t, map[string]int{storage.KindVolume: 4}, s.kinds(t))
+		for _, v := range []steps.VolumePlan{a, b, c, back} {
+			for range 2 {
+				require.NoError(t, s.RemoveVolume(t.Context(), v))
+			}
+		}
+		require.Empty(t, s.kinds(t))
 	})
 
 	t.Run("a snapshot is undone with all that was written since", func(t *testing.T) {
@@ -380,6 +437,7 @@ func conformVolumes(t *testing.T, fresh func() storage.Pool) {
 			func(v *steps.VolumePlan) { v.Image, v.From = s.cached(), &steps.VolumeFrom{Volume: api.NewID()} },
 			func(v *steps.VolumePlan) { v.From = &steps.VolumeFrom{Volume: "x"} },
 			func(v *steps.VolumePlan) { v.Image = &steps.CachedImage{SHA256: "../../x"} },
+			func(v *steps.VolumePlan) { v.Image = s.cached(); v.Image.Pool = api.NewID() },
 		} {
 			v := s.volume()
 			spoil(&v)

@@ -44,12 +44,13 @@ type Admission struct {
 	kv      store.KV
 	seal    Sealer
 	now     func() time.Time
-	cursors sync.Map // subnet ID -> *atomic.Uint32: where to look for the next free address
+	keep    time.Duration // in the recycle bin
+	cursors sync.Map      // subnet ID -> *atomic.Uint32: where to look for the next free address
 }
 
 // New returns an Admission over kv; seal encrypts the secrets that requests carry.
 func New(kv store.KV, seal Sealer) *Admission {
-	return &Admission{kv: kv, seal: seal, now: time.Now}
+	return &Admission{kv: kv, seal: seal, now: time.Now, keep: DefaultKeep}
 }
 
 // keySpace makes operation IDs out of idempotency keys.
@@ -202,6 +203,16 @@ func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
 // keeps locks an existing record that stays in the phase it is in, whatever becomes of the operation.
 func (c *acceptance) keeps(r api.Phased) error { return c.holds(r, r.GetPhase(), r.GetPhase()) }
 
+// becomes sets what a record that the operation holds is after success, but for its phase.
+func (c *acceptance) becomes(after api.Phased) error {
+	for i := range c.op.Plan.Locks {
+		if l := &c.op.Plan.Locks[i]; l.Ref.ID == after.GetMeta().ID {
+			return encode(&l.After, after)
+		}
+	}
+	return problem.New(problem.Internal, "%s is to change, and is not held", api.RefTo(after))
+}
+
 // target makes r what the operation is about, and checks If-Match.
 func (c *acceptance) target(r api.Resource) error {
 	c.op.Target = api.RefTo(r)
@@ -227,16 +238,38 @@ func (c *acceptance) deletes(r api.Phased) error {
 	}
 	if len(users) > 0 {
 		return problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name).
-			Because("it is needed by %s", strings.Join(first(users, 5), ", ")).Try("delete those first")
+			Because("it is needed by %s", strings.Join(first(c.names(r.GetMeta().Project, users), 5), ", ")).Try("delete those first")
 	}
 	c.Unused(r)
 	return c.holds(r, api.PhaseDeleting, "")
+}
+
+// names says of users what they are called, as far as that can be found out; a root volume is its VM's. Users are few: they are
+// told of, and not more than some.
+func (c *acceptance) names(project string, users []string) []string {
+	out := slices.Clone(users)
+	for i, user := range users[:min(len(users), 5)] {
+		at := strings.LastIndexByte(user, ' ')
+		if v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, project, user[at+1:]); user[:at] == api.KindVolume.Singular() && err == nil {
+			out[i] = "volume " + v.Name + " (" + v.ID + ")"
+			if vm, err := store.Get[api.VM](c.ctx, c.kv, c.h, project, v.Spec.VM); err == nil && v.Spec.VM != "" {
+				out[i] += " of vm " + vm.Name
+			}
+		}
+	}
+	return out
 }
 
 // claims takes a claim that the new records of this operation keep until they are deleted.
 func (c *acceptance) claims(key, value string) {
 	c.Claim(key, value)
 	c.op.Plan.ReleaseIfUndone = append(c.op.Plan.ReleaseIfUndone, key)
+}
+
+// reclaims gives a claim that is there another value, and its old one back if the operation fails.
+func (c *acceptance) reclaims(key, was, value string) {
+	c.Put(key, value)
+	c.op.Plan.PutIfUndone = append(c.op.Plan.PutIfUndone, api.Claim{Key: key, Value: was})
 }
 
 // releases gives claims back when the operation succeeds.

@@ -45,6 +45,9 @@ func (d *desk) settle(op *api.Operation, state api.OperationState) {
 	if op.Kind == api.OpImageImport {
 		out.Result = []byte(`{"sha256":"ab","size":1000,"virtualSize":1073741824}`)
 	}
+	if op.Kind == api.OpSnapshotCreate {
+		out.Result = []byte(`{"frozen":true,"pause":1000}`)
+	}
 	if state != api.OpSucceeded {
 		out.Error = problem.New(problem.Internal, "it was not to be")
 	}

@@ -180,6 +180,26 @@ func TestARecoveryIsForTheSilentAndCanBeConfirmed(t *testing.T) {
 	require.Equal(t, op.ID, find[api.Agent](d, "", "a1").Operation)
 	d.settle(op, api.OpSucceeded)
 	require.Empty(t, find[api.Agent](d, "", "a1").Status.ConfirmedOff, "it counts for this recovery alone")
+
+	// What has been decided already is not decided again by the recovery that runs: should that be worth it, it takes another.
+	for kind, tells := range map[string]bool{api.ProofFence: true, api.ProofLease: false} {
+		op = d.ask(recoverHost(""))
+		agent := find[api.Agent](d, "", "a1")
+		agent.Status.Phase, agent.Status.Proof = api.PhaseDown, &api.Proof{Kind: kind}
+		draft := store.NewDraft(d.User)
+		draft.Update(agent)
+		_, err = draft.Commit(ctx, d.KV)
+		require.NoError(t, err)
+		told, err = recoverHost("admin")
+		if tells {
+			require.NoError(t, err)
+			require.Equal(t, op.ID, told.ID)
+		} else {
+			_ = d.refuse(problem.Locked, told, err)
+		}
+		require.Empty(t, find[api.Agent](d, "", "a1").Status.ConfirmedOff)
+		d.settle(op, api.OpSucceeded)
+	}
 	d.clean()
 }
 

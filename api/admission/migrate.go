@@ -56,7 +56,7 @@ func (a *Admission) migrateVM(c *acceptance, ref string, req api.VMMigrate) (*ap
 	if err := c.holds(vm, api.PhaseMigrating, was); err != nil {
 		return nil, req, err
 	}
-	if err := movable(vm, was); err != nil {
+	if err := Movable(vm, was); err != nil {
 		return nil, req, err
 	}
 	if req, err = a.moveTarget(c, vm, req); err != nil {
@@ -67,11 +67,14 @@ func (a *Admission) migrateVM(c *acceptance, ref string, req api.VMMigrate) (*ap
 			return nil, req, err
 		}
 	}
+	if err := a.disksMovable(c, vm); err != nil {
+		return nil, req, err
+	}
 	return vm, req, firstOf(a.holdVolumes(c, vm), c.input(req))
 }
 
-// movable checks that a VM that was in this phase can leave its node.
-func movable(vm *api.VM, was api.Phase) error {
+// Movable checks that a VM that was in this phase can leave its node, as far as its own record tells.
+func Movable(vm *api.VM, was api.Phase) error {
 	no := problem.New(problem.Conflict, "vm %s cannot be moved", vm.Name)
 	switch {
 	case was == api.PhaseUnknown:
@@ -81,9 +84,17 @@ func movable(vm *api.VM, was api.Phase) error {
 	case was != api.PhaseRunning && was != api.PhaseStopped:
 		return no.Because("it is %s", was).Try("see: gnext vm get %s", vm.Name)
 	case vm.Spec.NodeID != "":
-		return no.Because("it is pinned to node %s", vm.Status.AgentName).Try("take the pin away first: gnext vm update %s --no-node", vm.Name)
+		return no.Because("it is pinned to node %s", PinnedTo(vm)).Try("take the pin away first: gnext vm update %s --no-node", vm.Name)
 	}
 	return nil
+}
+
+// PinnedTo returns what to call the node that a VM is pinned to.
+func PinnedTo(vm *api.VM) string {
+	if vm.Spec.NodeID == vm.Status.Agent {
+		return vm.Status.AgentName
+	}
+	return vm.Spec.NodeID
 }
 
 // moveTarget resolves the node that a VM shall move to, if one is named.
@@ -110,6 +121,32 @@ func (a *Admission) onShared(c *acceptance, vm *api.VM) error {
 	}
 	return problem.New(problem.Conflict, "vm %s cannot be moved without its disk", vm.Name).Because("its disk is in pool %s, which is not shared", pool.Name).
 		Try("have the disk copied: gnext vm migrate %s --copy-storage", vm.Name)
+}
+
+// disksMovable checks that the volumes of a VM can be left where they are when it moves, but for the root disk, which may be
+// copied if it is the only layer that there is.
+func (a *Admission) disksMovable(c *acceptance, vm *api.VM) error {
+	for _, id := range vm.Status.Volumes {
+		v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, vm.Project, id)
+		if err != nil {
+			return err
+		}
+		pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", v.Spec.Pool)
+		if err != nil {
+			return err
+		}
+		no := problem.New(problem.Conflict, "vm %s cannot be moved", vm.Name)
+		switch {
+		case pool.Spec.Shared:
+		case !v.Spec.Root:
+			return no.Because("it has volume %s in pool %s, which is not shared, so no other node reaches it", v.Name, pool.Name).
+				Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
+		case v.Status.Snapshot != "":
+			return no.Because("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, pool.Name).
+				Try("delete those first: gnext snap list --volume %s", v.Name)
+		}
+	}
+	return nil
 }
 
 // holdVolumes locks the volumes of a VM that moves: their files may be at two places meanwhile, and nobody should wonder.

@@ -80,8 +80,9 @@ var retries = map[string]retry{
 			return a.CreateVM(ctx, h, o, r)
 		})
 	},
-	api.OpVMDelete: retryRef((*Admission).DeleteVM), api.OpVMStart: retryRef((*Admission).StartVM),
-	api.OpVMStop: retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
+	api.OpVMDelete: retryOf((*Admission).DeleteVMWith, func(r vmDeleteRequest) (string, api.VMDelete) { return r.Ref, r.VMDelete }),
+	api.OpVMStart:  retryRef((*Admission).StartVM),
+	api.OpVMStop:   retryPower((*Admission).StopVM), api.OpVMReboot: retryPower((*Admission).RebootVM),
 	api.OpVMUpdate: retryUpdate((*Admission).UpdateVM), api.OpVMRecover: retryRef((*Admission).RecoverVM),
 	api.OpVMMigrate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r migrateRequest) (*api.Operation, error) { return a.MigrateVM(ctx, h, o, r.Ref, r.VMMigrate) })
@@ -104,6 +105,7 @@ var retries = map[string]retry{
 	api.OpHostRecover: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r recoverRequest) (*api.Operation, error) { return a.RecoverHost(ctx, h, o, r.Ref, "") })
 	},
+	api.OpImageExport: retryUpdate((*Admission).ExportImage), api.OpImageUpdate: retryUpdate((*Admission).UpdateImage),
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
 	api.OpPoolAdd: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r api.PoolCreate) (*api.Operation, error) {
@@ -114,7 +116,15 @@ var retries = map[string]retry{
 		})
 	},
 	api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
-	api.OpVPCCreate: retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
+	api.OpVolumeCreate: retryBody((*Admission).CreateVolume), api.OpVolumeUpdate: retryUpdate((*Admission).UpdateVolume), api.OpVolumeRestore: retryRef((*Admission).RestoreVolume),
+	api.OpVolumeAttach:   retryOf((*Admission).AttachVolume, func(r attachRequest) (string, api.VolumeAttach) { return r.Ref, r.VolumeAttach }),
+	api.OpVolumeDetach:   retryOf((*Admission).DetachVolume, func(r detachRequest) (string, api.VolumeDetach) { return r.Ref, r.VolumeDetach }),
+	api.OpVolumeResize:   retryOf((*Admission).ResizeVolume, func(r resizeRequest) (string, api.VolumeResize) { return r.Ref, r.VolumeResize }),
+	api.OpVolumeDelete:   retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
+	api.OpVolumePurge:    retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
+	api.OpSnapshotCreate: retryBody((*Admission).CreateSnapshot), api.OpSnapshotDelete: retryRef((*Admission).DeleteSnapshot),
+	api.OpSnapshotRevert: retryOf((*Admission).RevertSnapshot, func(r revertRequest) (string, api.SnapshotRevert) { return r.Ref, r.SnapshotRevert }),
+	api.OpVPCCreate:      retryBody((*Admission).CreateVPC), api.OpVPCUpdate: retryUpdate((*Admission).UpdateVPC), api.OpVPCDelete: retryRef((*Admission).DeleteVPC),
 	api.OpSubnetCreate: retryBody((*Admission).CreateSubnet), api.OpSubnetUpdate: retryUpdate((*Admission).UpdateSubnet), api.OpSubnetDelete: retryRef((*Admission).DeleteSubnet),
 	api.OpPortCreate: retryBody((*Admission).CreatePort), api.OpPortUpdate: retryUpdate((*Admission).UpdatePort), api.OpPortDelete: retryRef((*Admission).DeletePort),
 	api.OpSGCreate: retryBody((*Admission).CreateSecurityGroup), api.OpSGUpdate: retryUpdate((*Admission).UpdateSecurityGroup), api.OpSGDelete: retryRef((*Admission).DeleteSecurityGroup),
@@ -153,5 +163,15 @@ func retryPower(send func(*Admission, context.Context, auth.Handle, Options, str
 func retryUpdate[T any](send func(*Admission, context.Context, auth.Handle, Options, string, T) (*api.Operation, error)) retry {
 	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r updateRequest[T]) (*api.Operation, error) { return send(a, ctx, h, o, r.Ref, r.Update) })
+	}
+}
+
+// retryOf sends a request again that names a resource and has a body of its own.
+func retryOf[R, T any](send func(*Admission, context.Context, auth.Handle, Options, string, T) (*api.Operation, error), parts func(R) (string, T)) retry {
+	return func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r R) (*api.Operation, error) {
+			ref, body := parts(r)
+			return send(a, ctx, h, o, ref, body)
+		})
 	}
 }

@@ -180,3 +180,20 @@ func TestAFailedPoolUpdateCanBeRetried(t *testing.T) {
 	d.done(d.Admission.Retry(ctx, d.User, nowhere, op.ID))
 	require.Equal(t, []string{"a1", "a2"}, d.on())
 }
+
+func TestPoolsThatAgentsMount(t *testing.T) {
+	d := newDesk(t)
+	source := api.PoolSource{Hosts: []string{"10.0.0.21"}, Name: "gv0"}
+	op := d.ask(d.Admission.CreatePool(ctx, d.User, nowhere, api.PoolCreate{Name: "p", Type: api.PoolGluster, Source: source, Agents: []string{"a1", "a2"}}))
+	work := decoded[api.PoolWork](d, op.Plan.Input)
+	p := find[api.Pool](d, "", "p")
+	require.Equal(t, api.MountDir+"/"+p.ID, p.Spec.Path)
+	require.True(t, p.Spec.Shared, "whoever mounts it sees the same")
+	require.Equal(t, api.PoolOnNode{Pool: p.ID, Type: api.PoolGluster, Path: p.Spec.Path, Shared: true, Source: source}, work.Pool)
+	d.settle(op, api.OpSucceeded)
+	change := decoded[api.PoolChange](d, d.done(d.update(api.PoolUpdate{AddAgents: []string{"a3"}})).Plan.Input)
+	require.Equal(t, source, change.Pool.Source, "who joins must know what to mount")
+	d.clean()
+	d.done(d.Admission.DeletePool(ctx, d.User, nowhere, "p"))
+	d.clean()
+}

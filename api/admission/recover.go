@@ -62,7 +62,8 @@ func dead(agent *api.Agent) error {
 }
 
 // takeOver takes a node away from its drain. A drain waits for moves away from the node, and those may wait for the proof
-// that the node is off, which only its recovery brings. The drain goes on, and finds at its end that it holds nothing.
+// that the node is off, which only its recovery brings. The drain goes on, and finds at its end that it holds nothing;
+// if it is cancelled, it takes its cordon back all the same.
 func (a *Admission) takeOver(c *acceptance, agent *api.Agent) error {
 	if agent.Operation == "" {
 		return nil
@@ -92,6 +93,12 @@ func (a *Admission) confirmOff(ctx context.Context, h auth.Handle, ref, by strin
 		}
 		if err := dead(agent); err != nil {
 			return err
+		}
+		if p := agent.Status.Proof; agent.Status.Phase == api.PhaseDown && p != nil {
+			if p.Kind != api.ProofLease {
+				op = holder
+			}
+			return nil // what it is about has been decided; who says more than that says it to another one
 		}
 		agent.Status.ConfirmedOff = by
 		d := store.NewDraft(h)

@@ -38,9 +38,9 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 				return err
 			}
 		}
-		release := op.Plan.ReleaseIfUndone
+		release, put := op.Plan.ReleaseIfUndone, op.Plan.PutIfUndone
 		if done {
-			release = op.Plan.ReleaseIfDone
+			release, put = op.Plan.ReleaseIfDone, op.Plan.PutIfDone
 		}
 		for _, key := range release {
 			d.Release(key)
@@ -49,6 +49,9 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 			if err := a.rewrite(ctx, d, w, done); err != nil {
 				return err
 			}
+		}
+		for _, c := range put {
+			d.Put(c.Key, c.Value)
 		}
 		op.State, op.Error, op.Result, op.Ended, op.Checkpoint = out.State, out.Error, out.Result, now, nil
 		op.Steps = mergeSteps(op.Steps, out.Steps, now)
@@ -101,6 +104,11 @@ func (a *Admission) unlock(ctx context.Context, h auth.Handle, d *store.Draft, o
 		d.Delete(r)
 		return nil
 	}
+	if done && l.After != nil {
+		if r, err = become(r, op, l.After); err != nil {
+			return err
+		}
+	}
 	if done && l.Ref.ID == op.Target.ID {
 		if r, err = finish(r, op, out.Result); err != nil {
 			return err
@@ -126,29 +134,46 @@ func (a *Admission) unlock(ctx context.Context, h auth.Handle, d *store.Draft, o
 // finish returns the target as the operation has made it.
 func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased, error) {
 	if op.Plan.After != nil {
-		after := api.New(r.ResourceKind()) // a fresh one: decoding into r would mix old labels with new
-		if err := json.Unmarshal(op.Plan.After, after); err != nil {
-			return nil, problem.Wrap(err, problem.Internal, "the plan of operation %s cannot be read", op.ID)
+		after, err := become(r, op, op.Plan.After)
+		if err != nil {
+			return nil, err
 		}
-		after.GetMeta().Revision = r.GetMeta().Revision
 		switch after := after.(type) { // what it is was not the update's to say
 		case *api.VM:
 			after.Status = r.(*api.VM).Status
 		case *api.Pool:
 			after.Status = r.(*api.Pool).Status
+		case *api.Image:
+			after.Status = r.(*api.Image).Status
 		}
 		return after, nil
 	}
-	img, ok := r.(*api.Image)
-	if !ok || op.Kind != api.OpImageImport {
-		return r, nil
+	var err error
+	switch r := r.(type) {
+	case *api.Image:
+		if op.Kind == api.OpImageImport {
+			var made api.ImageImported
+			err = json.Unmarshal(result, &made)
+			r.Status.SHA256, r.Status.Size, r.Status.VirtualSize = made.SHA256, made.Size, made.VirtualSize
+		}
+	case *api.Snapshot:
+		if op.Kind == api.OpSnapshotCreate {
+			var taken api.SnapshotTaken
+			err = json.Unmarshal(result, &taken)
+			r.Status.Frozen, r.Status.Pause = taken.Frozen, taken.Pause
+		}
 	}
-	var made api.ImageImported
-	if err := json.Unmarshal(result, &made); err != nil {
-		return nil, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
+	return r, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
+}
+
+// become returns a record as an operation wants it, at the revision that it has.
+func become(r api.Phased, op *api.Operation, after []byte) (api.Phased, error) {
+	out := api.New(r.ResourceKind()) // a fresh one: decoding into r would mix old labels with new
+	if err := json.Unmarshal(after, out); err != nil {
+		return nil, problem.Wrap(err, problem.Internal, "the plan of operation %s cannot be read", op.ID)
 	}
-	img.Status.SHA256, img.Status.Size, img.Status.VirtualSize = made.SHA256, made.Size, made.VirtualSize
-	return img, nil
+	out.GetMeta().Revision = r.GetMeta().Revision
+	return out, nil
 }
 
 // Record writes how far an operation has come. One that has ended stays as it is, and so does one of which a later journal was

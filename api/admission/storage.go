@@ -17,13 +17,72 @@ func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, r
 		return nil, err
 	}
 	return a.accept(ctx, h, o, api.OpImageImport, req, func(c *acceptance) error {
-		source := req.Path
+		source := req.Path + req.URL
 		if req.Upload != "" {
 			source = "upload:" + req.Upload
 		}
 		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: req.Format, Source: source}}
 		c.makes(img, api.PhaseReady)
-		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, SHA256: req.SHA256}))
+		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, URL: req.URL, SHA256: req.SHA256}))
+	})
+}
+
+// UpdateImage accepts a change of what is said of an image.
+func (a *Admission) UpdateImage(ctx context.Context, h auth.Handle, o Options, ref string, req api.ImageUpdate) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpImageUpdate, updateRequest[api.ImageUpdate]{targetRequest{ref}, req}, func(c *acceptance) error {
+		img, err := store.Find[api.Image](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		after := *img
+		if req.Labels != nil {
+			after.Labels = *req.Labels
+		}
+		if req.Deprecated != nil {
+			after.Spec.Deprecated = *req.Deprecated
+		}
+		if req.Advice != nil {
+			after.Spec.Advice = *req.Advice
+		}
+		if !after.Spec.Deprecated {
+			if req.Advice != nil && *req.Advice != "" {
+				return problem.New(problem.Invalid, "image %s is not deprecated", img.Name).Because("advice is for those who use a deprecated image").Try("deprecate it, too")
+			}
+			after.Spec.Advice = ""
+		}
+		return updates(c, img, &after, nil, nil)
+	})
+}
+
+// deprecated warns of an image that nobody should use any more.
+func (c *acceptance) deprecated(img *api.Image) {
+	if !img.Spec.Deprecated {
+		return
+	}
+	w := "image " + img.Name + " is deprecated"
+	if img.Spec.Advice != "" {
+		w += ": " + img.Spec.Advice
+	}
+	c.op.Warnings = append(c.op.Warnings, w)
+}
+
+// ExportImage accepts making an image in another format.
+func (a *Admission) ExportImage(ctx context.Context, h auth.Handle, o Options, ref string, req api.ImageExport) (*api.Operation, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return a.accept(ctx, h, o, api.OpImageExport, updateRequest[api.ImageExport]{targetRequest{ref}, req}, func(c *acceptance) error {
+		img, err := store.Find[api.Image](ctx, a.kv, h, o.Project, ref)
+		if err != nil {
+			return err
+		}
+		if img.Operation == "" && img.Status.Phase != api.PhaseReady {
+			return problem.New(problem.Conflict, "image %s cannot be exported", img.Name).Because("it is %s", img.Status.Phase).Try("see: gnext img get %s", img.Name)
+		}
+		return firstOf(c.target(img), c.input(api.ImageExportWork{Image: img.ID, Format: req.Format}), c.keeps(img))
 	})
 }
 

@@ -65,7 +65,26 @@ func (a *Admission) changeVM(c *acceptance, vm, after *api.VM, req api.VMUpdate)
 	if err != nil {
 		return err
 	}
-	return restartable(after, pool)
+	return firstOf(restartable(after, pool), a.disksRestartable(c, after))
+}
+
+// disksRestartable checks that other nodes reach the volumes that a VM has besides its root disk.
+func (a *Admission) disksRestartable(c *acceptance, vm *api.VM) error {
+	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
+		v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, vm.Project, id)
+		if err != nil {
+			return err
+		}
+		pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", v.Spec.Pool)
+		if err != nil {
+			return err
+		}
+		if !pool.Spec.Shared {
+			return problem.New(problem.Conflict, "vm %s cannot be restarted on another node", vm.Name).
+				Because("it has volume %s in pool %s, which is not shared: no other node reaches it", v.Name, pool.Name).Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
+		}
+	}
+	return nil
 }
 
 // pin ties a VM to the node it is on, or to none.

@@ -50,6 +50,7 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.deprecated(image)
 	pool, err := a.poolFor(c, req.Pool)
 	if err != nil {
 		return nil, err
@@ -91,7 +92,8 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 			return nil, err
 		}
 	}
-	if err := a.claimQuota(c, vm); err != nil {
+	use := quotaUse{VMs: 1, VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Disk: vm.Spec.RootDisk}
+	if err := a.claimQuota(c, vm, use); err != nil {
 		return nil, err
 	}
 	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {
@@ -150,56 +152,6 @@ func (a *Admission) poolFor(c *acceptance, ref string) (*api.Pool, error) {
 	}
 }
 
-// quotaUse is what one VM uses of its project's quota.
-type quotaUse struct {
-	VCPUs  int   `json:"vcpus"`
-	Memory int64 `json:"memory"`
-	Disk   int64 `json:"disk"`
-}
-
-func (a *Admission) claimQuota(c *acceptance, vm *api.VM) error {
-	use := quotaUse{VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Disk: vm.Spec.RootDisk}
-	value, err := json.Marshal(use)
-	if err != nil {
-		return problem.Wrap(err, problem.Internal, "the quota claim cannot be encoded")
-	}
-	c.claims(store.QuotaClaim(vm.Project, vm.ID), string(value))
-	project, err := store.Find[api.Project](c.ctx, c.kv, c.h, "", vm.Project)
-	if err != nil || project.Spec == (api.ProjectSpec{}) {
-		return err
-	}
-	c.Unchanged(project)
-	ledger, err := store.Ledger(c.ctx, c.kv, store.QuotaPrefix(vm.Project))
-	if err != nil {
-		return err
-	}
-	c.Touch(store.QuotaPrefix(vm.Project), ledger.Revision)
-	vms := 1
-	for _, e := range ledger.Claims {
-		var u quotaUse
-		if err := json.Unmarshal(e.Value, &u); err != nil {
-			return problem.Wrap(err, problem.Internal, "the quota claim at %s cannot be read", e.Key)
-		}
-		vms++
-		use.VCPUs, use.Memory, use.Disk = use.VCPUs+u.VCPUs, use.Memory+u.Memory, use.Disk+u.Disk
-	}
-	for _, q := range []struct {
-		what        string
-		limit, want int64
-	}{
-		{"VMs", int64(project.Spec.VMs), int64(vms)},
-		{"vCPUs", int64(project.Spec.VCPUs), int64(use.VCPUs)},
-		{"bytes of memory", project.Spec.Memory, use.Memory},
-		{"bytes of disk", project.Spec.Disk, use.Disk},
-	} {
-		if q.limit > 0 && q.want > q.limit {
-			return problem.New(problem.Quota, "project %s may have %d %s", project.Name, q.limit, q.what).
-				Because("with this VM it would have %d", q.want).Try("delete something, or ask an administrator for more")
-		}
-	}
-	return nil
-}
-
 // Secret is what is kept encrypted for a VM.
 type Secret struct {
 	UserData string `json:"userData"`
@@ -223,7 +175,18 @@ func (a *Admission) keepSecret(c *acceptance, vm, userData string) error {
 
 // DeleteVM accepts the removal of a VM and of all that was made for it.
 func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
-	return a.accept(ctx, h, o, api.OpVMDelete, targetRequest{ref}, func(c *acceptance) error {
+	return a.DeleteVMWith(ctx, h, o, ref, api.VMDelete{})
+}
+
+// vmDeleteRequest is a request to delete a VM as an operation remembers it.
+type vmDeleteRequest struct {
+	targetRequest
+	api.VMDelete
+}
+
+// DeleteVMWith is DeleteVM, and says what of the VM goes with it that may have been meant to stay.
+func (a *Admission) DeleteVMWith(ctx context.Context, h auth.Handle, o Options, ref string, req api.VMDelete) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpVMDelete, vmDeleteRequest{targetRequest{ref}, req}, func(c *acceptance) error {
 		vm, err := store.Find[api.VM](ctx, a.kv, h, o.Project, ref)
 		if err != nil {
 			return err
@@ -240,11 +203,9 @@ func (a *Admission) DeleteVM(ctx context.Context, h auth.Handle, o Options, ref 
 			if err != nil {
 				return err
 			}
-			if err := c.holds(v, api.PhaseDeleting, ""); err != nil {
+			if err := a.leaveVM(c, vm, v, req); err != nil {
 				return err
 			}
-			me := api.RefTo(v)
-			c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me), store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
 		}
 		for _, n := range vm.Spec.NICs {
 			p, err := store.Get[api.Port](ctx, a.kv, h, vm.Project, n.Port)

@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -247,9 +249,48 @@ func swallow(n int64) http.HandlerFunc {
 	}
 }
 
-func TestAnUploadBeginsAgain(t *testing.T) {
+// uploads keeps what arrives, as the server does, and cuts connections after so many bytes.
+type uploads struct {
+	mu    sync.Mutex
+	kept  map[string][]byte
+	whole map[string]bool
+	cuts  []int64
+	puts  []string // queries
+}
+
+func (u *uploads) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	id := r.URL.Path[len("/v1/uploads/"):]
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	sum := func() string { s := sha256.Sum256(u.kept[id]); return hex.EncodeToString(s[:]) }
+	if r.Method == http.MethodGet {
+		if _, ok := u.kept[id]; !ok {
+			answer(404, problem.New(problem.NotFound, "no").Document())(w, r)
+			return
+		}
+		answer(200, map[string]any{"id": id, "size": len(u.kept[id]), "whole": u.whole[id], "sha256": sum()})(w, r)
+		return
+	}
+	u.puts = append(u.puts, r.URL.RawQuery)
+	offset, _ := strconv.Atoi(r.URL.Query().Get("offset"))
+	body := io.Reader(r.Body)
+	cut := len(u.cuts) > 0
+	if cut {
+		body, u.cuts = io.LimitReader(r.Body, u.cuts[0]), u.cuts[1:]
+	}
+	b, _ := io.ReadAll(body)
+	u.kept[id] = append(u.kept[id][:offset:offset], b...)
+	if cut {
+		panic(http.ErrAbortHandler)
+	}
+	u.whole[id] = true
+	answer(200, Uploaded{ID: id, Size: int64(len(u.kept[id])), SHA256: sum()})(w, r)
+}
+
+func TestAnUploadGoesOn(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
-	c, h := serve(t, nil, swallow(100_000), swallow(0), receive)
+	u := &uploads{kept: map[string][]byte{}, whole: map[string]bool{}, cuts: []int64{100_000, 0, 50_000}}
+	c, _ := serve(t, nil, u.ServeHTTP)
 	file := bytes.NewReader(append([]byte("skipped"), content...))
 	_, err := file.Seek(7, io.SeekStart)
 	require.NoError(t, err)
@@ -259,12 +300,32 @@ func TestAnUploadBeginsAgain(t *testing.T) {
 	sum := sha256.Sum256(content)
 	require.Equal(t, hex.EncodeToString(sum[:]), up.SHA256)
 	require.EqualValues(t, len(content), last)
-	ids := map[string]bool{}
-	for _, r := range h.seen() {
-		ids[r.URL.Path] = true
-	}
-	require.Len(t, ids, 3, "every attempt has an ID of its own")
-	require.True(t, ids["/v1/uploads/"+up.ID])
+	require.True(t, bytes.Equal(content, u.kept[up.ID]))
+	require.Equal(t, []string{"offset=0", "offset=100000", "offset=100000", "offset=150000"}, u.puts)
+
+	// In another run, under the same ID.
+	id := api.NewID()
+	u.kept[id], u.puts = content[:1000:1000], nil
+	up, err = c.UploadAs(t.Context(), id, bytes.NewReader(content), int64(len(content)), nil)
+	require.NoError(t, err)
+	require.Equal(t, id, up.ID)
+	require.Equal(t, []string{"offset=1000"}, u.puts)
+	_, err = c.UploadAs(t.Context(), id, bytes.NewReader(content), int64(len(content)), nil)
+	require.NoError(t, err)
+	require.Len(t, u.puts, 1, "it was there")
+
+	// What is there is of another file: that is noticed at the end, or at once if it is whole.
+	u.kept[id], u.whole[id] = []byte("another file"), true
+	_, err = c.UploadAs(t.Context(), id, bytes.NewReader(content), int64(len(content)), nil)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(content, u.kept[id]))
+	u.kept[id], u.whole[id] = []byte("another file"), false
+	_, err = c.UploadAs(t.Context(), id, bytes.NewReader(content), int64(len(content)), nil)
+	require.ErrorContains(t, err, "damaged")
+
+	u.cuts = []int64{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	_, err = c.Upload(t.Context(), bytes.NewReader(content), int64(len(content)), nil)
+	require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
 }
 
 func TestAnUploadFromAPipeCannotBeginAgain(t *testing.T) {

@@ -28,6 +28,8 @@ type request struct {
 	source func() (body io.ReadCloser, size int64, err error)
 	// forever makes the request be sent until ctx is done, whatever the configured patience.
 	forever bool
+	// once makes the request be sent once only: a failure that may be over soon is returned as it is.
+	once bool
 }
 
 // call sends r, again if need be, and decodes the answer into out unless that is nil.

@@ -143,13 +143,13 @@ func (c *Client) write(ctx context.Context, w Write, method, path string, body a
 
 // Creation is a request for a new resource.
 type Creation interface {
-	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
+	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VolumeCreate | *api.SnapshotCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
 	Validate() error
 }
 
 // Update is a request to change a resource.
 type Update interface {
-	*api.VMUpdate | *api.AgentUpdate | *api.PoolUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
+	*api.VMUpdate | *api.AgentUpdate | *api.ImageUpdate | *api.PoolUpdate | *api.VolumeUpdate | *api.VPCUpdate | *api.SubnetUpdate | *api.PortUpdate | *api.SecurityGroupUpdate
 	Validate() error
 }
 
@@ -162,10 +162,14 @@ func kindOf(body any) api.Kind {
 		return api.KindVMGroup
 	case *api.AgentUpdate:
 		return api.KindAgent
-	case *api.ImageCreate:
+	case *api.ImageCreate, *api.ImageUpdate:
 		return api.KindImage
 	case *api.PoolCreate, *api.PoolUpdate:
 		return api.KindPool
+	case *api.VolumeCreate, *api.VolumeUpdate:
+		return api.KindVolume
+	case *api.SnapshotCreate:
+		return api.KindSnapshot
 	case *api.VPCCreate, *api.VPCUpdate:
 		return api.KindVPC
 	case *api.SubnetCreate, *api.SubnetUpdate:
@@ -198,6 +202,14 @@ func Change[B Update](ctx context.Context, c *Client, project, ref string, body 
 // Delete asks for the end of the resource that ref names.
 func (c *Client) Delete(ctx context.Context, kind api.Kind, project, ref string, w Write) (*api.Operation, error) {
 	return c.write(ctx, w, http.MethodDelete, item(kind, project, ref), nil)
+}
+
+// ExportImage asks for an image in another format. The result of the operation is an api.ImageExported.
+func (c *Client) ExportImage(ctx context.Context, project, ref string, how api.ImageExport, w Write) (*api.Operation, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, w, http.MethodPost, item(api.KindImage, project, ref)+"/export", how)
 }
 
 // StartVM asks for a VM to be started.

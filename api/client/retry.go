@@ -37,7 +37,7 @@ func (c *Client) again(ctx context.Context, r *request, try func() error) error 
 	for {
 		err := try()
 		var away *awayError
-		if !errors.As(err, &away) {
+		if !errors.As(err, &away) || r.once {
 			return err
 		}
 		// Once there has been a connection, a server that does not answer is restarting rather than not there.

@@ -58,8 +58,12 @@ type Options struct {
 	// SuspectAfter and Lease are at least that long; zero: SilentAfter and Lease.
 	SuspectAfter, Lease time.Duration
 	// Recover begins the recovery of an agent that is suspect, once for each silence: by the same agent and Status.Observed
-	// it must be the same operation. Nil: nobody does.
+	// it must be the same operation. For one that is down it begins another: by the same agent and Revision it must be the
+	// same operation. Nil: nobody does.
 	Recover func(ctx context.Context, agent *api.Agent) error
+	// Recoverable returns the VMs, by their IDs, that a recovery of an agent that is down would start elsewhere now. Nil: what
+	// was left on a dead node is not tried again.
+	Recoverable func(ctx context.Context, agent string) ([]string, error)
 	// Restart starts an HA VM that its node has stopped because it had no lease. Nil: nobody does.
 	Restart func(ctx context.Context, vm *api.VM) error
 

@@ -270,13 +270,20 @@ func TestPools(t *testing.T) {
 		return api.AgentReport{Inventory: api.Inventory{Pools: []api.PoolUsage{{Pool: p.ID, Capacity: capacity, Free: free, Error: trouble}}}}
 	}
 
+	// look leaves out what its nodes say.
+	look := func() api.PoolStatus {
+		s := k.pool(p)
+		s.Agents = nil
+		return s
+	}
+
 	// A pool that has just been made is asked for, and does not look broken before the first answer.
 	require.Equal(t, []api.AgentPool{{ID: p.ID, Type: api.PoolDir, Path: "/vms"}}, k.report(ha, api.AgentReport{}).Pools)
-	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 7, Free: 5}, k.pool(p))
+	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 7, Free: 5}, look())
 
 	k.report(ha, usage(1000, 800, ""))
 	k.report(hb, usage(2000, 1500, ""))
-	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 3000, Free: 2300}, k.pool(p))
+	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 3000, Free: 2300}, look())
 
 	k.report(hb, usage(2000, 1490, "")) // less than a hundredth of the pool
 	require.EqualValues(t, 2300, k.pool(p).Free)
@@ -284,18 +291,21 @@ func TestPools(t *testing.T) {
 	require.EqualValues(t, 2200, k.pool(p).Free)
 
 	k.report(hb, usage(0, 0, "no such directory"))
-	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Reason: "node-b: no such directory", Capacity: 1000, Free: 800}, k.pool(p))
+	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Reason: "node-b: no such directory", Capacity: 1000, Free: 800}, look())
+	require.Equal(t, []api.PoolAgent{{Agent: a, Reaches: true}, {Agent: b, Reason: "no such directory"}}, k.pool(p).Agents)
 	k.report(ha, usage(0, 0, "read-only file system"))
 	require.Equal(t, api.PhaseUnavailable, k.pool(p).Phase)
 	k.report(ha, usage(1000, 800, ""))
 	k.report(hb, usage(2000, 1500, ""))
-	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 3000, Free: 2300}, k.pool(p))
+	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Capacity: 3000, Free: 2300}, look())
 
 	// A node that falls silent takes its share with it.
 	k.at = k.at.Add(SilentAfter)
 	k.report(ha, usage(1000, 800, ""))
 	require.NoError(t, k.fleet.Sweep(t.Context(), k.at))
-	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Reason: "node-b is suspect", Capacity: 1000, Free: 800}, k.pool(p))
+	require.Equal(t, api.PoolStatus{Phase: api.PhaseReady, Reason: "node-b is suspect", Capacity: 1000, Free: 800}, look())
+
+	require.Equal(t, []api.PoolAgent{{Agent: a, Reaches: true}, {Agent: b, Reason: "is suspect"}}, k.pool(p).Agents)
 
 	// What an operation works on is left to it.
 	held, err := store.Get[api.Pool](t.Context(), k.kv, system, "", p.ID)
@@ -304,6 +314,61 @@ func TestPools(t *testing.T) {
 	k.put(held)
 	require.Empty(t, k.report(ha, usage(1, 1, "")).Pools)
 	require.EqualValues(t, 1000, k.pool(p).Capacity)
+}
+
+// TestVolumesOfPoolsThatAreAway: they are unavailable, and ready again when the pool is; nothing is marked lost or deleted.
+func TestVolumesOfPoolsThatAreAway(t *testing.T) {
+	k := newKit(t)
+	a, ha := k.join("node-a")
+	b, hb := k.join("node-b")
+	pool := func(name string, shared bool) *api.Pool {
+		p := &api.Pool{Meta: api.Meta{ID: api.NewID(), Name: name}, Spec: api.PoolSpec{Type: api.PoolDir, Path: "/" + name, Shared: shared, Agents: []string{a, b}}, Status: api.PoolStatus{Phase: api.PhaseReady}}
+		k.put(p)
+		return p
+	}
+	near, far := pool("near", false), pool("far", true)
+	volume := func(p *api.Pool, agent string, phase api.Phase, operation string) *api.Volume {
+		v := &api.Volume{
+			Meta: api.Meta{ID: api.NewID(), Name: "v-" + api.NewID()[:8], Project: api.DefaultProject, Operation: operation},
+			Spec: api.VolumeSpec{Size: 600, Pool: p.ID}, Status: api.VolumeStatus{Phase: phase, Agent: agent},
+		}
+		k.put(v)
+		return v
+	}
+	onA, onB, shared := volume(near, a, api.PhaseReady, ""), volume(near, b, api.PhaseReady, ""), volume(far, a, api.PhaseReady, "")
+	held, failed := volume(far, "", api.PhaseReady, api.NewID()), volume(far, "", api.PhaseError, "")
+	phase := func(v *api.Volume) api.VolumeStatus {
+		t.Helper()
+		got, err := store.Get[api.Volume](t.Context(), k.kv, system, v.Project, v.ID)
+		require.NoError(t, err)
+		return got.Status
+	}
+	report := func(h auth.Handle, near1, far1 string) {
+		k.report(h, api.AgentReport{Inventory: api.Inventory{Pools: []api.PoolUsage{{Pool: near.ID, Capacity: 1000, Free: 1000, Error: near1}, {Pool: far.ID, Capacity: 1000, Free: 1000, Error: far1}}}})
+	}
+	report(ha, "", "")
+	report(hb, "", "")
+	require.EqualValues(t, 1200, k.pool(near).Promised, "two of 600 in twice 1000")
+	require.Equal(t, 2, k.pool(near).Volumes)
+	require.EqualValues(t, 1800, k.pool(far).Promised, "overcommitted")
+
+	report(hb, "no such directory", "the server does not answer")
+	require.Equal(t, api.PhaseReady, phase(onA).Phase)
+	require.Equal(t, api.PhaseUnavailable, phase(onB).Phase)
+	require.Equal(t, "its node cannot use pool near: no such directory", phase(onB).Reason)
+	require.Equal(t, api.PhaseReady, phase(shared).Phase, "another node reaches it")
+	report(ha, "", "the server does not answer")
+	require.Equal(t, api.PhaseUnavailable, phase(shared).Phase)
+	require.Contains(t, phase(shared).Reason, "pool far is unavailable: node-a: the server does not answer")
+	require.Equal(t, api.PhaseReady, phase(held).Phase, "it is its operation's")
+	require.Equal(t, api.PhaseError, phase(failed).Phase, "it has another trouble")
+	report(ha, "", "")
+	report(hb, "", "")
+	for _, v := range []*api.Volume{onA, onB, shared} {
+		require.Equal(t, api.PhaseReady, phase(v).Phase)
+		require.Empty(t, phase(v).Reason)
+	}
+	require.Equal(t, api.PhaseError, phase(failed).Phase)
 }
 
 func TestSweep(t *testing.T) {

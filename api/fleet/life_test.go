@@ -293,3 +293,96 @@ func TestStoppedVMsAreStartedAgain(t *testing.T) {
 	require.Equal(t, []string{lost.ID, lost.ID}, started)
 	require.Equal(t, api.PhaseStopped, k.read(lost).Status.Phase)
 }
+
+// TestWhatWasLeftOnADeadNodeIsTriedAgain: when it could be started elsewhere, and not more often than that makes sense.
+func TestWhatWasLeftOnADeadNodeIsTriedAgain(t *testing.T) {
+	k := newKit(t)
+	a, ha := k.join("node-a")
+	_, hb := k.join("node-b")
+	k.report(ha, api.AgentReport{})
+	left := k.vm(a, api.PhaseRunning)
+	left.Spec.HA = true
+	held := k.vm(a, api.PhaseRunning)
+	held.Spec.HA, held.Operation = true, api.NewID()
+	k.put(left)
+	k.put(held)
+	k.vm(a, api.PhaseUnknown) // not HA: waits for its node
+	asked, begun := 0, []time.Time{}
+	var room []string
+	var refuse error
+	setUp := func(f *Fleet) {
+		f.Recoverable = func(_ context.Context, agent string) ([]string, error) {
+			require.Equal(t, a, agent)
+			asked++
+			return room, nil
+		}
+		f.Recover = func(_ context.Context, agent *api.Agent) error {
+			if agent.Status.Phase == api.PhaseDown && refuse == nil {
+				require.Equal(t, k.agent(a).Revision, agent.Revision)
+				begun = append(begun, k.at)
+			}
+			return refuse
+		}
+	}
+	setUp(k.fleet)
+	pass := func(d time.Duration) (asks, begins int) {
+		asks, begins = asked, len(begun)
+		for range d / (5 * time.Second) {
+			k.pass(5 * time.Second)
+			k.report(hb, api.AgentReport{})
+		}
+		return asked - asks, len(begun) - begins
+	}
+	pass(20 * time.Second)
+	k.down(a, api.NewID())
+	asks, _ := pass(time.Minute)
+	require.Zero(t, asks, "its recovery is at work")
+	k.change(a, func(a *api.Agent) { a.Operation = "" })
+	asks, begins := pass(10 * time.Minute)
+	require.InDelta(t, 10, asks, 2, "there is no room, so it is only asked")
+	require.Zero(t, begins)
+
+	room, refuse = []string{left.ID}, problem.New(problem.Locked, "a recovery has just begun")
+	_, begins = pass(2 * time.Minute)
+	require.Zero(t, begins)
+	refuse = nil
+	_, begins = pass(2 * time.Minute)
+	require.NotZero(t, begins)
+	pass(6 * time.Hour) // it goes wrong each time
+	require.InDelta(t, 17, len(begun), 2)
+	for i := 1; i < len(begun); i++ {
+		pause := begun[i].Sub(begun[i-1])
+		require.GreaterOrEqual(t, pause, askEvery)
+		require.LessOrEqual(t, pause, triedAtMost+askEvery)
+	}
+
+	// Another one comes free: it does not wait for the first.
+	free := k.read(held)
+	free.Operation = ""
+	k.put(free)
+	room = []string{held.ID, left.ID}
+	_, begins = pass(time.Minute)
+	require.Equal(t, 1, begins)
+	require.Equal(t, api.PhaseUnknown, k.read(held).Status.Phase)
+
+	// A server that has just begun waits as with all that it begins, and then tries again.
+	next := k.fleet.Options
+	next.Clock, begun = NewClock(func() time.Time { return k.at }), nil
+	k.fleet = New(next)
+	_, begins = pass(25 * time.Second)
+	require.Zero(t, begins)
+	_, begins = pass(time.Minute)
+	require.Equal(t, 1, begins)
+
+	// It reports again, and is not ready yet: that is no time to begin anything.
+	k.change(a, func(a *api.Agent) { a.Operation = api.NewID() })
+	k.report(ha, api.AgentReport{})
+	require.Equal(t, api.PhaseDown, k.agent(a).Status.Phase)
+	k.change(a, func(a *api.Agent) { a.Operation = "" })
+	for range 60 {
+		k.pass(5 * time.Second)
+		k.report(hb, api.AgentReport{})
+		k.report(ha, api.AgentReport{Error: "libvirt is away"})
+	}
+	require.Len(t, begun, 1)
+}

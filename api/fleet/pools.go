@@ -30,6 +30,8 @@ type poolLook struct {
 const (
 	perAgent  = 2 * time.Millisecond
 	fewAgents = 50
+	// lookAgain is when a pool is looked at again although nothing is known to have changed: its volumes may have.
+	lookAgain = 30 * time.Second
 )
 
 // lookAtPools works out the status of those of a node's pools that there is a reason to look at: the node's record was
@@ -45,7 +47,7 @@ func (f *Fleet) lookAtPools(ctx context.Context, agent string, wrote bool) error
 	f.mu.Lock()
 	for _, p := range pools {
 		l := f.pools[p.ID]
-		l.due = l.due || wrote || l.revision != p.Revision
+		l.due = l.due || wrote || l.revision != p.Revision || now.Sub(l.at) >= lookAgain
 		if l.due && now.Sub(l.at) >= pause {
 			l = poolLook{at: now, revision: p.Revision}
 			due = append(due, p)
@@ -85,6 +87,10 @@ func (f *Fleet) sumUp(ctx context.Context, pools []*api.Pool) error {
 	for _, a := range all.Items {
 		agents[a.ID] = a
 	}
+	volumes, err := f.volumesOf()
+	if err != nil {
+		return err
+	}
 	var first error
 	for _, cached := range pools {
 		p := *cached
@@ -92,6 +98,13 @@ func (f *Fleet) sumUp(ctx context.Context, pools []*api.Pool) error {
 			continue
 		}
 		now := poolStatus(&p, agents)
+		now.Promised, now.Volumes = 0, len(volumes[p.ID])
+		for _, v := range volumes[p.ID] {
+			now.Promised += v.Spec.Size
+		}
+		if err := f.markVolumes(ctx, &p, now, volumes[p.ID]); err != nil && first == nil {
+			first = err
+		}
 		if !worthWriting(p.Status, now) {
 			continue
 		}
@@ -111,25 +124,37 @@ func (f *Fleet) sumUp(ctx context.Context, pools []*api.Pool) error {
 // that is for the placement to see.) A shared pool is the same directory everywhere; it counts once, as the node sees it that
 // sees most. The pool is ready while one node is; the reason names the others.
 func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
-	s := api.PoolStatus{Phase: api.PhaseUnavailable}
+	s := api.PoolStatus{Phase: api.PhaseUnavailable, Agents: make([]api.PoolAgent, 0, len(p.Spec.Agents))}
 	var trouble []string
 	var unheard bool
+	not := func(agent, name, why string) {
+		if name == "" {
+			name = "agent " + agent
+		}
+		if why == "" {
+			unheard, why = true, "it has not said yet" // it has not been asked, or its answer is on its way
+		} else {
+			trouble = append(trouble, name+why)
+			why = strings.TrimPrefix(why, ": ")
+		}
+		s.Agents = append(s.Agents, api.PoolAgent{Agent: agent, Reason: strings.TrimSpace(why)})
+	}
 	for _, id := range p.Spec.Agents {
 		a := agents[id]
 		if a == nil {
-			trouble = append(trouble, "agent "+id+" is gone")
+			not(id, "", " is gone")
 			continue
 		}
 		if a.Status.Phase != api.PhaseReady && a.Status.Phase != api.PhaseMaintenance {
-			trouble = append(trouble, a.Name+" is "+string(a.Status.Phase))
+			not(id, a.Name, " is "+string(a.Status.Phase))
 			continue
 		}
 		i := slices.IndexFunc(a.Status.Inventory.Pools, func(u api.PoolUsage) bool { return u.Pool == p.ID })
 		switch {
 		case i < 0:
-			unheard = true // it has not been asked yet, or its answer is on its way
+			not(id, a.Name, "")
 		case a.Status.Inventory.Pools[i].Error != "":
-			trouble = append(trouble, a.Name+": "+a.Status.Inventory.Pools[i].Error)
+			not(id, a.Name, ": "+a.Status.Inventory.Pools[i].Error)
 		default:
 			u := a.Status.Inventory.Pools[i]
 			if p.Spec.Shared { // all see the same room
@@ -138,6 +163,7 @@ func poolStatus(p *api.Pool, agents map[string]*api.Agent) api.PoolStatus {
 			s.Phase = api.PhaseReady
 			s.Capacity += u.Capacity
 			s.Free += u.Free
+			s.Agents = append(s.Agents, api.PoolAgent{Agent: id, Reaches: true})
 		}
 	}
 	if unheard && s.Phase != api.PhaseReady {
@@ -160,5 +186,6 @@ func worthWriting(was, now api.PoolStatus) bool {
 	if moved < 0 {
 		moved = -moved
 	}
-	return was.Phase != now.Phase || was.Reason != now.Reason || was.Capacity != now.Capacity || moved > 0 && moved >= now.Capacity/100
+	return was.Phase != now.Phase || was.Reason != now.Reason || was.Capacity != now.Capacity || was.Promised != now.Promised || was.Volumes != now.Volumes ||
+		!slices.Equal(was.Agents, now.Agents) || moved > 0 && moved >= now.Capacity/100
 }

@@ -15,9 +15,10 @@ import (
 // watch is what the sweeps remember from one to the next.
 type watch struct {
 	mu    sync.Mutex
-	last  time.Time            // of the last sweep that could see
-	fresh time.Time            // silence counts from here on: before, it may be the server that did not hear
-	begun map[string]time.Time // by agent: the Observed of the silence that its recovery was begun for
+	last  time.Time                   // of the last sweep that could see
+	fresh time.Time                   // silence counts from here on: before, it may be the server that did not hear
+	begun map[string]time.Time        // by agent: the Observed of the silence that its recovery was begun for
+	left  map[string]map[string]*left // by agent and VM: what the recoveries of dead nodes have left there
 	said  bool
 }
 
@@ -29,7 +30,7 @@ const (
 )
 
 // Sweep suspects the agents that have been silent for too long, looks at the pools again that lose a node by it, says of the
-// VMs on them that nobody knows whether they run, and begins their recovery. One agent that cannot be written does not keep
+// VMs on them that nobody knows whether they run, begins their recovery, and tries again what was left on dead ones. One agent that cannot be written does not keep
 // the others from it.
 func (f *Fleet) Sweep(ctx context.Context, now time.Time) error {
 	f.watch.mu.Lock()
@@ -58,6 +59,9 @@ func (f *Fleet) Sweep(ctx context.Context, now time.Time) error {
 			err = f.unknown(ctx, a)
 		}
 		errs = append(errs, err)
+	}
+	if !many && !now.Before(f.watch.fresh) {
+		errs = append(errs, f.again(ctx, silent, now))
 	}
 	return errors.Join(errs...)
 }

@@ -2,20 +2,15 @@ package server
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
 	"net/http"
-	"os"
 	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/auth"
-	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 )
 
@@ -126,24 +121,7 @@ func (s *Server) imageContent(ctx context.Context, in *imageContentInput) (*huma
 	if len(found.Items) == 0 {
 		return nil, store.NoSuch(api.KindImage, "*", in.Image)
 	}
-	image := found.Items[0]
-	if image.Status.Phase != api.PhaseReady {
-		return nil, problem.New(problem.Conflict, "image %s is not ready", image.Name).Because("it is %s", image.Status.Phase).Try("wait until it is")
-	}
-	f, err := os.Open(s.o.ImageFile(image))
-	if errors.Is(err, fs.ErrNotExist) { // it will not come back by itself, so nobody should try again
-		return nil, problem.New(problem.NotFound, "the file of image %s is gone from the server", image.Name).Try("import the image anew, and delete this one")
-	}
-	if err != nil {
-		return nil, hidden(err, problem.Unavailable, "look into the server's log", "the file of image %s cannot be read", image.Name)
-	}
-	return &huma.StreamResponse{Body: func(c huma.Context) {
-		defer f.Close()
-		r, w := humachi.Unwrap(c)
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("ETag", `"`+image.Status.SHA256+`"`)
-		http.ServeContent(&patient{ResponseWriter: w, control: http.NewResponseController(w)}, r, "", time.Time{}, f)
-	}}, nil
+	return s.sendImage(found.Items[0])
 }
 
 // idle is how long a transfer may stand still.

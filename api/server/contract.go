@@ -16,7 +16,7 @@ import (
 // API and nothing else, so that a write cannot be added in one place only.
 type Admission interface {
 	CreateVM(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.Operation, error)
-	DeleteVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	DeleteVMWith(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMDelete) (*api.Operation, error)
 	StartVM(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	StopVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
 	RebootVM(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMStop) (*api.Operation, error)
@@ -32,10 +32,23 @@ type Admission interface {
 	DeleteHost(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 
 	CreateImage(ctx context.Context, h auth.Handle, o admission.Options, req api.ImageCreate) (*api.Operation, error)
+	UpdateImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageUpdate) (*api.Operation, error)
+	ExportImage(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.ImageExport) (*api.Operation, error)
 	DeleteImage(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	CreatePool(ctx context.Context, h auth.Handle, o admission.Options, req api.PoolCreate) (*api.Operation, error)
 	UpdatePool(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.PoolUpdate) (*api.Operation, error)
 	DeletePool(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
+	CreateVolume(ctx context.Context, h auth.Handle, o admission.Options, req api.VolumeCreate) (*api.Operation, error)
+	UpdateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeUpdate) (*api.Operation, error)
+	AttachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeAttach) (*api.Operation, error)
+	DetachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDetach) (*api.Operation, error)
+	ResizeVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeResize) (*api.Operation, error)
+	DeleteVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDelete) (*api.Operation, error)
+	RestoreVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	CreateSnapshot(ctx context.Context, h auth.Handle, o admission.Options, req api.SnapshotCreate) (*api.Operation, error)
+	DeleteSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	RevertSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SnapshotRevert) (*api.Operation, error)
 
 	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)
 	UpdateVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VPCUpdate) (*api.Operation, error)
@@ -87,6 +100,8 @@ type Options struct {
 	MaxUpload int64
 	// ImageFile returns the path of an image's file on the server.
 	ImageFile func(*api.Image) string
+	// ExportFile returns the path and SHA-256 of an image's file in another format; not_found if there is none. Nil: there are none.
+	ExportFile func(image *api.Image, format string) (path, sum string, err error)
 	// PageKey signs page tokens. Servers that share clients share it; empty: a random one, so that tokens end with the
 	// process.
 	PageKey []byte

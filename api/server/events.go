@@ -40,6 +40,7 @@ var decoders = map[api.Kind]func() api.Resource{
 	api.KindImage:         func() api.Resource { return &api.Image{} },
 	api.KindPool:          func() api.Resource { return &api.Pool{} },
 	api.KindVolume:        func() api.Resource { return &api.Volume{} },
+	api.KindSnapshot:      func() api.Resource { return &api.Snapshot{} },
 	api.KindVPC:           func() api.Resource { return &api.VPC{} },
 	api.KindSubnet:        func() api.Resource { return &api.Subnet{} },
 	api.KindPort:          func() api.Resource { return &api.Port{} },

@@ -56,7 +56,7 @@ func New(o Options) *Server {
 		_, _ = rand.Read(o.PageKey) // it does not fail: the runtime ends the process instead
 	}
 	s := &Server{o: o, log: o.Log, pages: pageSigner(o.PageKey), ending: make(chan struct{}), heartbeat: heartbeatEvery}
-	s.uploads = uploads{dir: o.Dir, limit: o.MaxUpload, busy: map[string]bool{}}
+	s.uploads = uploads{dir: o.Dir, limit: o.MaxUpload, busy: map[string]*writing{}}
 
 	r := chi.NewRouter()
 	r.Use(s.observe, s.authenticate)

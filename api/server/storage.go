@@ -10,9 +10,6 @@ func (s *Server) routeStorage() {
 	updatable(s, api.KindPool, Admission.UpdatePool)
 	deletable(s, api.KindPool, "It must hold no volumes.", Admission.DeletePool)
 
-	readable[api.Image](s)
-	creatable(s, api.KindImage, "From an upload (PUT /v1/uploads/{id} first) or from a file on the server.", Admission.CreateImage)
-	deletable(s, api.KindImage, "No volume must have been made from it.", Admission.DeleteImage)
-
-	readable[api.Volume](s)
+	s.routeImages()
+	s.routeVolumes()
 }

@@ -38,14 +38,21 @@ type uploads struct {
 	limit int64  // bytes of one upload
 
 	mu   sync.Mutex
-	busy map[string]bool // IDs that are being written now
+	busy map[string]*writing // by the ID that is being written now
+}
+
+// writing is a request that writes an upload.
+type writing struct {
+	stop func()        // nil: it cannot be stopped
+	done chan struct{} // closed when it is over
 }
 
 func (u *uploads) path(id string) string { return filepath.Join(u.dir, "uploads", id) }
 
 // uploadInput takes the body as it comes, without reading it into memory.
 type uploadInput struct {
-	ID string `path:"id" doc:"UUID, chosen by the client"`
+	ID     string `path:"id" doc:"UUID, chosen by the client"`
+	Offset int64  `query:"offset" default:"-1" minimum:"-1" doc:"Byte of the file that the body begins with; -1: the body is the whole file, and is thrown away if the connection is lost"`
 
 	r *http.Request
 	w http.ResponseWriter
@@ -60,51 +67,108 @@ func (in *uploadInput) Resolve(ctx huma.Context) []error {
 func (s *Server) routeUploads() {
 	handle(s, huma.Operation{
 		OperationID: "put-upload", Method: http.MethodPut, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Send a file",
-		Description: "The body is the file itself. Then make an image of it. Sent again, it replaces what was sent before.",
+		Description: "The body is the file itself. Then make an image of it. Sent again, it replaces what was sent before. With an offset, what arrives before the connection is lost is kept, " +
+			"and a request with a later offset goes on from there: GET tells where.",
 		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
 	}, func(ctx context.Context, in *uploadInput) (*struct{ Body *Uploaded }, error) {
-		if err := mayUpload(handleOf(ctx)); err != nil {
+		if err := uploadAllowed(ctx, in.ID); err != nil {
 			return nil, err
 		}
-		if !api.IsUUID(in.ID) {
-			return nil, wrong("path.id", clip(in.ID), "must be a UUID")
-		}
-		if in.r.ContentLength > s.uploads.limit {
+		offset := in.Offset
+		if offset > s.uploads.limit || in.r.ContentLength > s.uploads.limit-max(0, offset) {
 			return nil, s.uploads.tooLarge()
 		}
-		control := http.NewResponseController(in.w)
-		got, err := s.uploads.receive(in.ID, &patientReader{in.r.Body, control})
-		_ = control.SetWriteDeadline(time.Now().Add(answerWithin))
+		body := &patientReader{Reader: in.r.Body, control: http.NewResponseController(in.w)}
+		got, err := s.uploads.take(in.ID, offset, body)
+		_ = body.control.SetWriteDeadline(time.Now().Add(answerWithin))
 		return &struct{ Body *Uploaded }{got}, err
+	})
+	handle(s, huma.Operation{
+		OperationID: "get-upload", Method: http.MethodGet, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Tell how much of a file has arrived",
+	}, func(ctx context.Context, in *uploadID) (*struct{ Body *UploadState }, error) {
+		if err := uploadAllowed(ctx, in.ID); err != nil {
+			return nil, err
+		}
+		state, err := s.uploads.state(in.ID)
+		return &struct{ Body *UploadState }{state}, err
 	})
 	handle(s, huma.Operation{
 		OperationID: "delete-upload", Method: http.MethodDelete, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Throw an upload away",
 		Description: "It is content if there is none.",
-	}, func(ctx context.Context, in *struct {
-		ID string `path:"id" doc:"UUID"`
-	},
-	) (*nothing, error) {
-		if err := mayUpload(handleOf(ctx)); err != nil {
+	}, func(ctx context.Context, in *uploadID) (*nothing, error) {
+		if err := uploadAllowed(ctx, in.ID); err != nil {
 			return nil, err
-		}
-		if !api.IsUUID(in.ID) {
-			return nil, wrong("path.id", clip(in.ID), "must be a UUID")
 		}
 		return nil, s.uploads.remove(in.ID)
 	})
+}
+
+type uploadID struct {
+	ID string `path:"id" doc:"UUID"`
+}
+
+func uploadAllowed(ctx context.Context, id string) error {
+	if err := mayUpload(handleOf(ctx)); err != nil {
+		return err
+	}
+	if !api.IsUUID(id) {
+		return wrong("path.id", clip(id), "must be a UUID")
+	}
+	return nil
 }
 
 // patientReader moves the deadlines along while a long body makes progress.
 type patientReader struct {
 	io.Reader
 	control *http.ResponseController
+
+	mu   sync.Mutex
+	over bool
 }
 
+var errOvertaken = errors.New("another request goes on with it")
+
 func (p *patientReader) Read(b []byte) (int, error) {
-	deadline := time.Now().Add(idle)
-	_ = p.control.SetReadDeadline(deadline) // not every connection has them
-	_ = p.control.SetWriteDeadline(deadline.Add(answerWithin))
-	return p.Reader.Read(b)
+	if !p.wait() {
+		return 0, errOvertaken
+	}
+	n, err := p.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) && !p.wait() {
+		err = errOvertaken
+	}
+	return n, err
+}
+
+// wait gives the sender some more time, unless somebody else has overtaken it.
+func (p *patientReader) wait() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		deadline := time.Now().Add(idle)
+		_ = p.control.SetReadDeadline(deadline) // not every connection has them
+		_ = p.control.SetWriteDeadline(deadline.Add(answerWithin))
+	}
+	return !p.over
+}
+
+// stop makes Read return.
+func (p *patientReader) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	_ = p.control.SetReadDeadline(time.Unix(1, 0))
+}
+
+// take receives a body: the whole file, or, from an offset of 0 or more, what comes from there on.
+func (u *uploads) take(id string, offset int64, body *patientReader) (*Uploaded, error) {
+	if offset < 0 {
+		return u.receive(id, body)
+	}
+	if err := u.overtake(id, body.stop); err != nil {
+		return nil, err
+	}
+	defer u.finish(id)
+	return u.resume(id, offset, body)
 }
 
 // receive writes body to disk under id. Only a body that came whole is ever seen under that name.
@@ -186,27 +250,34 @@ func (u *uploads) remove(id string) error {
 		return problem.New(problem.Conflict, "upload %s is being written", id).Try("wait until it has ended")
 	}
 	defer u.finish(id)
-	if err := os.Remove(u.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return diskProblem(err)
+	for _, path := range []string{u.path(id), u.path(id) + partSuffix} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return diskProblem(err)
+		}
 	}
 	return nil
 }
 
-func (u *uploads) begin(id string) bool {
+func (u *uploads) begin(id string) bool { return u.enter(id, nil) == nil }
+
+// enter begins to write an upload, or returns who does so already.
+func (u *uploads) enter(id string, stop func()) *writing {
 	id = strings.ToLower(id)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.busy[id] {
-		return false
+	if w := u.busy[id]; w != nil {
+		return w
 	}
-	u.busy[id] = true
-	return true
+	u.busy[id] = &writing{stop: stop, done: make(chan struct{})}
+	return nil
 }
 
 func (u *uploads) finish(id string) {
+	id = strings.ToLower(id)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	delete(u.busy, strings.ToLower(id))
+	close(u.busy[id].done)
+	delete(u.busy, id)
 }
 
 // CleanUploads removes the uploads, whole and broken ones, that nobody has written to for age, and returns how many.

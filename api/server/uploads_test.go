@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -86,6 +87,73 @@ func TestUploadTwiceAtOnce(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
+func TestUploadThatGoesOn(t *testing.T) {
+	k := newKit(t, func(o *Options) { o.MaxUpload = 1 << 20 })
+	id, path := api.NewID(), filepath.Join(k.dir, "uploads")
+	url := "/v1/uploads/" + id
+	data := make([]byte, 300_000)
+	_, _ = rand.Read(data)
+	sum := sha256.Sum256(data)
+	state := func() (out UploadState) {
+		k.call(k.admin, http.MethodGet, url, nil, 200, &out)
+		return out
+	}
+	k.call(k.admin, http.MethodGet, url, nil, 404, nil)
+	part := func(offset int64, body io.Reader) error {
+		_, err := k.server.uploads.take(id, offset, &patientReader{Reader: body, control: http.NewResponseController(httptest.NewRecorder())})
+		return err
+	}
+	require.Error(t, part(0, io.MultiReader(bytes.NewReader(data[:1000]), iotest.ErrReader(errors.New("gone")))))
+	require.Equal(t, UploadState{ID: id, Size: 1000}, state())
+	require.True(t, problem.Is(part(2000, bytes.NewReader(nil)), problem.Conflict))
+	require.Error(t, part(1000, io.MultiReader(bytes.NewReader(data[1000:5000]), iotest.ErrReader(errors.New("gone")))))
+	require.EqualValues(t, 5000, state().Size)
+
+	// A client whose dead connection the server still believes in comes back.
+	r, w := io.Pipe()
+	defer w.Close()
+	old := make(chan error)
+	blocked := &stoppable{Reader: r, w: w}
+	go func() {
+		_, err := k.server.uploads.take(id, 5000, &patientReader{Reader: blocked, control: http.NewResponseController(blocked)})
+		old <- err
+	}()
+	_, err := w.Write(data[5000:6000])
+	require.NoError(t, err)
+	var got Uploaded
+	k.call(k.admin, http.MethodPut, url+"?offset=5000", bytes.NewReader(data[5000:]), 200, &got)
+	require.Error(t, <-old)
+	require.Equal(t, Uploaded{ID: id, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}, got)
+	require.Equal(t, UploadState{ID: id, Size: int64(len(data)), Whole: true, SHA256: got.SHA256}, state())
+	stored, err := os.ReadFile(filepath.Join(path, id))
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(data, stored))
+
+	res := k.send(k.admin, http.MethodPut, url+"?offset=1048576", bytes.NewReader([]byte("x")))
+	require.Equal(t, problem.TooLarge, res.problem(t).Code)
+	res = k.send(k.admin, http.MethodPut, url+"?offset=-5", bytes.NewReader([]byte("x")))
+	require.Equal(t, 422, res.StatusCode)
+	require.Error(t, part(0, io.MultiReader(bytes.NewReader(data), iotest.ErrReader(errors.New("gone")))))
+	k.call(k.admin, http.MethodDelete, url, nil, 204, nil)
+	left, err := os.ReadDir(path)
+	require.NoError(t, err)
+	require.Empty(t, left, "the part goes, too")
+}
+
+// stoppable is a connection that ends when its read deadline is over.
+type stoppable struct {
+	io.Reader
+	http.ResponseWriter
+	w *io.PipeWriter
+}
+
+func (s *stoppable) SetReadDeadline(t time.Time) error {
+	if t.Before(time.Now()) {
+		s.w.CloseWithError(os.ErrDeadlineExceeded)
+	}
+	return nil
+}
+
 func TestAbandonedUploadsAreCleaned(t *testing.T) {
 	k := newKit(t)
 	n, err := k.server.CleanUploads(time.Now(), time.Hour)
@@ -133,6 +201,20 @@ func TestImageContent(t *testing.T) {
 	require.EqualValues(t, len(data), r.ContentLength)
 	r = k.call(agent.Credential, http.MethodGet, path(img.ID), nil, 206, nil, "Range", "bytes=4194304-", "If-Range", `"abc"`)
 	require.True(t, bytes.Equal(data[4194304:], r.body))
+
+	user := "/v1/projects/default/images/debian/content"
+	r = k.call(k.admin, http.MethodGet, user, nil, 206, nil, "Range", "bytes=4194304-", "If-Range", `"abc"`)
+	require.True(t, bytes.Equal(data[4194304:], r.body))
+	require.Equal(t, `"abc"`, r.Header.Get("ETag"))
+	k.call(k.admin, http.MethodGet, "/v1/projects/default/images/half/content", nil, 409, nil)
+	k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 501, nil)
+	k.call(k.admin, http.MethodGet, user+"?format=passwd", nil, 422, nil)
+	k.call(agent.Credential, http.MethodGet, user, nil, 403, nil)
+	k.server.o.ExportFile = func(i *api.Image, format string) (string, string, error) {
+		return filepath.Join(k.dir, "images", i.ID), "sum of " + format, nil
+	}
+	r = k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 200, nil)
+	require.Equal(t, `"sum of vmdk"`, r.Header.Get("ETag"))
 
 	k.call(agent.Credential, http.MethodGet, path(half.ID), nil, 409, nil)
 	r = k.call(agent.Credential, http.MethodGet, path(lost.ID), nil, 404, nil)

@@ -16,7 +16,8 @@ func (s *Server) routeVMs() {
 	rehearsable(s, writeOperation("create-vm", http.MethodPost, collectionPath(api.KindVM), api.KindVM, "Create a vm",
 		"With its root disk, cut from the image, and its ports. It is started at once."), s.createVM)
 	updatable(s, api.KindVM, Admission.UpdateVM)
-	deletable(s, api.KindVM, "With its root disk and its ports.", Admission.DeleteVM)
+	handle(s, writeOperation("delete-vm", http.MethodDelete, itemPath(api.KindVM), api.KindVM, "Delete a vm",
+		"With its root disk and its ports. Other volumes stay, detached."), s.deleteVM)
 	acting(s, vmVerb("start", "Power a VM on", ""), api.KindVM, Admission.StartVM)
 	s.power(vmVerb("stop", "Power a VM off", "The guest is asked first; when the timeout is over, its power is cut."), Admission.StopVM)
 	s.power(vmVerb("reboot", "Restart a VM", "The guest is asked first; when the timeout is over, it is reset."), Admission.RebootVM)
@@ -45,6 +46,17 @@ func (s *Server) createVM(ctx context.Context, in *createVMInput) (*outcome, err
 		return s.accept(ctx, in.WriteHeaders, IfMatch{}, in.Project, api.KindVM, true, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
 			return s.o.Admission.CreateVM(ctx, h, o, in.Body)
 		})
+	})
+}
+
+type deleteVMInput struct {
+	ActInProject
+	Snapshots bool `query:"snapshots" doc:"With all snapshots of its root disk"`
+}
+
+func (s *Server) deleteVM(ctx context.Context, in *deleteVMInput) (*accepted, error) {
+	return s.act(ctx, in.WriteHeaders, in.IfMatch, in.Project, api.KindVM, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
+		return s.o.Admission.DeleteVMWith(ctx, h, o, in.Ref, api.VMDelete{Snapshots: in.Snapshots})
 	})
 }
 

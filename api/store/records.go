@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/auth"
@@ -302,18 +304,34 @@ func (d *Draft) put(key string, r api.Resource, revision int64) {
 	d.tx.Puts = append(d.tx.Puts, Put{Key: key, Value: value})
 }
 
-// Retry repeats change, which reads, drafts and commits, as long as it loses races. What it loses to is progress, so the
-// bound is there for bugs only.
+// How Retry tries: with pauses of chance that grow from the first to the longest, so that many who want the same thing do not
+// run into one another again and again.
+const (
+	raceTries    = 100
+	firstPause   = 500 * time.Microsecond
+	longestPause = 50 * time.Millisecond
+)
+
+// Retry repeats change, which reads, drafts and commits, as long as it loses races and ctx is not done. What it loses to is
+// progress, so the bound is there for bugs only.
 func Retry(ctx context.Context, change func() error) error {
-	for range 100 {
+	longest := firstPause
+	for range raceTries {
 		err := change()
 		var c *Conflict
 		if !errors.As(err, &c) {
 			return err
 		}
+		t := time.NewTimer(rand.N(longest))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
 		if ctx.Err() != nil {
 			return problem.Wrap(ctx.Err(), problem.Timeout, "gave up after losing a race")
 		}
+		longest = min(2*longest, longestPause)
 	}
 	return problem.New(problem.Unavailable, "the store is too busy").Try("try again")
 }

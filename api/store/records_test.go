@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -178,6 +179,14 @@ func TestRetry(t *testing.T) {
 	err = store.Retry(ctx, func() error { tries++; cancel(); return lost })
 	require.True(t, problem.Is(err, problem.Timeout), "%v", err)
 	require.Equal(t, 1, tries)
+
+	// Pauses make room for those that it loses to, and end with the context.
+	tries = 0
+	short, stop := context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer stop()
+	err = store.Retry(short, func() error { tries++; return lost })
+	require.Equal(t, problem.Timeout, problem.KindOf(err))
+	require.Less(t, tries, 50)
 }
 
 // TestNobodyMayDoAnything goes through every way to records with a handle that allows nothing.

@@ -116,6 +116,13 @@ func (n *noun[T]) getCmd(a *app) *cobra.Command {
 
 // delCmd makes "del", which takes several names.
 func (n *noun[T]) delCmd(a *app) *cobra.Command {
+	return n.delWith(a, func(cmd *cobra.Command, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
+		return c.Delete(cmd.Context(), n.kind(), a.project, ref, w)
+	})
+}
+
+// delWith makes "del" of how one of the kind is deleted.
+func (n *noun[T]) delWith(a *app, del func(*cobra.Command, *client.Client, string, client.Write) (*api.Operation, error)) *cobra.Command {
 	var uuid []string
 	var revision int64
 	cmd := &cobra.Command{
@@ -127,7 +134,7 @@ func (n *noun[T]) delCmd(a *app) *cobra.Command {
 				return err
 			}
 			return a.each(cmd.Context(), refs, revision, func(c *client.Client, ref string, w client.Write) (*api.Operation, error) {
-				return c.Delete(cmd.Context(), n.kind(), a.project, ref, w)
+				return del(cmd, c, ref, w)
 			}, a.showGone)
 		},
 	}

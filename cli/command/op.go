@@ -116,6 +116,7 @@ func (a *app) printOperation(ctx context.Context, op *api.Operation) error {
 		col("CREATED", func(o *api.Operation) cell { return stamp(o.Created) }),
 		col("STARTED", func(o *api.Operation) cell { return stamp(o.Started) }),
 		col("ENDED", func(o *api.Operation) cell { return stamp(o.Ended) }),
+		col("WARNINGS", func(o *api.Operation) cell { return text(strings.Join(o.Warnings, "\n")) }),
 		col("PROGRESS", func(o *api.Operation) cell { return text(strings.Join(progressLines(o.Progress), "\n")) }),
 		col("PARENT", func(o *api.Operation) cell { return text(o.Parent) }),
 		col("RETRY OF", func(o *api.Operation) cell { return text(o.RetryOf) }),

@@ -12,6 +12,11 @@ import (
 // finish sees an accepted operation through: it waits for its end, showing the steps, and then calls done. With --no-wait it
 // prints the operation instead.
 func (a *app) finish(ctx context.Context, c *client.Client, op *api.Operation, done func(*api.Operation) error) error {
+	for _, w := range op.Warnings {
+		if !a.quiet {
+			fmt.Fprintf(a.Stderr, "warning: %s\n", w)
+		}
+	}
 	if a.noWait || !a.wait {
 		return a.printAccepted(op)
 	}

@@ -202,6 +202,12 @@ func writeDetail(w io.Writer, step string, raw json.RawMessage) error {
 			_, err = fmt.Fprintln(w, proofLine(&p))
 			return err
 		}
+	case has("fetched", "took"):
+		var m diskMade
+		if err = json.Unmarshal(raw, &m); err == nil {
+			_, err = fmt.Fprintln(w, m.String())
+			return err
+		}
 	case has("downtime"):
 		var m moved
 		if err = json.Unmarshal(raw, &m); err == nil {
@@ -211,6 +217,26 @@ func writeDetail(w io.Writer, step string, raw json.RawMessage) error {
 	}
 	_, err = fmt.Fprintf(w, "%s\n", raw)
 	return err
+}
+
+// diskMade is what it took to make a disk, as the step tells it.
+type diskMade struct {
+	Fetched int64         `json:"fetched"`
+	Peer    string        `json:"peer"`
+	Took    time.Duration `json:"took"`
+}
+
+// String says it in words.
+func (m diskMade) String() string {
+	took := m.Took.Round(time.Millisecond)
+	switch {
+	case m.Fetched == 0:
+		return fmt.Sprintf("0 bytes of the image were copied: its pool had them; %s in all", took)
+	case m.Peer == "":
+		return fmt.Sprintf("%s of the image came from the server; %s in all", formatSize(m.Fetched), took)
+	default:
+		return fmt.Sprintf("%s of the image came from the node at %s; %s in all", formatSize(m.Fetched), m.Peer, took)
+	}
 }
 
 // String says in words what a live move was like.

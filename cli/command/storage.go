@@ -2,57 +2,18 @@ package command
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nextstack/nextstack/api"
-	"github.com/nextstack/nextstack/api/client"
-	"github.com/nextstack/nextstack/api/problem"
 )
-
-var images = &noun[*api.Image]{
-	columns: []column[*api.Image]{
-		nameCol[*api.Image](),
-		col("FORMAT", func(i *api.Image) cell { return text(i.Spec.Format) }),
-		col("PHASE", func(i *api.Image) cell { return phase(i.Status.Phase) }),
-		col("SIZE", func(i *api.Image) cell { return optionalSize(i.Status.Size) }),
-		col("VIRTUAL SIZE", func(i *api.Image) cell { return optionalSize(i.Status.VirtualSize) }),
-		ageCol[*api.Image](), idCol[*api.Image](),
-	},
-	more: []column[*api.Image]{
-		col("REASON", func(i *api.Image) cell { return text(i.Status.Reason) }),
-		col("SOURCE", func(i *api.Image) cell { return text(i.Spec.Source) }),
-		col("SHA256", func(i *api.Image) cell { return text(i.Status.SHA256) }),
-	},
-}
-
-var volumes = &noun[*api.Volume]{
-	columns: []column[*api.Volume]{
-		nameCol[*api.Volume](),
-		col("SIZE", func(v *api.Volume) cell { return size(v.Spec.Size) }),
-		refCol("POOL", api.KindPool, func(v *api.Volume) string { return v.Spec.Pool }),
-		refCol("VM", api.KindVM, func(v *api.Volume) string { return v.Spec.VM }),
-		col("PHASE", func(v *api.Volume) cell { return phase(v.Status.Phase) }),
-		ageCol[*api.Volume](), idCol[*api.Volume](),
-	},
-	more: []column[*api.Volume]{
-		col("REASON", func(v *api.Volume) cell { return text(v.Status.Reason) }),
-		refCol("IMAGE", api.KindImage, func(v *api.Volume) string { return v.Spec.Image }),
-		refCol("NODE", api.KindAgent, func(v *api.Volume) string { return v.Status.Agent }),
-		col("ROOT DISK", func(v *api.Volume) cell { return yes(v.Spec.Root) }),
-	},
-}
 
 var pools = &noun[*api.Pool]{
 	columns: []column[*api.Pool]{
 		nameCol[*api.Pool](),
 		col("TYPE", func(p *api.Pool) cell { return text(p.Spec.Type) }),
-		col("PATH", func(p *api.Pool) cell { return text(p.Spec.Path) }),
+		col("PATH", func(p *api.Pool) cell { return text(poolPlace(p)) }),
 		col("PHASE", func(p *api.Pool) cell { return phase(p.Status.Phase) }),
 		col("CAPACITY", func(p *api.Pool) cell { return size(p.Status.Capacity) }),
 		col("FREE", func(p *api.Pool) cell { return size(p.Status.Free) }),
@@ -60,7 +21,11 @@ var pools = &noun[*api.Pool]{
 	},
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
+		col("USED", func(p *api.Pool) cell { return size(p.Status.Capacity - p.Status.Free) }),
+		col("VOLUMES", func(p *api.Pool) cell { return number(p.Status.Volumes) }),
+		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
+		{"REACHED BY", func(ctx context.Context, a *app, p *api.Pool) cell { return text(a.reachedBy(ctx, p)) }},
 		col("SERVERS", func(p *api.Pool) cell { return text(strings.Join(p.Spec.Source.Hosts, "\n")) }),
 		col("SOURCE", func(p *api.Pool) cell { return text(p.Spec.Source.Name) }),
 		col("CEPH USER", func(p *api.Pool) cell { return text(p.Spec.Source.User) }),
@@ -68,21 +33,12 @@ var pools = &noun[*api.Pool]{
 	},
 }
 
-func (a *app) volCmd() *cobra.Command {
-	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"}, volumes.getCmd(a), volumes.listCmd(a))
-}
-
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a directory of the nodes, or a pool of a Ceph cluster, a pool of volumes", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext pool add default --type dir --path /vms\n" +
-		"  gnext pool add ceph1 --type rbd --monitors 10.0.0.1,10.0.0.2 --ceph-pool vms --ceph-user libvirt --ceph-key-file libvirt.key"
-	add.Flags().StringVar(&r.Type, "type", api.PoolDir, "kind of pool: dir or rbd (a pool of a Ceph cluster)")
-	add.Flags().StringVar(&r.Path, "path", "", "absolute directory, the same on every node")
-	add.Flags().BoolVar(&r.Shared, "shared", false, "all its nodes see the same files there: a network file system; this is tried out")
+	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes of a file server or of a Ceph cluster", &r, &r.Name, &r.Labels)
+	a.poolFlags(add, &r)
 	a.cephFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")
-	must(add.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{api.PoolDir, api.PoolRBD}, cobra.ShellCompDirectiveNoFileComp)))
 	return a.group(&cobra.Command{Use: "pool", Short: "Pool management"}, add, pools.getCmd(a), pools.listCmd(a), a.poolUpdateCmd(), pools.delCmd(a))
 }
 
@@ -97,138 +53,4 @@ func (a *app) poolUpdateCmd() *cobra.Command {
 	a.refsFlag(update, &u.AddAgents, "add-agent", api.KindAgent, "node that gets the pool (repeatable)")
 	a.refsFlag(update, &u.RemoveAgents, "remove-agent", api.KindAgent, "node that loses it (repeatable)")
 	return update
-}
-
-func (a *app) imgCmd() *cobra.Command {
-	var r api.ImageCreate
-	var file string
-	add := addCmd(a, images, "Import an image, from here or from a path on the server", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2"
-	add.Flags().StringVar(&file, "file", "", "file to upload; - is stdin")
-	add.Flags().StringVar(&r.Path, "path", "", "file on the server, in a directory that its configuration allows")
-	add.Flags().StringVar(&r.Format, "format", "", "what the file is: qcow2 or raw (never guessed)")
-	add.Flags().StringVar(&r.SHA256, "sha256", "", "SHA-256 that the file must have")
-	must(add.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{api.FormatQCOW2, api.FormatRaw}, cobra.ShellCompDirectiveNoFileComp)))
-	must(add.MarkFlagFilename("file"))
-	plain := add.RunE
-	add.RunE = func(cmd *cobra.Command, args []string) error {
-		if (file == "") == (r.Path == "") {
-			return problem.New(problem.Invalid, "an image comes from one place").Try("give either --file, to upload one, or --path, for one on the server")
-		}
-		if file == "" {
-			return plain(cmd, args)
-		}
-		return a.uploadImage(cmd, args, &r, file, plain)
-	}
-	return a.group(&cobra.Command{Use: "img", Short: "Img management"}, add, images.getCmd(a), images.listCmd(a), images.delCmd(a))
-}
-
-// uploadImage uploads the file, has it imported by plain, and takes the upload back if that fails.
-func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate, file string, plain func(*cobra.Command, []string) error) error {
-	if a.key != "" {
-		return problem.New(problem.Invalid, "--idempotency-key does not work with --file, which is sent under a new ID each time").
-			Try("leave it out, or use --path")
-	}
-	// What is wrong with the request should be said before a gigabyte is sent.
-	trial := *r
-	trial.Upload = api.NewID()
-	var err error
-	if trial.Name, err = oneName(api.KindImage, args); err != nil {
-		return err
-	}
-	if err := trial.Validate(); err != nil {
-		return err
-	}
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	up, err := a.upload(cmd.Context(), c, file)
-	if err != nil {
-		return err
-	}
-	if r.Upload = up.ID; r.SHA256 == "" {
-		r.SHA256 = up.SHA256
-	}
-	err = plain(cmd, args)
-	if err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), 5*time.Second)
-		defer cancel()
-		_ = c.DeleteUpload(ctx, up.ID) // the server sweeps what is left over
-	}
-	return err
-}
-
-func (a *app) upload(ctx context.Context, c *client.Client, name string) (*client.Uploaded, error) {
-	in, length := a.Stdin, int64(-1)
-	if name != "-" {
-		file, err := os.Open(name)
-		if err != nil {
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
-		}
-		defer file.Close()
-		info, err := file.Stat()
-		switch {
-		case err != nil:
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
-		case info.IsDir():
-			return nil, problem.New(problem.Invalid, "%s is a directory", name).Try("give an image file")
-		case info.Mode().IsRegular():
-			length = info.Size()
-		}
-		in = file
-	}
-	var p *progress
-	if !a.quiet {
-		p = newProgress(a.Stderr, "uploading "+name, length)
-	}
-	up, err := c.Upload(ctx, in, length, p.update)
-	p.end(err == nil)
-	return up, err
-}
-
-// progress shows how far an upload is: on a terminal as it goes, elsewhere when it is over. A nil progress shows nothing.
-type progress struct {
-	out   io.Writer
-	what  string
-	total int64 // below 0: not known
-	tty   bool
-	begun time.Time
-	shown time.Time
-	sent  int64
-}
-
-func newProgress(out io.Writer, what string, total int64) *progress {
-	_, tty := terminalWidth(out)
-	return &progress{out: out, what: what, total: total, tty: tty, begun: time.Now()}
-}
-
-func (p *progress) update(sent int64) {
-	if p == nil {
-		return
-	}
-	p.sent = sent
-	if now := time.Now(); p.tty && now.Sub(p.shown) > 100*time.Millisecond {
-		p.shown = now
-		fmt.Fprintf(p.out, "\r%s\x1b[K", p.line())
-	}
-}
-
-func (p *progress) line() string {
-	if p.total <= 0 {
-		return fmt.Sprintf("%s: %s", p.what, formatSize(p.sent))
-	}
-	return fmt.Sprintf("%s: %d%% (%s of %s)", p.what, p.sent*100/p.total, formatSize(p.sent), formatSize(p.total))
-}
-
-func (p *progress) end(ok bool) {
-	switch {
-	case p == nil:
-	case p.tty && !ok:
-		fmt.Fprintln(p.out)
-	case p.tty:
-		fmt.Fprintf(p.out, "\r%s, %s\x1b[K\n", p.line(), shortDuration(time.Since(p.begun)))
-	case ok:
-		fmt.Fprintf(p.out, "%s, %s\n", p.line(), shortDuration(time.Since(p.begun)))
-	}
 }

@@ -75,7 +75,16 @@ func (a *app) vmCmd() *cobra.Command {
 		return c.RebootVM(cmd.Context(), a.project, ref, how, w)
 	}, true)
 	return a.group(&cobra.Command{Use: "vm", Short: "VM management"},
-		a.vmAddCmd(), vms.getCmd(a), vms.listCmd(a), a.vmUpdateCmd(), vms.delCmd(a), start, stop, reboot, a.migrateCmd())
+		a.vmAddCmd(), vms.getCmd(a), vms.listCmd(a), a.vmUpdateCmd(), a.vmDelCmd(), start, stop, reboot, a.migrateCmd())
+}
+
+func (a *app) vmDelCmd() *cobra.Command {
+	var how api.VMDelete
+	del := vms.delWith(a, func(cmd *cobra.Command, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
+		return c.DeleteVM(cmd.Context(), a.project, ref, how, w)
+	})
+	del.Flags().BoolVar(&how.Snapshots, "snapshots", false, "with all snapshots of their root disks")
+	return del
 }
 
 func (a *app) powerCmd(use, alias, short string,

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -96,7 +97,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	kv := store.NewEtcd(eng.Etcd())
 	cache := store.NewCache(kv, store.Root)
 	who := accounts.New(kv, accounts.Options{JoinToken: join})
-	adm := admission.New(kv, vault)
+	adm := admission.New(kv, vault).Keep(c.KeepDeleted)
 	if err := adm.Bootstrap(ctx); err != nil {
 		return err
 	}
@@ -107,13 +108,8 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	if created {
 		fmt.Printf("admin password: %s\n", password)
 	}
-	nodes := fleet.New(fleet.Options{
-		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
-		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log, SuspectAfter: c.SuspectAfter, Lease: c.Lease,
-		Recover: recoverHost(adm), Restart: restartVM(adm),
-	})
 	ovn := network.NewOVN(c.OVNNorthbound, log)
-	stored, err := images.Open(c.DataDir, c.ImageDirs)
+	stored, err := images.Open(c.DataDir, images.Options{Dirs: c.ImageDirs, MaxSize: c.ImageMaxSize, URLs: c.ImageURLs, FetchTime: c.ImageURLTimeout})
 	if err != nil {
 		return err
 	}
@@ -123,6 +119,11 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	}
 	host := &activities.Host{Log: log, Hook: activities.FaultPoints()}
 	records := state.New(kv, adm, control.NetworkRows(ovn), control.StoredImages(stored)).Follow(cache).Pack(c.Placement)
+	nodes := fleet.New(fleet.Options{
+		KV: kv, Cache: cache, Credentials: who, Vault: vault, TemporalAddress: eng.TemporalAddress(), Namespace: eng.Namespace(),
+		CPURatio: c.CPURatio, ReservedMemory: c.ReservedMemory, Log: log, SuspectAfter: c.SuspectAfter, Lease: c.Lease,
+		Recover: recoverHost(adm), Recoverable: records.Planner().Recoverable, Restart: restartVM(adm),
+	})
 	worker := control.New(control.Config{
 		KV: kv, Temporal: eng.Temporal(), Namespace: eng.Namespace(), UIURL: ui, Hook: host.Hook, Log: log,
 		Register: func(reg activities.Registry) {
@@ -135,13 +136,14 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	srv := server.New(server.Options{
 		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes, Planner: records.Planner(),
 		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return filepath.Join(c.DataDir, "images", img.ID) }, Log: log,
+		ExportFile: func(img *api.Image, format string) (string, string, error) { return stored.ExportFile(img.ID, format) },
 	})
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { cache.Run(ctx); return nil })
 	group.Go(func() error { return who.Run(ctx) })
 	group.Go(func() error { return worker.Run(ctx) })
-	group.Go(func() error { sweep(ctx, log, nodes, srv); return nil })
+	group.Go(func() error { sweep(ctx, log, nodes, srv, stored, adm); return nil })
 	if c.DebugListen != "" {
 		group.Go(func() error { return serveProfiles(ctx, c.DebugListen) })
 	}
@@ -152,11 +154,15 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	return group.Wait()
 }
 
-// recoverHost begins the recovery of a node that has fallen silent: one for each silence.
+// recoverHost begins the recovery of a node that has fallen silent: one for each silence. One that is down is recovered once
+// more for each state of its record, which every recovery changes.
 func recoverHost(adm *admission.Admission) func(context.Context, *api.Agent) error {
 	h := auth.ControlPlane("fleet")
 	return func(ctx context.Context, a *api.Agent) error {
 		key := "silence/" + a.ID + "/" + a.Status.Observed.UTC().Format(time.RFC3339Nano)
+		if a.Status.Phase == api.PhaseDown {
+			key = "again/" + a.ID + "/" + strconv.FormatInt(a.Revision, 10)
+		}
 		_, err := adm.RecoverHost(ctx, h, admission.Options{IdempotencyKey: key}, a.ID, "")
 		return err
 	}
@@ -171,15 +177,20 @@ func restartVM(adm *admission.Admission) func(context.Context, *api.VM) error {
 	}
 }
 
-// abandonedAfter is how long an upload that no image was made of is kept.
+// abandonedAfter is how long an upload that no image was made of is kept, and an export that nobody downloads.
 const abandonedAfter = 24 * time.Hour
 
-// sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads, and once,
-// when the start is over, gives back the memory that only the start needed.
-func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server) {
+// emptyBinEvery is how often the recycle bin is looked at.
+const emptyBinEvery = time.Minute
+
+// sweep does what is due from time to time: it looks after agents that fall silent, removes abandoned uploads and exports, and
+// volumes that have been in the recycle bin for long enough, and once, when the start is over, gives back the memory that only
+// the start needed.
+func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *server.Server, stored *images.Store, adm *admission.Admission) {
 	tick := time.NewTicker(fleet.SilentAfter / 4)
 	defer tick.Stop()
-	trimmed, cleaned := false, time.Time{}
+	trimmed, cleaned, emptied := false, time.Time{}, time.Time{}
+	h := auth.ControlPlane("recycle bin")
 	for {
 		select {
 		case <-ctx.Done():
@@ -192,6 +203,15 @@ func sweep(ctx context.Context, log *slog.Logger, nodes *fleet.Fleet, srv *serve
 				cleaned = now
 				if _, err := srv.CleanUploads(now, abandonedAfter); err != nil {
 					log.Warn("abandoned uploads cannot be removed", "error", err)
+				}
+				if _, err := stored.CleanExports(now, abandonedAfter); err != nil {
+					log.Warn("old exports cannot be removed", "error", err)
+				}
+			}
+			if now.Sub(emptied) >= emptyBinEvery {
+				emptied = now
+				if _, err := adm.PurgeExpired(ctx, h); err != nil && ctx.Err() == nil {
+					log.Warn("volumes that have expired cannot be removed", "error", err)
 				}
 			}
 			if !trimmed {

@@ -22,10 +22,10 @@
 #   ceph                     starts Ceph at $SANDBOX_NET.1: mon.a, mgr.x, osd.0 (configuration: $SANDBOX_DIR/ceph/ceph.conf), pool vms,
 #                            user libvirt (key: $SANDBOX_DIR/ceph/client.libvirt.key); again, what of it does not run
 #   ceph-kill DAEMON         SIGKILL to one of the three
-#   gluster                  starts GlusterFS at $SANDBOX_NET.1: glusterd, volume gv0, and volume full with 100 MB of room; again, what
-#                            of it does not run
+#   gluster                  starts GlusterFS at $SANDBOX_NET.1: glusterd, and the volumes gv0, frail, and full with 100 MB of room;
+#                            again, what of it does not run
 #   ganesha                  starts an NFS server (versions 3 and 4) at $SANDBOX_NET.1, export $SANDBOX_DIR/nfs/vms; again, if it does not run
-#   file-pid DAEMON          prints the PID of glusterd, brick (of gv0), full (that volume's brick), ganesha or rpcbind
+#   file-pid DAEMON          prints the PID of glusterd, ganesha or rpcbind, or of the brick of gv0, frail or full
 #   file-kill DAEMON         SIGKILL to it
 #   status                   what runs where
 #   down [--purge]           everything gone; --purge removes $SANDBOX_DIR too

@@ -76,6 +76,7 @@ parts() {
     [ $n = b ] || "$HERE/sandbox.sh" ovn-central $n
     "$HERE/sandbox.sh" ovn-chassis $n
   done
+  "$HERE/sandbox.sh" gluster; "$HERE/sandbox.sh" ganesha
   [ -z "$TAGS" ] || "$HERE/sandbox.sh" ceph
 }
 libvirt() { echo "qemu+unix:///system?socket=$PARTS/$1/run/libvirt/libvirt-sock"; }
@@ -85,7 +86,7 @@ if [ "$(id -u)" = 0 ]; then
   NEXTSTACK_TEST_LIBVIRT=$(libvirt a); export NEXTSTACK_TEST_LIBVIRT
   export NEXTSTACK_TEST_OVS=unix:$PARTS/a/run/openvswitch/db.sock NEXTSTACK_TEST_OVN=unix:$PARTS/a/run/ovn/ovnnb_db.sock
   if [ -n "$TAGS" ]; then export NEXTSTACK_TEST_CEPH=$PARTS/ceph; else echo "test: librbd's headers are not here, so nothing is tested on Ceph" >&2; fi
-  echo "real parts: libvirt, Open vSwitch and OVN on two nodes ($(secs "$START") s)"
+  echo "real parts: libvirt, Open vSwitch and OVN on two nodes, file servers ($(secs "$START") s)"
 else
   echo "test: NOT ROOT, so nothing is tested on libvirt, Open vSwitch and OVN" >&2
 fi

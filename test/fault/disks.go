@@ -58,6 +58,18 @@ func (d *disks) list(ctx context.Context) ([]steps.FileFound, error) {
 	return out, nil
 }
 
+// unread returns the pools that cannot be read now.
+func (d *disks) unread(ctx context.Context) (out []steps.PoolUnread) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(d.seen)) {
+		if _, err := d.List(ctx, d.seen[id]); problem.Is(err, problem.Unavailable) {
+			out = append(out, steps.PoolUnread{Pool: id, Why: err.Error()})
+		}
+	}
+	return out
+}
+
 // repair removes files, each if it is in a pool that was named.
 func (d *disks) repair(ctx context.Context, files []steps.FileFound, pools []steps.PoolOnNode) error {
 	for _, f := range files {
@@ -99,14 +111,17 @@ func (w *World) StrayImage(ctx context.Context, id string) {
 type images struct {
 	mu     sync.Mutex
 	stored map[string]steps.ImageImported // by image ID
+	others map[steps.ImageExport]bool     // exports
 }
 
-func newImages() *images { return &images{stored: map[string]steps.ImageImported{}} }
+func newImages() *images {
+	return &images{stored: map[string]steps.ImageImported{}, others: map[steps.ImageExport]bool{}}
+}
 
 func (i *images) clone() *images {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return &images{stored: maps.Clone(i.stored)}
+	return &images{stored: maps.Clone(i.stored), others: maps.Clone(i.others)}
 }
 
 // Stored implements state.ImageView.
@@ -117,7 +132,7 @@ func (i *images) Stored(context.Context) ([]string, error) {
 }
 
 // Import implements storage.ImageStore.
-func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(string)) (steps.ImageImported, error) {
+func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(api.Progress)) (steps.ImageImported, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	sum := sha256.Sum256([]byte(in.Image))
@@ -126,11 +141,42 @@ func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(string))
 	return made, nil
 }
 
+// Export implements storage.ImageStore.
+func (i *images) Export(_ context.Context, in steps.ImageExport, _ func(api.Progress)) (steps.ImageExported, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	made, ok := i.stored[in.Image]
+	if !ok {
+		return steps.ImageExported{}, problem.New(problem.NotFound, "there is no file of image %s", in.Image)
+	}
+	i.others[in] = true
+	return steps.ImageExported{Format: in.Format, SHA256: made.SHA256, Size: made.Size}, nil
+}
+
+// RemoveExport implements storage.ImageStore.
+func (i *images) RemoveExport(_ context.Context, in steps.ImageExport) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.others, in)
+	return nil
+}
+
+// exported returns what was exported, one line each.
+func (i *images) exported() (out []string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for e := range i.others {
+		out = append(out, "image "+e.Image+" as "+e.Format)
+	}
+	return out
+}
+
 // Remove implements storage.ImageStore.
 func (i *images) Remove(_ context.Context, image string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.stored, image)
+	maps.DeleteFunc(i.others, func(e steps.ImageExport, _ bool) bool { return e.Image == image })
 	return nil
 }
 

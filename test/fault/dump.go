@@ -79,6 +79,7 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 	for _, id := range stored {
 		out = append(out, "image file "+id)
 	}
+	out = append(out, w.images.exported()...)
 	slices.Sort(out)
 	return out, err
 }
@@ -94,6 +95,11 @@ func record(value []byte) (string, error) {
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
 		delete(status, "since")
+		for _, when := range []string{"deleted", "expires"} {
+			if status[when] != nil {
+				status[when] = "then"
+			}
+		}
 		if status["phase"] == string(api.PhaseUnknown) {
 			delete(status, "reason") // whoever looked last says it in other words
 		}
@@ -158,7 +164,10 @@ func Diff(a, b Dump) []string {
 	return out
 }
 
-// Anywhere returns d without what tells on which of the nodes a VM is.
+// copyRE is what the copy of a disk shows that a guest has taken along while it ran.
+var copyRE = regexp.MustCompile(`(a disk of [0-9]+ bytes from image [0-9a-f]+): [0-9a-f-]{36}`)
+
+// Anywhere returns d without what tells on which of the nodes a VM is, nor whether its disk was copied on the way there.
 func (d Dump) Anywhere(nodes []*Node) Dump {
 	var old []string
 	for _, n := range nodes {
@@ -167,6 +176,7 @@ func (d Dump) Anywhere(nodes []*Node) Dump {
 	any := strings.NewReplacer(old...)
 	out := make(Dump, 0, len(d))
 	for _, line := range d {
+		line = copyRE.ReplaceAllString(line, "$1")
 		on, what, _ := strings.Cut(line, ": ")
 		switch {
 		case slices.ContainsFunc(nodes, func(n *Node) bool { return n.Name == on }) && !strings.HasPrefix(what, "pool "):

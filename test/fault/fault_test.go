@@ -8,10 +8,12 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/auth"
 	"github.com/nextstack/nextstack/api/store"
 	"github.com/nextstack/nextstack/workflows"
 	"github.com/nextstack/nextstack/workflows/steps"
@@ -60,8 +62,8 @@ func add(t *testing.T, report Report) {
 	}
 }
 
-// TestMovesWhoseNodesDie lets each of the two nodes of a move die at each of its calls: the move ends, one way or the other, and
-// where its record says.
+// TestMovesWhoseNodesDie lets each of the two nodes of a move die at each of its calls, and both at once: the move ends, one way or
+// the other, and where its record says. A live move with its disk is the exception: when both are dead it waits for its source.
 func TestMovesWhoseNodesDie(t *testing.T) {
 	ctx := context.Background()
 	base, err := Base(ctx)
@@ -72,11 +74,79 @@ func TestMovesWhoseNodesDie(t *testing.T) {
 		}
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
-			report, err := s.Kill(ctx, base, "a1", "a2")
+			nodes := []string{"a1", "a2"}
+			if s.Name != "vm.migrate with its disk" {
+				nodes = append(nodes, "a1 a2")
+			}
+			report, err := s.Kill(ctx, base, nodes...)
 			require.NoError(t, err)
 			add(t, report)
 		})
 	}
+}
+
+// TestOperationsWhoseNodeDies lets the node of a VM die at each call of what is done to the VM there.
+func TestOperationsWhoseNodeDies(t *testing.T) {
+	ctx := context.Background()
+	base, err := Base(ctx)
+	require.NoError(t, err)
+	all := Scenarios()
+	list := []Scenario{{Name: "vm.create, shared", Accept: makeVM("web1", ha)}, {Name: "vm.delete, shared", Prepare: []Accept{makeVM("web1", nil)}, Accept: deleteVM}}
+	for _, kind := range []string{api.OpVMCreate, api.OpVMDelete, api.OpVMStart, api.OpVMStop, api.OpVMReboot} {
+		list = append(list, all[kind][0])
+	}
+	for _, s := range list {
+		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
+			report, err := s.Kill(ctx, base, "a1")
+			require.NoError(t, err)
+			add(t, report)
+		})
+	}
+}
+
+// TestWhatADeadNodeHasOfADeletedVMIsFound when the node is back: the record is gone, and the audit tells of what is not.
+func TestWhatADeadNodeHasOfADeletedVMIsFound(t *testing.T) {
+	ctx := context.Background()
+	base, err := Base(ctx)
+	require.NoError(t, err)
+	s := Scenario{Prepare: []Accept{createVM, makeVM("web2", nil)}, Plant: died("a1")}
+	w, err := s.World(ctx, base)
+	require.NoError(t, err)
+	for _, accept := range []Accept{deleteVM, about((*admit).DeleteVM, "web2")} {
+		_, err = w.Do(ctx, accept)
+		require.NoError(t, err)
+	}
+	findings, err := w.Audit(ctx)
+	require.NoError(t, err)
+	require.Empty(t, findings, "the disk in the shared pool is gone already")
+	w.node("a1").dead = false
+	require.NoError(t, changeHost(ctx, w, "a1", func(a *api.Agent, _ *store.Beat) { a.Status.Phase, a.Status.Proof = api.PhaseReady, nil }))
+	findings, err = w.Audit(ctx)
+	require.NoError(t, err)
+	kinds := map[string]int{}
+	for _, f := range findings {
+		require.True(t, f.Extra, f.Problem)
+		kinds[f.Kind]++
+	}
+	require.Equal(t, map[string]int{"domain": 2, "volume": 1, "seed": 1}, kinds, "its reports have the domains removed before anything else; the disk waits for a repair")
+	ops, err := store.List[api.Operation](ctx, w.KV, w.User, "")
+	require.NoError(t, err)
+	d := store.NewDraft(auth.ControlPlane("fault"))
+	for _, op := range ops { // what has just ended an audit leaves alone
+		op.Ended = op.Ended.Add(-time.Minute)
+		d.Update(op)
+	}
+	_, err = d.Commit(ctx, w.KV)
+	require.NoError(t, err)
+	_, err = w.Do(ctx, Repair())
+	require.NoError(t, err)
+	findings, err = w.Audit(ctx)
+	require.NoError(t, err)
+	require.Empty(t, findings)
+	domains, err := w.node("a1").Compute.List(ctx)
+	require.NoError(t, err)
+	require.Empty(t, domains)
 }
 
 // TestADrainThatIsCancelledCallsItsMovesOff shows that cancelling reaches the operations that were ordered, and that they are

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 
 	"go.temporal.io/sdk/activity"
@@ -60,7 +61,7 @@ type Mode struct {
 	LoseAfter    bool         // it runs, and the workflow is lost
 	Gone         bool         // no worker takes it
 	Dies         bool         // it runs, and its worker dies before it can answer
-	Kills        string       // before it runs a node dies for good, which is proven: its name
+	Kills        string       // before it runs nodes die for good, which is proven: their names
 	Late         bool         // its worker hangs before it runs, and goes on when the operation has ended
 }
 
@@ -272,8 +273,8 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 	m := s.j.take(t, c)
 	ctx = context.WithValue(ctx, modeKey{}, hit{m, s.j})
 	node := s.w.node(c.Queue)
-	if m.Kills != "" {
-		if err := died(m.Kills)(context.WithoutCancel(ctx), s.w); err != nil {
+	for _, name := range strings.Fields(m.Kills) {
+		if err := died(name)(context.WithoutCancel(ctx), s.w); err != nil {
 			s.j.fail(err)
 		}
 	}

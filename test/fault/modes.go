@@ -87,12 +87,10 @@ func (s *Scenario) ends(c Call, m Mode, committed bool) []api.OperationState {
 			return []api.OperationState{done}
 		}
 		return []api.OperationState{done, failed}
-	case free && (s.Looks || s.Turns && c.Step == "move"), s.Orders && !committed:
+	case free && (s.Looks || s.turns(c) || s.Spares != "" && c.Activity == s.Spares), s.Orders && !committed:
 		return []api.OperationState{done, failed}
-	case free && m.Times == many:
+	case free && (m.Times == many || m.Gone): // who is gone is not asked again
 		return []api.OperationState{failed}
-	case free && m.Gone: // a step that calls several nodes tries again
-		return []api.OperationState{done, failed}
 	default:
 		return []api.OperationState{done}
 	}

@@ -158,7 +158,7 @@ func (n *Node) look(ctx context.Context) (steps.NodeWorld, error) {
 		return steps.NodeWorld{}, err
 	}
 	secrets, err := n.Compute.ListSecrets(ctx)
-	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files, Secrets: secrets}, err
+	return steps.NodeWorld{Agent: n.ID, AgentName: n.Name, Domains: domains, Files: files, Unread: n.disks.unread(ctx), Secrets: secrets}, err
 }
 
 func (n *Node) repair(ctx context.Context, _ steps.Token, in steps.NodeRepair) (steps.Nothing, error) {

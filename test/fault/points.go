@@ -28,8 +28,12 @@ type Scenario struct {
 	First bool
 	// Looks marks an operation that only looks: it may succeed although a step of it did not.
 	Looks bool
+	// Spares is a call that the operation can do without: it may succeed although that did not.
+	Spares string
 	// Turns marks a move: what fails in its step "move" may be found to have happened, and the operation goes on to its end.
 	Turns bool
+	// TurnsAt is another step that may turn out to have happened.
+	TurnsAt string
 	// Orders marks an operation that has VMs moved by others: where they are then, they stay, whatever becomes of it.
 	Orders bool
 	// Fate makes what decides on the live moves of a world; nil: they go on.
@@ -195,6 +199,11 @@ func (b *bench) prepare(ctx context.Context, base *World) (err error) {
 	return err
 }
 
+// turns reports whether the operation may turn around at a call.
+func (s *Scenario) turns(c Call) bool {
+	return s.Turns && c.Step == "move" || s.TurnsAt != "" && c.Step == s.TurnsAt
+}
+
 // undoes reports whether the operation has begun to go back in these calls.
 func (b *bench) undoes(calls []Call) bool {
 	return slices.ContainsFunc(calls, func(c Call) bool { return c.Undo })
@@ -225,7 +234,7 @@ func (b *bench) then(ctx context.Context, first Fault) error {
 		return nil // it does not mind
 	}
 	ends := []api.OperationState{op.State}
-	if b.Turns && first.Call.Step == "move" { // where the guest is then depends on how far the second fault let it come
+	if b.turns(first.Call) { // where the guest is then depends on how far the second fault let it come
 		ends = []api.OperationState{api.OpSucceeded, api.OpFailed}
 	}
 	for i := first.At + 1; i < len(j.trace); i++ {

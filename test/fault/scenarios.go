@@ -2,6 +2,8 @@ package fault
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"strings"
 
@@ -96,14 +98,18 @@ func Scenarios() map[string][]Scenario {
 	rules := []api.Rule{{Direction: api.Egress, Protocol: api.AnyIP}}
 	dns := []string{"9.9.9.9"}
 	none := []string{}
+	yes := true
 	all := map[string][]Scenario{
 		api.OpVMCreate: {
 			{Name: "vm.create", Accept: createVM},
-			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM},
+			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM, Check: fetched(false)},
+			{Name: "vm.create, image on another node", Plant: copyElsewhere, Accept: createVM, Check: fetched(true), Spares: steps.OfferImage.Name},
 		},
 		api.OpVMDelete: {
 			{Name: "vm.delete", Prepare: []Accept{createVM}, Accept: deleteVM},
 			{Name: "vm.delete, stopped", Prepare: []Accept{createVM, stopVM}, Accept: deleteVM},
+			{Name: "vm.delete on a dead node", Prepare: []Accept{createVM}, Plant: died("a1"), Accept: deleteVM},
+			{Name: "vm.delete on a dead node, shared", Prepare: []Accept{makeVM("web1", nil)}, Plant: died("a1"), Accept: deleteVM},
 		},
 		api.OpVMStart: {
 			{Name: "vm.start", Prepare: []Accept{createVM, stopVM}, Accept: about((*admit).StartVM, "web1")},
@@ -116,16 +122,21 @@ func Scenarios() map[string][]Scenario {
 		},
 		api.OpVMReboot:    {{Name: "vm.reboot", Prepare: []Accept{createVM}, Accept: on((*admit).RebootVM, "web1", api.VMStop{})}},
 		api.OpImageImport: {{Name: "image.import", Accept: with((*admit).CreateImage, api.ImageCreate{Name: "debian", Format: api.FormatRaw, Path: "/images/debian.img"})}},
+		api.OpImageUpdate: {{Name: "image.update", Accept: on((*admit).UpdateImage, "cirros", api.ImageUpdate{Labels: &labels, Deprecated: &yes})}},
+		api.OpImageExport: {{Name: "image.export", Accept: on((*admit).ExportImage, "cirros", api.ImageExport{Format: api.FormatVMDK})}},
 		api.OpImageDelete: {{Name: "image.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeleteImage, "cirros")}},
 		api.OpPoolAdd: {
 			{Name: "pool.add", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: "/fast"})},
 			{Name: "pool.add, Ceph", Accept: cephOn()},
 			{Name: "pool.add, shared", Accept: with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: netDir + "/fast", Shared: true})},
+			{Name: "pool.add, GlusterFS", Accept: mountedPool(api.PoolGluster, "gv0/vms")},
+			{Name: "pool.add, NFS", Accept: mountedPool(api.PoolNFS, "/srv/vms", "a1", "a2")},
 		},
 		api.OpPoolDelete: {
 			{Name: "pool.delete", Prepare: []Accept{createVM, deleteVM}, Accept: about((*admit).DeletePool, "vms")},
 			{Name: "pool.delete, Ceph", Prepare: []Accept{cephOn("a1", "a2")}, Accept: about((*admit).DeletePool, "fast")},
 			{Name: "pool.delete, shared", Accept: about((*admit).DeletePool, "shared")},
+			{Name: "pool.delete, GlusterFS", Prepare: []Accept{mountedPool(api.PoolGluster, "gv0")}, Accept: about((*admit).DeletePool, "fast")},
 		},
 
 		api.OpVPCCreate: {{Name: "vpc.create", Accept: with((*admit).CreateVPC, api.VPCCreate{Name: "other", CIDR: "10.8.0.0/16", Labels: labels})}},
@@ -160,7 +171,66 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, moves())
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
+	maps.Copy(all, volumes())
+	for kind, more := range withVolumes() {
+		all[kind] = append(all[kind], more...)
+	}
 	return all
+}
+
+// copyElsewhere gives the third node a copy of the image, which it has told of.
+func copyElsewhere(ctx context.Context, w *World) error {
+	pool, err := store.Find[api.Pool](ctx, w.KV, w.User, "", "vms")
+	if err != nil {
+		return err
+	}
+	image, err := store.Find[api.Image](ctx, w.KV, w.User, api.DefaultProject, "cirros")
+	if err != nil {
+		return err
+	}
+	n := w.Nodes[2] // too small to be preferred, even with a copy
+	plan := steps.VMPlan{VM: api.NewID(), Name: "was", Disk: steps.DiskPlan{
+		Volume: api.NewID(), Pool: pool.ID, PoolPath: pool.Spec.Path, Size: api.GiB,
+		Image: image.ID, ImageSHA256: image.Status.SHA256, ImageSize: image.Status.Size,
+	}}
+	if err := n.disks.MakeDisk(ctx, plan, n.source, nil); err != nil {
+		return err
+	}
+	if err := n.disks.RemoveDisk(ctx, plan); err != nil {
+		return err
+	}
+	a, err := store.Get[api.Agent](ctx, w.KV, w.User, "", n.ID)
+	if err != nil {
+		return err
+	}
+	a.Status.Inventory.Pools = []api.PoolUsage{{Pool: pool.ID, Capacity: api.TiB, Free: api.TiB, Images: []string{image.Status.SHA256}}}
+	d := store.NewDraft(auth.ControlPlane("fault"))
+	d.Update(a)
+	_, err = d.Commit(ctx, w.KV)
+	return err
+}
+
+// fetched says what is wrong with where the image of the last VM came from: another node, or nowhere, because it was there.
+func fetched(fromPeer bool) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		ops, err := store.List[api.Operation](ctx, w.KV, w.User, "")
+		if err != nil {
+			return "", err
+		}
+		var last *api.Operation
+		for _, op := range ops {
+			if op.Kind == api.OpVMCreate && (last == nil || op.Created.After(last.Created)) {
+				last = op
+			}
+		}
+		for _, s := range last.Steps {
+			var made steps.DiskMade
+			if s.Name == "disk" && json.Unmarshal(s.Detail, &made) == nil && (made.Peer != "") == fromPeer && (made.Fetched > 0) == fromPeer {
+				return "", nil
+			}
+		}
+		return fmt.Sprintf("the image did not come from where it should in operation %s", last.ID), nil
+	}
 }
 
 // strayMark is in the ID of everything that plantStrays leaves.

@@ -181,6 +181,7 @@ func hosts() map[string][]Scenario {
 				Name: "host.recover by an operator", Prepare: dead, Accept: recoverHost("a1", "alice"), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofOperator)),
 				Plant: silent("a1", func(n *Node, _ *store.Beat) { n.killFence(); n.powerOff(context.Background(), nil) }),
 			},
+			{Name: "host.recover of what was left", Prepare: dead, Plant: died("a1"), Accept: recoverHost("a1", ""), Orders: true, Every: 4, Check: all(recovered, proof("a1", api.ProofOperator))},
 			{
 				Name: "host.recover of a node that is back", Prepare: dead, Plant: silent("a1", leased), Accept: backAgain("a1"), Orders: true,
 				Check: all(is("web1", "a1", api.PhaseUnknown), is("web2", "a1", api.PhaseUnknown)),

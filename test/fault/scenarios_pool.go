@@ -15,6 +15,11 @@ func poolOn(dir string, shared bool, nodes ...string) Accept {
 	return with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: api.PoolDir, Path: dir + "/fast", Shared: shared, Agents: nodes})
 }
 
+// mountedPool asks for a pool of a file system that agents mount.
+func mountedPool(kind, name string, nodes ...string) Accept {
+	return with((*admit).CreatePool, api.PoolCreate{Name: "fast", Type: kind, Source: api.PoolSource{Hosts: []string{"10.0.0.9"}, Name: name}, Agents: nodes})
+}
+
 // cephOn asks for a pool of a Ceph cluster on some of the nodes.
 func cephOn(nodes ...string) Accept {
 	return with((*admit).CreatePool, api.PoolCreate{
@@ -61,6 +66,11 @@ func pools() map[string][]Scenario {
 			Name: "pool.update, shared", Prepare: []Accept{poolOn(netDir, true, "a1", "a2")}, Check: has("a2", "a3"),
 			Accept: change(api.PoolUpdate{AddAgents: []string{"a3"}, RemoveAgents: []string{"a1"}}),
 			// It sees the directory from the moment it is asked, whether it has the pool or not.
+			Ignore: func(line string) bool { return strings.HasPrefix(line, "a3: pool ") },
+		},
+		{
+			Name: "pool.update, NFS", Prepare: []Accept{mountedPool(api.PoolNFS, "/srv/vms", "a1", "a2")}, Check: has("a2", "a3"),
+			Accept: change(api.PoolUpdate{AddAgents: []string{"a3"}, RemoveAgents: []string{"a1"}}),
 			Ignore: func(line string) bool { return strings.HasPrefix(line, "a3: pool ") },
 		},
 		{

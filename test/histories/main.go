@@ -64,6 +64,8 @@ func endings(d saga.Definition) []string {
 		return []string{done}
 	case d.Name() == api.OpVMMigrate:
 		return []string{done, undone, cancelled, turned}
+	case d.Name() == api.OpVolumeResize: // what has grown does not shrink
+		return []string{done, cancelled, turned}
 	default:
 		return []string{done, undone, cancelled}
 	}
@@ -127,12 +129,12 @@ type recorder struct {
 // failing returns the step that is made to fail: the last one that can be undone, of those that make a call and whose failure
 // is the operation's. That a move fails which was ordered is not, and one that was made may not be undone.
 func (r *recorder) failing() string {
-	if r.end == turned {
-		return "move"
-	}
 	last := ""
 	for i, s := range r.table.Plan() {
-		if !r.table.Committed(i+1) && s.Name != "move" && s.Name != "repair" { // without findings a repair makes no call
+		switch {
+		case r.end == turned && (s.Name == "move" || s.Name == "grow"):
+			return s.Name
+		case !r.table.Committed(i+1) && s.Name != "move" && s.Name != "repair": // without findings a repair makes no call
 			last = s.Name
 		}
 	}

@@ -20,8 +20,8 @@ import (
 // waiting for it.
 const startsWithin = 3 * time.Second
 
-// freshOrders is how old the answer to a report may be for its orders to stop VMs: one that has been moved back here since must
-// not suffer from an answer that was slow.
+// freshOrders is how old the answer to a report may be for its orders to stop VMs. What has come back here since is told by the
+// steps that brought it; an answer that was slow for some other reason is not acted on either.
 const freshOrders = 3 * time.Second
 
 // guardian is what holds the node to its lease even when the agent is dead; a guard.Keeper but in tests.
@@ -192,34 +192,40 @@ func implementation[In, Out any](step steps.Step[In, Out], do any) func(context.
 	return run
 }
 
-// obey carries out what the answer to a report asks for. It reports whether the node is another one now.
-func (r *reporter) obey(ctx context.Context, sent time.Duration, report *api.AgentReport, o *api.AgentOrders) (changed bool) {
+// obey carries out what the answer to a report asks for that was begun and sent at these times. It reports whether the node is another one now.
+func (r *reporter) obey(ctx context.Context, began time.Time, sent time.Duration, report *api.AgentReport, o *api.AgentOrders) (changed bool) {
 	granted := time.Duration(o.Lease * float64(time.Second))
 	r.say("guardian", r.lease.renew(ctx, sent, granted))
 	r.say("guardian's notes", r.lease.noted(ctx, o.Noted))
 	if len(o.Stop) > 0 && (r.lease == nil || r.lease.now()-sent < freshOrders) {
-		changed = r.stop(ctx, o.Stop, report)
+		changed = r.stop(ctx, began, o.Stop, report)
 	}
 	return changed
 }
 
-// stop ends VMs that run elsewhere now. Their disks are not this node's any more.
-func (r *reporter) stop(ctx context.Context, vms []string, report *api.AgentReport) bool {
+// stop ends VMs that run elsewhere now. Their disks are not this node's any more. One that a step has worked on since the report
+// was begun is left alone: it may have come back, by an operation that the server did not know of when it answered.
+func (r *reporter) stop(ctx context.Context, began time.Time, vms []string, report *api.AgentReport) bool {
 	var wg sync.WaitGroup
-	errs := make([]error, len(vms))
+	errs, removed := make([]error, len(vms)), make([]bool, len(vms))
 	for i, vm := range vms {
 		if !slices.ContainsFunc(report.VMs, func(o api.VMObservation) bool { return o.ID == vm }) {
 			continue // it was not told of
 		}
 		wg.Go(func() {
-			r.log.Warn("vm is removed from this node: it is elsewhere now", "vm", vm)
-			errs[i] = r.driver.Remove(ctx, vm)
+			removed[i], errs[i] = r.host.Alone(vm, began, func() error {
+				r.log.Warn("vm is removed from this node: it is elsewhere now", "vm", vm)
+				return r.driver.Remove(ctx, vm)
+			})
+			if !removed[i] {
+				r.log.Info("vm is not removed from this node: a step has worked on it meanwhile", "vm", vm)
+			}
 		})
 	}
 	wg.Wait()
 	err := joined(errs)
 	r.say("VMs that are elsewhere now", err)
-	return err == nil
+	return err == nil && slices.Contains(removed, true)
 }
 
 // pace returns how long to wait between reports: as configured, unless the server wants fewer of them, and never so long that a

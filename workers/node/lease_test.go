@@ -162,3 +162,31 @@ func TestAnAgentWhoseLibvirtNeverAnsweredIsAlive(t *testing.T) {
 	r := s.wait(t, "an error", func(r api.AgentReport) bool { return r.Error != "" })
 	require.Zero(t, r.Inventory.Cores)
 }
+
+// TestWhatCameBackMeanwhileIsNotStopped: the order to stop it is about what was here before.
+func TestWhatCameBackMeanwhileIsNotStopped(t *testing.T) {
+	f := newAgent(t, newServer(t), nil)
+	f.lease = newLease(nil, f.log)
+	r := &reporter{agent: f.agent, said: map[string]string{}}
+	var suite testsuite.WorkflowTestSuite
+	env := suite.NewTestActivityEnvironment()
+	f.register(env, &identity{})
+	vm := api.NewID()
+	require.NoError(t, f.driver.Create(t.Context(), steps.VMPlan{VM: vm}, compute.DomainFiles{Disk: compute.QCOW2("/d")}))
+	obey := func(began time.Time) bool {
+		report := r.look(t.Context())
+		return r.obey(t.Context(), began, r.lease.now(), report, &api.AgentOrders{Stop: []string{vm}})
+	}
+	there := func() bool {
+		list, err := f.driver.List(t.Context())
+		require.NoError(t, err)
+		return len(list) > 0
+	}
+	began := time.Now()
+	_, err := env.ExecuteActivity(steps.StartDomain.Name, steps.Envelope[steps.VMPlan]{In: steps.VMPlan{VM: vm}})
+	require.NoError(t, err)
+	require.False(t, obey(began))
+	require.True(t, there(), "a step has worked on it since the report was begun")
+	require.True(t, obey(time.Now()))
+	require.False(t, there())
+}

@@ -126,6 +126,7 @@ func (a *agent) report(ctx context.Context, id *identity) error {
 // were not in it, or VMs that had to be stopped. Its error is
 // errForgotten or nil: whoever is away comes back.
 func (r *reporter) once(ctx context.Context) (more bool, err error) {
+	began := time.Now()
 	stopped := r.lease.stopped(ctx)
 	report := r.look(ctx)
 	if report == nil || ctx.Err() != nil {
@@ -151,7 +152,7 @@ func (r *reporter) once(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, nil
 	}
-	more = r.obey(ctx, sent, report, orders)
+	more = r.obey(ctx, began, sent, report, orders)
 	r.every = pace(r.cfg.ReportEvery, orders)
 	pools := map[string]steps.PoolOnNode{}
 	for _, p := range orders.Pools {

@@ -30,6 +30,7 @@ var filters = []filter{
 	{"without the labels", hasLabels, sayLabels},
 	{"without the pool", hasPool, sayNoPool},
 	{"with too little space in the pool", hasSpace, saySpace},
+	{"without the pools of its volumes", hasPools, sayNoPools},
 	{"without network", hasNetwork, sayNoNetwork},
 	{"with too little memory", hasMemory, sayMemory},
 	{"with too few vCPUs", hasVCPUs, sayVCPUs},
@@ -155,6 +156,12 @@ func hasSpace(n *Node, q *query) bool {
 
 func saySpace(n *Node, q *query) string {
 	return fmt.Sprintf("the pool has %s free, %s needed", sizeDown(n.Pools[q.Pool]), sizeUp(q.Disk))
+}
+
+func hasPools(n *Node, q *query) bool { return len(q.Also) == 0 || q.without(n) == "" }
+
+func sayNoPools(n *Node, q *query) string {
+	return fmt.Sprintf("does not have pool %s, which a volume of the VM is in", q.without(n))
 }
 
 func hasNetwork(n *Node, q *query) bool { return n.Network || !q.Network }

@@ -24,12 +24,16 @@ type Group struct {
 	Soft   bool   // a wish rather than a rule
 }
 
+// Pool names a pool.
+type Pool struct{ ID, Name string }
+
 // Request is what a VM needs of its node.
 type Request struct {
 	VM     string // its name, for messages
 	Amount api.Amount
 	Pool   string // ID of the pool of its disk; empty: any node has it
 	Disk   int64  // bytes that the disk needs in the pool at once; of a shared pool that has the disk already: 0
+	Also   []Pool // of its other disks, which are there already
 
 	Arch       string            // empty: any
 	CPUModel   string            // empty: any

@@ -79,11 +79,12 @@ func (r Retry) pause(attempt int) time.Duration {
 
 // Run is one running operation. Steps get it to make their calls.
 type Run struct {
-	ctx  workflow.Context
-	op   steps.Op
-	seq  int
-	step string
-	undo bool
+	ctx   workflow.Context
+	op    steps.Op
+	seq   int
+	step  string
+	undo  bool
+	taken *bool // a worker may have taken a call of this attempt
 }
 
 // Context returns the context to make calls with. It implements steps.Caller.
@@ -93,6 +94,9 @@ func (r *Run) Context() workflow.Context { return r.ctx }
 func (r *Run) Token() steps.Token {
 	return steps.Token{Operation: r.op.ID, Kind: r.op.Kind, Step: r.step, Epoch: r.op.Epoch, Seq: r.seq, Undo: r.undo}
 }
+
+// Taken implements steps.Caller.
+func (r *Run) Taken() { *r.taken = true }
 
 // Op returns the operation.
 func (r *Run) Op() steps.Op { return r.op }
@@ -133,7 +137,7 @@ type runner[S any] struct {
 func (t Table[S]) Workflow(ctx workflow.Context, op steps.Op) error {
 	steady, cancel := workflow.NewDisconnectedContext(ctx)
 	defer cancel()
-	r := &runner[S]{table: t, run: &Run{ctx: ctx, op: op}, live: ctx, steady: steady}
+	r := &runner[S]{table: t, run: &Run{ctx: ctx, op: op, taken: new(bool)}, live: ctx, steady: steady}
 	r.journal = steps.Journal{Operation: op.ID, State: api.OpRunning, Steps: make([]api.StepRecord, len(t.Steps))}
 	for i, s := range t.Steps {
 		r.journal.Steps[i] = api.StepRecord{Name: s.Name, Where: s.Where, State: api.StepPending}
@@ -219,8 +223,8 @@ func (r *runner[S]) do(i int, step Step[S]) error {
 		giveUp := !problem.TraitsOf(p.Kind).Retry || gone || attempt >= DefaultRetry.Attempts
 		if cancelled != nil || giveUp && !r.commit {
 			r.journal.Steps[i].State = api.StepFailed
-			if gone && attempt == 1 {
-				r.started = i // no worker ever took it
+			if gone && attempt == 1 && !*r.run.taken {
+				r.started = i // no worker ever took a call of it
 			}
 			if cancelled != nil {
 				return cancelled
@@ -301,7 +305,7 @@ func (r *runner[S]) undo(i int, step Step[S]) (onward bool) {
 // next counts one more attempt and returns the run to make it with.
 func (r *runner[S]) next(step string, undo bool) *Run {
 	r.run.seq++
-	r.run.step, r.run.undo = step, undo
+	r.run.step, r.run.undo, r.run.taken = step, undo, new(bool)
 	return r.run
 }
 
@@ -389,7 +393,7 @@ func (r *runner[S]) settle(state api.OperationState, p *problem.Problem) error {
 func (r *runner[S]) insist(name string, call func(run *Run, light bool) error) {
 	light := false
 	for attempt := 1; ; attempt++ {
-		run := Run{ctx: r.steady, op: r.run.op, seq: r.run.seq, step: name, undo: r.run.undo}
+		run := Run{ctx: r.steady, op: r.run.op, seq: r.run.seq, step: name, undo: r.run.undo, taken: new(bool)}
 		err := call(&run, light)
 		if err == nil {
 			return

@@ -257,6 +257,61 @@ func TestCancelledBeforeAnyWorkerTookTheStepThereIsNothingToUndo(t *testing.T) {
 		[]api.StepState{b.outcome.Steps[0].State, b.outcome.Steps[1].State, b.outcome.Steps[2].State})
 }
 
+// TestAStepThatCallsSeveralIsUndoneUnlessNoneWasTaken: that the last call of a step was never started says nothing about those
+// before it, and whoever writes a step need not think of that.
+func TestAStepThatCallsSeveralIsUndoneUnlessNoneWasTaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		gone string // the call that no worker takes
+		hide bool   // the step says so in its own words
+		want api.StepState
+	}{
+		"the first":               {"b1", false, api.StepFailed},
+		"the second":              {"b2", false, api.StepUndone},
+		"the second, in words":    {"b2", true, api.StepUndone},
+		"the only one of a retry": {"b2 later", false, api.StepUndone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := toy(-1)
+			table.Steps[1].Do = func(r *saga.Run, _ *toyState) error {
+				for _, what := range []string{"b1", "b2"} {
+					if _, err := toyStep.Call(r, "", what); err != nil {
+						if c.hide {
+							return problem.Wrap(err, problem.Internal, "on one of several nodes")
+						}
+						return err
+					}
+				}
+				return nil
+			}
+			b1, b2 := 0, 0
+			b := run(t, table, steps.Op{ID: "op"}, func(b *bench, tok steps.Token, attempt int) error {
+				if tok.Step != "b" || tok.Undo {
+					return nil
+				}
+				second := b.world["b1"]
+				if second {
+					b2++
+				} else {
+					b1++
+				}
+				switch {
+				case c.gone == "b1", c.gone == "b2" && second:
+					return errNeverTaken
+				case c.gone == "b2 later" && attempt == 1:
+					return problem.New(problem.Unavailable, "away")
+				case c.gone == "b2 later":
+					return errNeverTaken
+				}
+				return nil
+			})
+			require.Equal(t, api.OpFailed, b.outcome.State)
+			require.Equal(t, c.want, b.outcome.Steps[1].State)
+			require.LessOrEqual(t, b1, 2)
+			require.LessOrEqual(t, b2, 1, "nobody is there, so it is not tried again")
+		})
+	}
+}
+
 // errNeverTaken is what Temporal says of a task that no worker took.
 var errNeverTaken = temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
 

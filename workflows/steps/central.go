@@ -19,6 +19,10 @@ type (
 	ImageImport = api.ImageImport
 	// ImageImported is what became of it, as requests are accepted with it.
 	ImageImported = api.ImageImported
+	// ImageExport is an image in another format, as requests are accepted with it.
+	ImageExport = api.ImageExportWork
+	// ImageExported is what became of it.
+	ImageExported = api.ImageExported
 )
 
 // PortRefs names ports to be wired or removed. The wiring is read from the store by the step itself.
@@ -58,6 +62,10 @@ var (
 
 	// ImportImage checks the source and stores it. Undo: RemoveImage.
 	ImportImage = Step[ImageImport, ImageImported]{Name: "image.import", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
-	// RemoveImage removes the stored file, and what an import left half-made.
+	// ExportImage makes the image in another format. What an earlier export has made is used again. Undo: RemoveExport.
+	ExportImage = Step[ImageExport, ImageExported]{Name: "image.export", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
+	// RemoveExport removes an image in another format; it is content if there is none.
+	RemoveExport = Step[ImageExport, Nothing]{Name: "image.remove_export", Where: Control, Timeout: time.Minute}
+	// RemoveImage removes the stored file, what an import left half-made, and all exports.
 	RemoveImage = Step[ImageFile, Nothing]{Name: "image.remove", Where: Control, Timeout: time.Minute}
 )

@@ -15,6 +15,9 @@ type AgentCordon struct {
 	Agent    string `json:"agent"`
 	Cordoned bool   `json:"cordoned"`
 	Reason   string `json:"reason,omitempty"`
+	// InPlaceOf is the reason of the cordon that is taken back. A node that the operation has lost to a recovery is changed
+	// only if it is cordoned for that; empty: it is left alone.
+	InPlaceOf string `json:"inPlaceOf,omitempty"`
 }
 
 // DrainPlan asks which VMs of a node would go where.

@@ -94,8 +94,8 @@ type Moved struct {
 
 // DomainState is what a node has of a VM.
 type DomainState struct {
-	Exists bool      `json:"exists"`
-	Phase  api.Phase `json:"phase"` // running, stopped or paused; stopped if it does not exist
+	Exists bool      `json:"exists"` // a domain that has moved away, and is only still defined, does not
+	Phase  api.Phase `json:"phase"`  // running, stopped or paused; stopped if it does not exist
 	// Broken: it is paused and can never go on, because its memory is partly somewhere else.
 	Broken bool `json:"broken,omitempty"`
 }
@@ -105,6 +105,8 @@ type DiskOffer struct {
 	Address string `json:"address"` // host:port of the source's agent
 	Ticket  string `json:"ticket"`  // for this one disk and a short time; worthless once the source's agent has restarted
 	Size    int64  `json:"size"`    // bytes of the file
+	// Image is another ticket, for the copy of the disk's image that the node has; empty: it gives none away.
+	Image string `json:"image,omitempty"`
 }
 
 // DiskPull fetches a disk that another node offers.

@@ -34,6 +34,24 @@ type (
 	AgentRef = api.AgentRef
 )
 
+// ImageOffer asks a node for its copy of an image. Who asks first does not matter, so it has no fence key.
+type ImageOffer struct {
+	Copy CachedImage `json:"copy"`
+}
+
+// ImageAt is a node that has a copy of an image.
+type ImageAt struct {
+	Agent string      `json:"agent"` // ID
+	Copy  CachedImage `json:"copy"`
+}
+
+// DiskMade is what it took to make a disk.
+type DiskMade struct {
+	Fetched int64         `json:"fetched"`        // bytes of the image that came from elsewhere; 0: the pool had a copy
+	Peer    string        `json:"peer,omitempty"` // host:port of the node that they came from; empty: the server
+	Took    time.Duration `json:"took"`
+}
+
 // NodeQuestion asks a node what it has.
 type NodeQuestion struct {
 	Pools []PoolOnNode `json:"pools"`
@@ -90,7 +108,9 @@ type NodeRepair struct {
 // Steps on nodes.
 var (
 	// MakeDisk fetches the image into the pool if it is not there, and makes the root disk and the seed. Undo: RemoveDisk.
-	MakeDisk = Step[VMPlan, Nothing]{Name: "storage.make_disk", Where: Node, Timeout: 30 * time.Minute, Interruptible: true}
+	MakeDisk = Step[VMPlan, DiskMade]{Name: "storage.make_disk", Where: Node, Timeout: 30 * time.Minute, Interruptible: true}
+	// OfferImage lets another node fetch an image's copy.
+	OfferImage = Step[ImageOffer, DiskOffer]{Name: "storage.offer_image", Where: Node, Timeout: 30 * time.Second}
 	// RemoveDisk removes the root disk and the seed; it is content if they are not there.
 	RemoveDisk = Step[VMPlan, Nothing]{Name: "storage.remove_disk", Where: Node, Timeout: time.Minute}
 	// PreparePool makes the directory usable as a pool and checks that it really is.

@@ -83,6 +83,8 @@ type Placement struct {
 	Plan  VMPlan       `json:"plan"`
 	Phase api.Phase    `json:"phase"` // before the operation: running, stopped or paused; creating while it is made
 	Ports []PortWiring `json:"ports"`
+	// ImageAt is another node that has a copy of the image which its node lacks; nil: nobody knows of one, or none is needed.
+	ImageAt *ImageAt `json:"imageAt,omitempty"`
 	// Decision is why it is there; nil if it was not decided now.
 	Decision *api.Decision `json:"decision,omitempty"`
 }
@@ -101,6 +103,7 @@ type DiskPlan struct {
 	Source      api.PoolSource `json:"source,omitzero"`  // of the pool
 	Layer       string         `json:"layer,omitempty"`  // as VolumePlan
 	QoS         api.VolumeQoS  `json:"qos,omitzero"`
+	Offer       *DiskOffer     `json:"offer,omitempty"` // of another node that has a copy of the image
 }
 
 // OnNode is the pool that the disk is in.

@@ -79,6 +79,8 @@ type Step[In, Out any] struct {
 type Caller interface {
 	Context() workflow.Context
 	Token() Token
+	// Taken is told of each call that a worker may have taken: of all but those that are ErrNeverStarted.
+	Taken()
 }
 
 // Call runs the step once and returns its answer or a *problem.Problem. Agent names the node of a Node step and is ignored
@@ -107,11 +109,15 @@ func (s Step[In, Out]) Call(c Caller, agent string, in In) (Out, error) {
 			HeartbeatTimeout: Heartbeat, RetryPolicy: once, WaitForCancellation: true,
 		}), s.Name, env)
 	}
-	err := f.Get(ctx, &out)
-	return out, FromActivity(s.Name, agent, err)
+	err := FromActivity(s.Name, agent, f.Get(ctx, &out))
+	if !errors.Is(err, ErrNeverStarted) {
+		c.Taken()
+	}
+	return out, err
 }
 
-// ErrNeverStarted marks a step that no worker ever took: the world did not change, so there is nothing to undo.
+// ErrNeverStarted marks a call that no worker ever took: the world did not change by it, so there is nothing of it to undo. What
+// the same step has called before is another matter, which the saga sees to.
 var ErrNeverStarted = errors.New("the step was never started")
 
 type neverStarted struct{ *problem.Problem }

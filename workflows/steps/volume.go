@@ -17,6 +17,8 @@ type VolumePlan struct {
 	// Layer is what is written to now. A volume of a file pool is a chain of files: a snapshot freezes the topmost one and puts
 	// another on it. Empty: the only one, which has the volume's ID as its name.
 	Layer string `json:"layer,omitempty"`
+	// Shareable: several VMs may write to it at once. In a pool of files it is one raw file then, which has no snapshots.
+	Shareable bool `json:"shareable,omitempty"`
 	// Image or From is what a new volume is filled with; neither: it is empty.
 	Image *CachedImage `json:"image,omitempty"`
 	From  *VolumeFrom  `json:"from,omitempty"`
@@ -39,7 +41,7 @@ type DataDisk struct {
 	Layer     string        `json:"layer,omitempty"` // as VolumePlan
 	Device    string        `json:"device"`          // what the hypervisor calls it
 	ReadOnly  bool          `json:"readOnly,omitempty"`
-	Shareable bool          `json:"shareable,omitempty"` // other VMs may have it, too
+	Shareable bool          `json:"shareable,omitempty"` // as VolumePlan
 	QoS       api.VolumeQoS `json:"qos,omitzero"`
 }
 

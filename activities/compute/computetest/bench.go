@@ -40,11 +40,17 @@ writer() {
     [ $((N-s)) -lt 100 ] || { say "$1 wrote $i rate $((k*100/(N-s))) worst $worst"; s=$N; k=0; worst=0; }
   done
 }
-(say sees; old=
+(say sees; old=; turn=0
 while :; do
   cur=
+  for f in /run/serial-*; do
+    [ -e /sys/block/${f#*-}/size ] || rm -f $f
+  done
   for d in /sys/block/vd[c-z]; do
-    [ ! -e $d/size ] || cur="$cur ${d##*/}:$(cat $d/serial):$(($(cat $d/size)*512))"
+    n=${d##*/}
+    [ -e $d/size ] || continue
+    [ -s /run/serial-$n ] || cat $d/serial >/run/serial-$n  # once: a disk that is just going never answers
+    cur="$cur $n:$(cat /run/serial-$n):$(($(cat $d/size)*512))"
   done
   [ "$cur" = "$old" ] || {
     say "sees$cur"
@@ -54,16 +60,17 @@ while :; do
     done
     old=$cur
   }
+  turn=$((turn+1)); [ $((turn%10)) != 0 ] || say "sees$cur"  # writers may have talked at the same time
   sleep 0.2
 done) >/dev/null 2>&1 &
 `
 
 // agentScript is as much of a guest's agent as it takes to bring file systems to rest. The writer above is the file system.
 const agentScript = `
-insmod /lib/modules/virtio_console.ko
-(while [ ! -e /dev/vport*p1 ]; do sleep 0.1; done
-exec 3<>/dev/vport*p1
-while read -r line <&3; do
+(while [ ! -e /dev/vport0p1 ]; do sleep 0.1; done
+exec 3<>/dev/vport0p1
+while :; do
+  read -r line <&3 || { sleep 0.1; continue; }  # nobody has connected yet
   case $line in
   *guest-sync*) echo "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" >&3 ;;
   *fsfreeze-freeze*) : >/run/frozen; sleep 0.05; echo '{"return": 1}' >&3 ;;
@@ -114,11 +121,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 	return Bench{
 		Driver: o,
 		Boot:   func(t *testing.T, agent bool) BenchGuest { return n.benchGuest(t, o, agent) },
-		Empty: func(t *testing.T, size int64) compute.DiskSource {
-			path := filepath.Join(n.Dir, api.NewID()+".qcow2")
-			require.NoError(t, qemuimg.Create(t.Context(), path, size))
-			return compute.QCOW2(path)
-		},
+		Empty:  n.empty,
 		Layer: func(t *testing.T, below compute.DiskSource) compute.DiskSource {
 			info, err := qemuimg.InspectOpen(t.Context(), below.File, api.FormatQCOW2)
 			require.NoError(t, err)
@@ -128,9 +131,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 		},
 		Stubborn: func(t *testing.T) BenchGuest {
 			g := n.benchPlan(t, o)
-			empty := filepath.Join(n.Dir, g.Plan.VM+".qcow2")
-			require.NoError(t, qemuimg.Create(t.Context(), empty, api.MiB))
-			require.NoError(t, o.Create(t.Context(), g.Plan, compute.DomainFiles{Disk: compute.QCOW2(empty)}), "its firmware finds nothing to start")
+			require.NoError(t, o.Create(t.Context(), g.Plan, compute.DomainFiles{Disk: n.empty(t, api.MiB)}), "its firmware finds nothing to start")
 			return g
 		},
 	}
@@ -150,7 +151,8 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 	}}
 }
 
-const guestPatience = 2 * time.Minute
+// Patience is how long a guest may take for anything.
+const Patience = 2 * time.Minute
 
 func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	t.Helper()
@@ -162,7 +164,7 @@ func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	g.Files = compute.DomainFiles{Disk: compute.QCOW2(n.disk(t, g.Plan.Disk.Volume)), Seed: compute.Raw(n.seed(t, vm, script))}
 	until := func(t *testing.T, what string, ok func() bool) {
 		t.Helper()
-		require.Eventually(t, ok, guestPatience, 50*time.Millisecond, what)
+		require.Eventually(t, ok, Patience, 50*time.Millisecond, what)
 	}
 	g.Sees = func(t *testing.T, volume string, size int64) {
 		t.Helper()

@@ -2,6 +2,7 @@ package computetest
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,9 @@ func Moves(t *testing.T, r Rig) {
 	t.Run("ended in the middle", func(t *testing.T) { ended(t, r) })
 	t.Run("joined", func(t *testing.T) { joined(t, r) })
 	t.Run("powered off in the middle", func(t *testing.T) { poweredOff(t, r) })
+	t.Run("still defined where it was", func(t *testing.T) { lingers(t, r) })
 	t.Run("guest that does not converge", func(t *testing.T) { restless(t, r) })
+	t.Run("data disk", func(t *testing.T) { movesWithDisk(t, r) })
 	t.Run("refusals", func(t *testing.T) { refusals(t, r) })
 	t.Run("definitions", func(t *testing.T) { definitions(t, r) })
 }
@@ -56,6 +59,39 @@ func moves(t *testing.T, r Rig, shared bool) {
 	require.NoError(t, err, "it is defined where it is now")
 	require.Equal(t, api.PhaseStopped, before)
 	r.AtTarget(t, vm)
+}
+
+// movesWithDisk: a volume in a pool that both nodes share goes along; any other keeps the guest where it is.
+func movesWithDisk(t *testing.T, r Rig) {
+	for _, shared := range []bool{true, false} { // the root disk
+		g := r.Boot(t, shared, false)
+		disk, src := dataDisk("vdc"), r.Disk(t)
+		require.NoError(t, r.A.AttachDisk(t.Context(), g.Plan.VM, disk, src))
+		g.Plan.Data, g.At.Data, g.To.Data = []steps.DataDisk{disk}, []compute.DiskSource{src}, []compute.DiskSource{src}
+		m := r.begin(t, g)
+		req := steps.IncomingRequest{Plan: g.Plan, Leaving: steps.Leaving{Phase: api.PhaseRunning}, Copy: !shared}
+		req.Plan.Data = []steps.DataDisk{disk}
+		req.Plan.Data[0].Pool.Shared = false
+		_, err := r.B.CheckIncoming(t.Context(), req, g.To)
+		require.Equal(t, problem.Conflict, problem.KindOf(err), "%v", err)
+		require.ErrorContains(t, err, "not shared")
+		if !shared {
+			req = steps.IncomingRequest{Plan: g.Plan, Leaving: req.Leaving, Copy: true}
+			req.Plan.Disk.Layer = api.NewID()
+			_, err := r.B.CheckIncoming(t.Context(), req, g.To)
+			require.Equal(t, problem.Conflict, problem.KindOf(err), "%v", err)
+			require.ErrorContains(t, err, "snapshots")
+		}
+		_, err = r.A.Migrate(t.Context(), m, nil)
+		require.NoError(t, err)
+		r.AtTarget(t, g.Plan.VM)
+		require.NoError(t, r.B.AttachDisk(t.Context(), g.Plan.VM, disk, src), "it is there")
+		other := dataDisk("vdc")
+		require.Equal(t, problem.Conflict, problem.KindOf(r.B.AttachDisk(t.Context(), g.Plan.VM, other, src)))
+		_, err = r.B.Stop(t.Context(), g.Plan.VM, true, 0, nil)
+		require.NoError(t, err)
+		require.Equal(t, problem.Conflict, problem.KindOf(r.B.AttachDisk(t.Context(), g.Plan.VM, other, src)), "for the next start, too")
+	}
 }
 
 // ended: cancelled by the caller, and settled by another.
@@ -145,6 +181,33 @@ func poweredOff(t *testing.T, r Rig) {
 	s, err = r.B.Look(t.Context(), g.Plan.VM)
 	require.NoError(t, err)
 	require.Equal(t, steps.DomainState{Phase: api.PhaseStopped}, s)
+}
+
+// lingers: that a domain is still there does not mean that there is a guest to go back to.
+func lingers(t *testing.T, r Rig) {
+	g := r.Boot(t, true, false)
+	vm := g.Plan.VM
+	m := r.begin(t, g)
+	r.Linger(t, m)
+	listed := func() bool {
+		list, err := r.A.List(t.Context())
+		require.NoError(t, err)
+		return slices.Contains(list, steps.DomainFound{ID: vm, Name: compute.DomainName(vm), Phase: api.PhaseStopped, Ours: true})
+	}
+	require.True(t, listed(), "it is defined")
+	r.AtTarget(t, vm)
+	moved, err := r.A.Migrate(t.Context(), m, nil)
+	require.NoError(t, err)
+	require.Zero(t, moved, "it has left")
+	_, err = r.B.Stop(t.Context(), vm, true, 0, nil)
+	require.NoError(t, err)
+	for _, look := range []func(context.Context, string) (steps.DomainState, error){r.A.Settle, r.A.Look} {
+		s, err := look(t.Context(), vm)
+		require.NoError(t, err)
+		require.Equal(t, steps.DomainState{Phase: api.PhaseStopped}, s, "whatever has become of it where it is now")
+	}
+	require.NoError(t, r.A.Remove(t.Context(), vm))
+	require.False(t, listed())
 }
 
 func restless(t *testing.T, r Rig) {

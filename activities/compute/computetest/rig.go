@@ -27,6 +27,10 @@ type Rig struct {
 	Boot func(t *testing.T, shared, restless bool) Guest
 	// Slow makes a move of a guest that is not restless take longer than any test, until moves are quick again.
 	Slow func(m *steps.MoveDomain) (quick func())
+	// Linger makes a move after which the guest is still defined on A, as when A's hypervisor dies before it can forget it.
+	Linger func(t *testing.T, m steps.MoveDomain)
+	// Disk makes a disk that is the same on both nodes.
+	Disk func(t *testing.T) compute.DiskSource
 	// Running says how many hypervisor processes have the VM, wherever, not counting those that only listen.
 	Running func(t *testing.T, vm string) int
 }

@@ -81,9 +81,20 @@ func (n *Nodes) Rig(t *testing.T) Rig {
 	}
 	return Rig{
 		A: d[0], B: d[1], Running: Processes,
-		Boot: func(t *testing.T, shared, restless bool) Guest { return n.boot(t, d, shared, restless) },
-		Slow: func(m *steps.MoveDomain) func() { m.Bandwidth = api.MiB; return func() {} },
+		Boot:   func(t *testing.T, shared, restless bool) Guest { return n.boot(t, d, shared, restless) },
+		Linger: func(t *testing.T, m steps.MoveDomain) { n.linger(t, m) },
+		Slow:   func(m *steps.MoveDomain) func() { m.Bandwidth = api.MiB; return func() {} },
+		Disk:   func(t *testing.T) compute.DiskSource { return n.empty(t, 16*api.MiB) },
 	}
+}
+
+// linger moves a guest as the driver does, but does not have libvirt forget it afterwards.
+func (n *Nodes) linger(t *testing.T, m steps.MoveDomain) {
+	t.Helper()
+	xml := filepath.Join(t.TempDir(), "target.xml")
+	require.NoError(t, os.WriteFile(xml, []byte(m.Incoming.XML), 0o600))
+	run(t, "virsh", "-c", n.Options(t, 0).URI, "migrate", "--live", "--p2p", "--persistent", "--unsafe", "--xml", xml, "--persistent-xml", xml,
+		m.Plan.VM, m.Incoming.URI, "tcp://"+m.Incoming.Address)
 }
 
 // restlessData makes a guest write to its memory, and as little as possible to anything else.
@@ -128,6 +139,14 @@ func (n *Nodes) disk(t *testing.T, name string) string {
 	path := filepath.Join(n.Dir, name+".qcow2")
 	require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, n.image, 128*api.MiB))
 	return path
+}
+
+// empty makes an empty disk.
+func (n *Nodes) empty(t *testing.T, size int64) compute.DiskSource {
+	t.Helper()
+	path := filepath.Join(n.Dir, api.NewID()+".qcow2")
+	require.NoError(t, qemuimg.Create(t.Context(), path, size))
+	return compute.QCOW2(path)
 }
 
 func (n *Nodes) seed(t *testing.T, vm, userData string) string {

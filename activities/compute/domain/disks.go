@@ -83,6 +83,8 @@ func ports(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, h
 		return
 	}
 	const others = 3 // the controller of the agent's channel, entropy and balloon
+	root := uint(0)
+	d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Index: &root, Model: "pcie-root"})
 	for range len(files.All()) + len(plan.NICs) + others + spareSlots {
 		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Model: "pcie-root-port"})
 	}

@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -131,8 +132,17 @@ func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk,
 		if err != nil {
 			return err
 		}
-		return s.dom.AttachDeviceFlags(xml, s.modify())
+		return elsewhere(s.dom.AttachDeviceFlags(xml, s.modify()), disk.Volume)
 	})
+}
+
+// elsewhere makes in_use of an error that says that another process has the file.
+func elsewhere(err error, volume string) error {
+	var e libvirt.Error
+	if errors.As(err, &e) && strings.Contains(e.Message, "Failed to get") && strings.Contains(e.Message, "lock") {
+		return problem.New(problem.InUse, "volume %s is open elsewhere", volume).Because("libvirt: %s", e.Message).Try("detach it from whoever has it; of a node that is dead the file server drops the lock after a while")
+	}
+	return err
 }
 
 // Timing of detaching.

@@ -62,6 +62,9 @@ func kindOf(e libvirt.Error) problem.Kind {
 	case libvirt.ERR_NO_MEMORY:
 		return problem.NoCapacity
 	}
+	if strings.Contains(e.Message, "No more available PCI slots") {
+		return problem.NoCapacity
+	}
 	// QEMU's own last words are all there is to tell a full host from a bug.
 	if strings.Contains(e.Message, "cannot set up guest memory") || strings.Contains(e.Message, "Cannot allocate memory") {
 		return problem.NoCapacity

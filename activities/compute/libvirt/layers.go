@@ -27,7 +27,7 @@ func (d *Driver) SwitchDisk(ctx context.Context, vm, volume string, to compute.D
 		if disk.Writes(to) {
 			return place(s.dom, volume, to)
 		}
-		out, err := snapshot(s, disk, to, freeze)
+		out, err := d.snapshot(s, disk, to, freeze)
 		if err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func (d *Driver) SwitchDisk(ctx context.Context, vm, volume string, to compute.D
 }
 
 // snapshot has a guest write to another file. A guest that cannot bring its file systems to rest is not asked twice.
-func snapshot(s scope, disk *domain.Disk, to compute.DiskSource, freeze bool) (out compute.Switched, err error) {
+func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, freeze bool) (out compute.Switched, err error) {
 	live, err := s.xml()
 	if err != nil {
 		return out, err
@@ -78,6 +78,7 @@ func snapshot(s scope, disk *domain.Disk, to compute.DiskSource, freeze bool) (o
 		if now, derr := s.disk(volumeOf(disk)); lost(err) || derr != nil || now == nil || now.Writes(to) {
 			return out, err
 		}
+		d.opt.Log.Warn("a guest could not bring its file systems to rest for a snapshot", "disk", disk.Device, "error", err)
 	}
 	return out, take(flags)
 }

@@ -61,8 +61,10 @@ func (s *sight) left() bool {
 	return s.state == libvirt.DOMAIN_SHUTOFF && libvirt.DomainShutoffReason(s.reason) == libvirt.DOMAIN_SHUTOFF_MIGRATED
 }
 
+// domainState is what the sight means for a move. What has moved away and is only still defined, because libvirtd died before it
+// could forget it, is nothing to go back to.
 func (s *sight) domainState() steps.DomainState {
-	out := steps.DomainState{Exists: s.exists, Phase: s.phase()}
+	out := steps.DomainState{Exists: s.exists && !s.left(), Phase: s.phase()}
 	if s.broken() {
 		out.Phase, out.Broken = api.PhasePaused, true
 	}

@@ -33,7 +33,7 @@ func open(t *testing.T) *fixture {
 	dir := t.TempDir()
 	f := &fixture{data: filepath.Join(dir, "data"), allowed: filepath.Join(dir, "allowed")}
 	require.NoError(t, os.Mkdir(f.allowed, 0o755))
-	s, err := images.Open(f.data, []string{f.allowed})
+	s, err := images.Open(f.data, images.Options{Dirs: []string{f.allowed}})
 	require.NoError(t, err)
 	f.Store = s
 	return f
@@ -100,7 +100,7 @@ func TestImportRawIsConverted(t *testing.T) {
 	require.NoError(t, os.WriteFile(src, b, 0o644))
 	in := steps.ImageImport{Image: api.NewID(), Format: api.FormatRaw, Path: src, SHA256: sha(t, src)}
 	var said []string
-	out, err := f.Import(t.Context(), in, func(s string) { said = append(said, s) })
+	out, err := f.Import(t.Context(), in, func(p api.Progress) { said = append(said, p.Text) })
 	require.NoError(t, err)
 	require.EqualValues(t, len(b), out.VirtualSize)
 	require.Contains(t, said, "converting: 100%")
@@ -156,7 +156,8 @@ func TestHostileSourcesAreRefused(t *testing.T) {
 		"empty raw":               {steps.ImageImport{Format: "raw", Path: at("empty")}, problem.Invalid},
 		"empty qcow2":             {steps.ImageImport{Format: "qcow2", Path: at("empty")}, problem.Invalid},
 		"format that is guessed":  {steps.ImageImport{Format: "", Path: at("sound")}, problem.Invalid},
-		"other format":            {steps.ImageImport{Format: "vmdk", Path: at("vmdk")}, problem.Invalid},
+		"unknown format":          {steps.ImageImport{Format: "vhd", Path: at("vmdk")}, problem.Invalid},
+		"json for a path":         {steps.ImageImport{Format: "raw", Path: `json:{"driver":"raw","file.filename":"/etc/passwd"}`}, problem.Invalid},
 		"wrong checksum":          {steps.ImageImport{Format: "qcow2", Path: at("sound"), SHA256: hex.EncodeToString(make([]byte, 32))}, problem.Invalid},
 		"path outside":            {steps.ImageImport{Format: "raw", Path: secret}, problem.Forbidden},
 		"path outside, not there": {steps.ImageImport{Format: "raw", Path: secret + "x"}, problem.Forbidden},
@@ -190,7 +191,7 @@ func TestCancelledImportLeavesNothing(t *testing.T) {
 	require.NoError(t, file.Truncate(512*api.MiB))
 	require.NoError(t, file.Close())
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = f.Import(ctx, steps.ImageImport{Image: api.NewID(), Format: api.FormatRaw, Path: src}, func(string) { cancel() })
+	_, err = f.Import(ctx, steps.ImageImport{Image: api.NewID(), Format: api.FormatRaw, Path: src}, func(api.Progress) { cancel() })
 	require.Equal(t, problem.Cancelled, problem.KindOf(err), "%v", err)
 	f.clean(t)
 }
@@ -200,7 +201,7 @@ func TestHalfMadeImportIsMadeAnew(t *testing.T) {
 	src := filepath.Join(f.allowed, "disk")
 	qemu(t, "create", "-q", "-f", "qcow2", src, "1M")
 	id := api.NewID()
-	for _, ext := range []string{".tmp", ".raw.tmp"} {
+	for _, ext := range []string{".tmp", ".src.tmp"} {
 		require.NoError(t, os.WriteFile(filepath.Join(f.data, "images", id+ext), []byte("half"), 0o600))
 	}
 	_, err := f.Import(t.Context(), steps.ImageImport{Image: id, Format: api.FormatQCOW2, Path: src}, nil)

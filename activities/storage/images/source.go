@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nextstack/nextstack/activities/storage/foreign"
 	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -94,57 +94,58 @@ func openRegular(path string) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-// strangers are beginnings of files that nobody means when he says "raw".
-var strangers = []struct{ magic, name, fix string }{
-	{qcow2.Magic, "a qcow2 image", "say that its format is qcow2"},
-	{"KDMV", "a VMDK image", convert},
-	{"# Disk DescriptorFile", "a VMDK descriptor", convert},
-	{"vhdxfile", "a VHDX image", convert},
-	{"conectix", "a VHD image", convert},
-	{"<<< ", "a VDI image", convert},
-	{"LUKS\xba\xbe", "an encrypted disk", "decrypt it first"},
-	{"\x1f\x8b", "compressed with gzip", "uncompress it first"},
-	{"\xfd7zXZ\x00", "compressed with xz", "uncompress it first"},
-	{"\x28\xb5\x2f\xfd", "compressed with zstd", "uncompress it first"},
-	{"BZh", "compressed with bzip2", "uncompress it first"},
-	{"PK\x03\x04", "a zip archive", "unpack it first"},
+// strangers are beginnings of files that nobody means when he says another format.
+var strangers = []struct{ magic, name, format, fix string }{
+	{qcow2.Magic, "a qcow2 image", api.FormatQCOW2, ""},
+	{"KDMV", "a VMDK image", api.FormatVMDK, ""},
+	{"# Disk DescriptorFile", "a VMDK descriptor", api.FormatVMDK, ""},
+	{"vhdxfile", "a VHDX image", api.FormatVHDX, ""},
+	{"conectix", "a VHD image", api.FormatVPC, ""},
+	{"<<< ", "a VDI image", api.FormatVDI, ""},
+	{"LUKS\xba\xbe", "an encrypted disk", "", "decrypt it first"},
+	{"\x1f\x8b", "compressed with gzip", "", "uncompress it first"},
+	{"\xfd7zXZ\x00", "compressed with xz", "", "uncompress it first"},
+	{"\x28\xb5\x2f\xfd", "compressed with zstd", "", "uncompress it first"},
+	{"BZh", "compressed with bzip2", "", "uncompress it first"},
+	{"PK\x03\x04", "a zip archive", "", "unpack it first"},
 }
 
-const convert = "convert it first: `qemu-img convert -O qcow2 FILE NEW`"
-
-// probe checks that the file can be what it is said to be, before anything else is done with it.
+// probe checks that the file can be what it is said to be, before anything else is done with it. A format is never guessed.
 func probe(f *os.File, size int64, format string) error {
 	head := make([]byte, 64)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return problem.Wrap(err, problem.Invalid, "the source of the image cannot be read")
 	}
-	head = head[:n]
-	if format == api.FormatQCOW2 {
-		for _, s := range strangers[1:] {
-			if bytes.HasPrefix(head, []byte(s.magic)) {
-				return problem.New(problem.Invalid, "the file is not a qcow2 image").Because("it is %s", s.name).Try("%s", s.fix)
-			}
+	for _, s := range strangers {
+		if s.format == format || !bytes.HasPrefix(head[:n], []byte(s.magic)) {
+			continue
 		}
+		if s.fix == "" {
+			s.fix = "say that its format is " + s.format
+		}
+		return problem.New(problem.Invalid, "the file is not a %s image", format).Because("it is %s", s.name).Try("%s", s.fix)
+	}
+	switch format {
+	case api.FormatQCOW2:
 		h, err := qcow2.Read(f, size)
 		if err != nil {
 			return err
 		}
 		return h.Standalone()
-	}
-	for _, s := range strangers {
-		if bytes.HasPrefix(head, []byte(s.magic)) {
-			return problem.New(problem.Invalid, "the file is not a raw image").Because("it is %s", s.name).Try("%s", s.fix)
+	case api.FormatRaw:
+		if size == 0 || size > api.MaxDisk {
+			return problem.New(problem.Invalid, "a raw image of %d bytes cannot be a disk", size)
 		}
+		return nil
+	default:
+		_, err := foreign.Read(format, f, size)
+		return err
 	}
-	if size == 0 || size > api.MaxDisk {
-		return problem.New(problem.Invalid, "a raw image of %d bytes cannot be a disk", size)
-	}
-	return nil
 }
 
 // copyTo copies the source, byte by byte as it is, and returns its SHA-256.
-func copyTo(ctx context.Context, path string, src *os.File, size int64, progress func(string)) (sum string, err error) {
+func copyTo(ctx context.Context, path string, src *os.File, size int64, tell func(api.Progress)) (sum string, err error) {
 	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return "", problem.Wrap(err, problem.Internal, "the image cannot be stored")
@@ -154,7 +155,7 @@ func copyTo(ctx context.Context, path string, src *os.File, size int64, progress
 		return "", problem.Wrap(err, problem.Internal, "the source of the image cannot be read")
 	}
 	h := sha256.New()
-	in := &reader{ctx: ctx, r: io.LimitReader(src, size+1), told: func(n int64) { progress(fmt.Sprintf("copying: %d of %d bytes", n, size)) }}
+	in := &reader{ctx: ctx, r: io.LimitReader(src, size+1), told: func(n int64) { tell(api.Progress{Text: "copying", Done: n, Total: size}) }}
 	n, err := io.Copy(io.MultiWriter(dst, h), in)
 	switch {
 	case ctx.Err() != nil:

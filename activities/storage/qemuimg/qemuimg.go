@@ -26,12 +26,23 @@ const (
 	cpuPerGiB = 60 * time.Second
 )
 
+// leaked is qemu-img's exit status for an image whose only fault is clusters that nobody uses.
+const leaked = 3
+
 // Info is what qemu-img tells of an image.
 type Info struct {
 	Format      string `json:"format"`
 	VirtualSize int64  `json:"virtual-size"`
 	Backing     string `json:"backing-filename"`
 	Encrypted   bool   `json:"encrypted"`
+	ClusterSize int64  `json:"cluster-size"` // bytes
+	Specific    struct {
+		Data struct {
+			Extents []struct {
+				Filename string `json:"filename"`
+			} `json:"extents"` // of a VMDK image
+		} `json:"data"`
+	} `json:"format-specific"`
 }
 
 // CreateOverlay makes a qcow2 image at path, size bytes large, that begins as a copy of the qcow2 image backing. Backing is
@@ -47,16 +58,17 @@ func Create(ctx context.Context, path string, size int64) error {
 	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
 }
 
-// Resize gives a qcow2 image another size; one that another process has open is in_use.
-func Resize(ctx context.Context, path string, size int64) error {
-	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", "qcow2", "--", path, strconv.FormatInt(size, 10))
+// Resize gives an image of the given format another size; one that another process has open is in_use.
+func Resize(ctx context.Context, path, format string, size int64) error {
+	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", format, "--", path, strconv.FormatInt(size, 10))
 	return problem.Wrap(err, problem.Internal, "cannot resize volume %s", path)
 }
 
-// Commit brings what is in a qcow2 image into its backing file, and leaves it empty. An image that another process has open is
-// in_use. Size is that of the image in bytes; progress is told the percentage.
+// Commit brings what is in a qcow2 image into its backing file; it then shows nothing else than that, and is to be removed. It is
+// not emptied: that takes time, and on GlusterFS fails, which says that it has zeroed what it has not. An image that another
+// process has open is in_use. Size is that of the image in bytes; progress is told the percentage.
 func Commit(ctx context.Context, path string, size int64, progress func(percent float64)) error {
-	_, err := run(ctx, cpuFor(size), progress, "commit", "-p", "-f", "qcow2", "--", path)
+	_, err := run(ctx, cpuFor(size), progress, "commit", "-d", "-p", "-f", "qcow2", "--", path)
 	return problem.Wrap(err, problem.Internal, "cannot merge volume %s into the one below", path)
 }
 
@@ -102,22 +114,21 @@ func inspect(ctx context.Context, path, format string, more ...string) (Info, er
 func Check(ctx context.Context, path string, size int64) error {
 	_, err := run(ctx, cpuFor(size), nil, "check", "-q", "-f", "qcow2", "--", path)
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 3 { // leaked clusters
+	if errors.As(err, &exit) && exit.ExitCode() == leaked {
 		return nil
 	}
 	return problem.Wrap(err, problem.Invalid, "the image is damaged")
 }
 
-// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage.
+// Convert writes the image src, of the given format and size bytes large, to dst as qcow2. Progress is told the percentage. It is
+// for images that are our own; ConvertStrange is for others.
 func Convert(ctx context.Context, src, format, dst string, size int64, progress func(percent float64)) error {
-	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", "qcow2", "--", src, dst)
-	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
+	return ConvertTo(ctx, src, format, dst, api.FormatQCOW2, size, progress)
 }
 
-// ConvertTo writes the image src, of the given format and size bytes large, to the file dst in another format. A raw one has holes
-// where the image has nothing.
-func ConvertTo(ctx context.Context, src, format, dst, to string, size int64) error {
-	_, err := run(ctx, cpuFor(size), nil, "convert", "-f", format, "-O", to, "-S", "4k", "--", src, dst)
+// ConvertTo is Convert to any format. A raw file has holes where the image has nothing.
+func ConvertTo(ctx context.Context, src, format, dst, to string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, cpuFor(size), progress, "convert", "-p", "-f", format, "-O", to, "--", src, dst)
 	return problem.Wrap(err, problem.Internal, "the image cannot be converted")
 }
 
@@ -125,11 +136,16 @@ func cpuFor(size int64) time.Duration { return baseCPU + time.Duration(size/api.
 
 // run runs qemu-img and returns what it wrote.
 func run(ctx context.Context, cpu time.Duration, progress func(float64), args ...string) ([]byte, error) {
-	limits := []string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0", "qemu-img"}
+	return start(ctx, cpu, nil, (*exec.Cmd).Run, progress, args...)
+}
+
+// start runs qemu-img under these limits, and further ones of prlimit, by do.
+func start(ctx context.Context, cpu time.Duration, more []string, do func(*exec.Cmd) error, progress func(float64), args ...string) ([]byte, error) {
+	limits := append([]string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0"}, more...)
 	// It dies with us: one that goes on would be in the way of whoever does it again. The signal is bound to the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, "prlimit", append(limits, args...)...)
+	cmd := exec.CommandContext(ctx, "prlimit", append(append(limits, "qemu-img"), args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
@@ -140,7 +156,7 @@ func run(ctx context.Context, cpu time.Duration, progress func(float64), args ..
 	} else {
 		cmd.Stdout = &percents{report: progress}
 	}
-	err := cmd.Run()
+	err := do(cmd)
 	switch {
 	case err == nil:
 		return out.Bytes(), nil

@@ -199,7 +199,7 @@ func (d *Driver) fetch(ctx context.Context, p steps.PoolOnNode, w wanted, src st
 	name := cooked.Name() + ".raw"
 	defer os.Remove(name) //nolint:errcheck // likewise
 	progress("unpacking the image")
-	if err := qemuimg.ConvertTo(ctx, cooked.Name(), api.FormatQCOW2, name, api.FormatRaw, h.VirtualSize); err != nil {
+	if err := qemuimg.ConvertTo(ctx, cooked.Name(), api.FormatQCOW2, name, api.FormatRaw, h.VirtualSize, nil); err != nil {
 		return nil, 0, localSpace(err, d.cfg.TempDir)
 	}
 	raw, err = os.Open(name)

@@ -2,16 +2,18 @@
 # files.sh — file servers without an init system: GlusterFS and NFS. They live in the fabric, at $NET.1, as daemons that belong to no
 # node: they go on when nodes lose their power. Sourced by sandbox.sh.
 
-# file_pid NAME: of glusterd, brick or ganesha, if it runs: a process of that PID in the fabric's network
+# Volumes of GlusterFS, of one brick each: for tests, "frail" is the one whose brick dies, and "full" has room for little.
+GLUSTER_VOLUMES='gv0 frail full'
+
+# file_pid NAME: of a daemon, or of the brick of a volume, if it runs: a process of that PID in the fabric's network
 file_pid() {
   local p f
   case $1 in
   glusterd) f=$DIR/gluster/run/glusterd.pid ;;
-  brick) f=$(ls "$DIR"/gluster/run/gluster/vols/gv0/*.pid 2>/dev/null) ;;
-  full) f=$(ls "$DIR"/gluster/run/gluster/vols/full/*.pid 2>/dev/null) ;;
+  gv0 | frail | full) f=$(ls "$DIR/gluster/run/gluster/vols/$1"/*.pid 2>/dev/null) ;;
   ganesha) f=$DIR/nfs/run/ganesha.pid ;;
   rpcbind) f=$DIR/nfs/run/rpcbind.pid ;;
-  *) die "the daemons of the file servers are glusterd, brick, full, ganesha and rpcbind" ;;
+  *) die "the daemons of the file servers are glusterd, ganesha and rpcbind, and the bricks gv0, frail and full" ;;
   esac
   p=$(cat "$f" 2>/dev/null) && [ -n "$p" ] && ! gone "$p" &&
     [ "$(stat -Lc %i "/proc/$p/ns/net" 2>/dev/null)" = "$(stat -Lc %i "/run/netns/$FAB")" ] && echo "$p"
@@ -30,7 +32,8 @@ cmd_file_kill() {
 gluster_cli() {
   nsenter -t "$(file_pid glusterd)" -m -n -- timeout 120 gluster --mode=script --glusterd-sock="$DIR/gluster/run/glusterd.socket" "$@" 9>&-
 }
-gluster_brick() { gluster_cli volume start "$1" force >/dev/null; wait_for 2 file_pid "${1/gv0/brick}"; }
+gluster_brick() { gluster_cli volume start "$1" force >/dev/null; wait_for 2 file_pid "$1"; }
+gluster_bricks() { local v; for v in $GLUSTER_VOLUMES; do file_pid "$v" || return 1; done; }
 gluster_ready() { file_pid glusterd && gluster_cli volume list; }
 
 # gluster_private CMD...: becomes CMD in the fabric, with directories of its own where GlusterFS keeps things in fixed places.
@@ -52,8 +55,8 @@ cmd_gluster() {
   local d=$DIR/gluster v
   [ -e "/run/netns/$FAB" ] || die "the network is not up: run net-up"
   command -v glusterd >/dev/null || die "glusterd is missing: run packages.sh"
-  mkdir -p "$d"/{gv0,full,run,log}
-  if file_pid brick >/dev/null && file_pid full >/dev/null && gluster_ready >/dev/null 2>&1; then say "GlusterFS ran already at $NET.1"; return; fi
+  mkdir -p "$d"/{gv0,frail,full,run,log}
+  if gluster_bricks >/dev/null && gluster_ready >/dev/null 2>&1; then say "GlusterFS ran already at $NET.1"; return; fi
   (
     if [ ! -s "$d/full.img" ]; then truncate -s 128M "$d/full.new"; mkfs.ext4 -q -I 512 "$d/full.new"; mv "$d/full.new" "$d/full.img"; fi
     # Bricks must not be at the loopback address, and CLI and daemon must not meet at the machine-wide socket.
@@ -73,7 +76,7 @@ end-volume
 E
     file_pid glusterd >/dev/null || gluster_private glusterd --volfile="$d/glusterd.vol" --pid-file="$d/run/glusterd.pid" --log-file="$d/log/glusterd.log" </dev/null
     wait_for 30 gluster_ready || { echo "glusterd does not answer"; exit 1; }
-    for v in gv0 full; do
+    for v in $GLUSTER_VOLUMES; do
       if ! gluster_cli volume info $v >/dev/null 2>&1; then
         gluster_cli volume create $v "$NET.1:$d/$v/brick" force
         # what the group "virt" has for volumes of one copy; and that a brick is silent is noticed in seconds, for tests
@@ -85,7 +88,7 @@ E
       wait_for 30 gluster_brick $v || { echo "the brick of $v does not run"; exit 1; }
     done
   ) </dev/null >>"$d/log/start.log" 2>&1 || die "GlusterFS did not start: $(tail -n 5 "$d/log/start.log")"
-  say "GlusterFS started at $NET.1: volumes gv0, and full, which has room for little (bricks: pid $(file_pid brick), $(file_pid full))"
+  say "GlusterFS started at $NET.1: volumes ${GLUSTER_VOLUMES// /, } (bricks: pid $(gluster_bricks | xargs))"
 }
 
 # cmd_ganesha: NFS in user space. Clients of version 3 need rpcbind, mount protocol and lock manager, too, as an old server has them.

@@ -60,12 +60,13 @@ type guardian struct {
 	dir   string
 	notes *notes
 	clock func() time.Duration
+	kill  func(dying) error
 
 	mu      sync.Mutex
 	promise Promise
 	awake   time.Duration // when it last looked at the clock
 	trouble error         // of the last look at the guests
-	dying   []string      // guests that are just being killed
+	dying   []dying       // guests that were killed and have not gone yet
 	leaving bool
 	leave   context.CancelFunc
 }
@@ -81,7 +82,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g := &guardian{cfg: cfg, dir: dirOf(cfg.DataDir), clock: Boottime, leave: cancel}
+	g := &guardian{cfg: cfg, dir: dirOf(cfg.DataDir), clock: Boottime, kill: func(d dying) error { return d.held.kill() }, leave: cancel}
 	if err := os.MkdirAll(g.dir, 0o700); err != nil {
 		return problem.Wrap(err, problem.Invalid, "the guardian's directory cannot be made")
 	}
@@ -170,6 +171,7 @@ func (g *guardian) end(lock *os.File) {
 
 // watch keeps the promise until ctx is done.
 func (g *guardian) watch(ctx context.Context) {
+	defer g.letGo(true)
 	looked := time.Duration(-1)
 	for {
 		now := g.clock()
@@ -202,61 +204,89 @@ func (g *guardian) saw(err error) {
 	}
 }
 
+// dying is a guest that has been told to end. It is held until it has: with much memory, or a disk that does not answer, that
+// takes time, and meanwhile it is not stopped.
+type dying struct {
+	guest
+	held *process
+}
+
 // keep keeps the promise: it ends every HA guest of the node.
 func (g *guardian) keep() {
 	found, err := haGuests(g.cfg.RunDir)
 	g.saw(err)
-	var held []*process
-	var vms []string
-	for _, guest := range found {
-		p, err := guest.open()
-		if err != nil {
-			g.cfg.Log.Error("a guest cannot be taken hold of", "vm", guest.vm, "pid", guest.pid, "error", err)
-		}
-		if p != nil {
-			held, vms = append(held, p), append(vms, guest.vm)
-		}
-	}
-	if len(held) == 0 {
+	all := g.hold(found)
+	if len(all) == 0 {
 		return
 	}
-	g.kills(vms)
-	defer g.kills(nil)
+	vms := make([]string, len(all))
+	for i, d := range all {
+		vms[i] = d.vm
+	}
 	noted := g.notes.add(vms)
 	select {
 	case <-noted:
 	case <-time.After(noteWithin):
 	}
-	for i, p := range held {
-		if err := p.kill(); err != nil {
-			g.cfg.Log.Error("a guest cannot be killed", "vm", vms[i], "error", err)
+	for _, d := range all {
+		if err := g.kill(d); err != nil {
+			g.cfg.Log.Error("a guest cannot be killed", "vm", d.vm, "error", err)
 		}
 	}
 	until := time.Now().Add(hold)
-	for i, p := range held {
-		if p.gone(time.Until(until)) {
-			g.cfg.Log.Warn("HA guest stopped: the lease of this node is over", "vm", vms[i])
+	for _, d := range all {
+		if d.held.gone(time.Until(until)) {
+			g.cfg.Log.Warn("HA guest stopped: the lease of this node is over", "vm", d.vm)
 		} else {
-			g.cfg.Log.Error("HA guest was killed and has not gone yet", "vm", vms[i])
+			g.cfg.Log.Error("HA guest was killed and has not gone yet", "vm", d.vm)
 		}
-		p.close()
 	}
+	g.letGo(false)
 }
 
-func (g *guardian) kills(vms []string) {
+// hold takes hold of guests, and returns all that are held: those of before that have not gone are among them.
+func (g *guardian) hold(found []guest) []dying {
+	g.letGo(false)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.dying = vms
+	for _, x := range found {
+		if slices.ContainsFunc(g.dying, func(d dying) bool { return d.guest == x }) {
+			continue
+		}
+		p, err := x.open()
+		if err != nil {
+			g.cfg.Log.Error("a guest cannot be taken hold of", "vm", x.vm, "pid", x.pid, "error", err)
+		}
+		if p != nil {
+			g.dying = append(g.dying, dying{x, p})
+		}
+	}
+	return slices.Clone(g.dying)
+}
+
+// letGo lets go of guests that have gone, or of all. Only who watches may call it: nobody else waits for what is held.
+func (g *guardian) letGo(all bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dying = slices.DeleteFunc(g.dying, func(d dying) bool {
+		gone := all || d.held.gone(0)
+		if gone {
+			d.held.close()
+		}
+		return gone
+	})
 }
 
 // status answers who asks how it is, and whether it sees guests that are said to run: a guardian that looks in the wrong place
-// must not be counted on. Guests that are just being killed are not among the stopped ones yet.
+// must not be counted on. Guests that were killed and have not gone are not among the stopped ones yet: who is told that they
+// are, and sees them, would think that they have been started again.
 func (g *guardian) status(running []string) State {
 	s := g.state()
 	g.mu.Lock()
-	dying := g.dying
+	s.Stopped = slices.DeleteFunc(s.Stopped, func(vm string) bool {
+		return slices.ContainsFunc(g.dying, func(d dying) bool { return d.vm == vm && !d.held.gone(0) })
+	})
 	g.mu.Unlock()
-	s.Stopped = slices.DeleteFunc(s.Stopped, func(vm string) bool { return slices.Contains(dying, vm) })
 	if len(running) == 0 {
 		return s
 	}

@@ -231,17 +231,38 @@ func TestAGuardianThatSleepsIsReplaced(t *testing.T) {
 	n.wait("another", func(s State) bool { return s.Armed && s.PID != was.PID })
 }
 
-// TestWhoIsBeingKilledIsNotStoppedYet: it would seem to run again already.
+// TestWhoIsBeingKilledIsNotStoppedYet: it would seem to run again already. One that SIGKILL does not end at once, because it waits
+// for its disk, stays one that is being killed, also when the lease has begun again.
 func TestWhoIsBeingKilledIsNotStoppedYet(t *testing.T) {
 	n := newNode(t)
-	g := &guardian{cfg: Config{RunDir: n.runDir}, notes: openNotes(t.TempDir(), slog.New(slog.DiscardHandler)), clock: Boottime}
+	slow, quick := n.guest(true, ""), n.guest(true, "")
+	log := slog.New(slog.DiscardHandler)
+	killed := 0
+	g := &guardian{
+		cfg: Config{RunDir: n.runDir, Log: log}, notes: openNotes(t.TempDir(), log), clock: Boottime,
+		kill: func(d dying) error {
+			if d.vm == slow.vm {
+				killed++
+				return nil
+			}
+			return d.held.kill()
+		},
+	}
 	defer g.notes.close()
-	g.notes.add([]string{"a", "b"})
-	g.kills([]string{"b"})
-	require.Equal(t, []string{"a"}, g.status(nil).Stopped)
-	require.Equal(t, []string{"a", "b"}, g.state().Stopped, "who takes over must know of both")
-	g.kills(nil)
-	require.Equal(t, []string{"a", "b"}, g.status(nil).Stopped)
+	defer g.letGo(true)
+	g.notes.add([]string{"a"})
+	for i := range 2 {
+		g.keep()
+		require.Equal(t, i+1, killed, "it is told again")
+		require.ElementsMatch(t, []string{"a", quick.vm}, g.status(nil).Stopped)
+		require.ElementsMatch(t, []string{"a", slow.vm, quick.vm}, g.state().Stopped, "who takes over must know of all")
+		require.Len(t, g.dying, 1)
+	}
+	require.NoError(t, slow.cmd.Process.Kill())
+	<-slow.gone
+	require.ElementsMatch(t, []string{"a", slow.vm, quick.vm}, g.status(nil).Stopped)
+	g.keep()
+	require.Empty(t, g.dying)
 }
 
 func TestPromise(t *testing.T) {

@@ -1,0 +1,120 @@
+package storage_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Volumes of a node of the sandbox.
+
+var _ hand = (*farNode)(nil)
+
+func (n *farNode) volume(v steps.VolumePlan) *steps.VolumePlan {
+	pool := v.Pool.Pool
+	v.Pool = n.there(v.Pool)
+	if v.Image != nil && v.Image.Pool == pool {
+		c := *v.Image
+		c.Pool, c.PoolPath, c.PoolType, c.PoolSource = v.Pool.Pool, v.Pool.Path, v.Pool.Type, v.Pool.Source
+		v.Image = &c
+	}
+	return &v
+}
+
+func (n *farNode) CreateVolume(ctx context.Context, v steps.VolumePlan, src storage.Source, tell func(api.Progress)) error {
+	socket, stop, err := serveSource(n.dir, src)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	a, err := n.ask(ctx, "create", question{Volume: n.volume(v), Source: socket})
+	if tell != nil && a.Told > 0 {
+		tell(api.Progress{})
+	}
+	return err
+}
+
+func (n *farNode) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
+	_, err := n.ask(ctx, "grow", question{Volume: n.volume(v)})
+	return err
+}
+
+func (n *farNode) RemoveVolume(ctx context.Context, v steps.VolumePlan) error {
+	_, err := n.ask(ctx, "delete", question{Volume: n.volume(v)})
+	return err
+}
+
+func (n *farNode) RetireLayer(v steps.VolumePlan) error {
+	_, err := n.ask(context.Background(), "retire", question{Volume: n.volume(v)})
+	return err
+}
+
+func (n *farNode) AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	s.Volume = *n.volume(s.Volume)
+	_, err := n.ask(ctx, "snap", question{Snapshot: &s})
+	return err
+}
+
+func (n *farNode) UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	s.Volume = *n.volume(s.Volume)
+	_, err := n.ask(ctx, "unsnap", question{Snapshot: &s})
+	return err
+}
+
+func (n *farNode) DropSnapshot(ctx context.Context, s steps.SnapshotDrop, merged bool, _ func(api.Progress)) error {
+	s.Volume = *n.volume(s.Volume)
+	_, err := n.ask(ctx, "merge", question{Drop: &s, Merged: merged})
+	return err
+}
+
+func (n *farNode) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
+	r.Volume = *n.volume(r.Volume)
+	_, err := n.ask(ctx, "revert", question{Revert: &r})
+	return err
+}
+
+func (n *farNode) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
+	r.Volume = *n.volume(r.Volume)
+	_, err := n.ask(ctx, "unrevert", question{Revert: &r})
+	return err
+}
+
+func (n *farNode) Capabilities(p steps.PoolOnNode) storage.Capabilities {
+	return storage.NewMounts(storage.NewDir(nil), n.dir, nil).Capabilities(n.there(p))
+}
+
+func (n *farNode) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	return storage.Locate(*n.plan(plan))
+}
+
+func (n *farNode) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
+	return storage.NewDir(nil).LocateVolume(*n.volume(v))
+}
+
+// write implements hand.
+func (n *farNode) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
+	t.Helper()
+	s, err := n.LocateVolume(v)
+	require.NoError(t, err)
+	out := n.box.do(t, "exec", n.name, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %d %d", b, at*slot, slot), s.File)
+	require.NotContains(t, out, "failed")
+}
+
+// read implements hand. The nodes share all directories but their mounts.
+func (n *farNode) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
+	t.Helper()
+	s, err := n.LocateVolume(v)
+	require.NoError(t, err)
+	raw := filepath.Join(t.TempDir(), "raw")
+	n.box.do(t, "exec", n.name, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", s.File, raw)
+	n.box.do(t, "exec", n.name, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	return shows(t, raw)
+}

@@ -1,0 +1,109 @@
+package volume_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/testsuite"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/compute/computetest"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/volume"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// TestRealVolumes: snapshots of a volume are taken, undone, dropped and gone back to, in a real pool and with a real guest that
+// writes all the time. What it was told to be safe is there at the end.
+func TestRealVolumes(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	guests, pool := nodes.Bench(t), storage.NewDir(nil)
+	var suite testsuite.WorkflowTestSuite
+	b := &bench{t: t, env: suite.NewTestActivityEnvironment()}
+	b.env.SetTestTimeout(computetest.Patience)
+	host := &activities.Host{Log: slog.New(slog.DiscardHandler)}
+	storage.RegisterNode(b.env, host, pool, none{}, nil)
+	compute.Register(b.env, host, guests, pool)
+	volume.Register(b.env, host, guests, pool)
+	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: 64 * api.MiB, Pool: steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: filepath.Join(nodes.Dir, "pool")}}
+	_, err := pool.Prepare(t.Context(), b.v.Pool)
+	require.NoError(t, err)
+	require.NoError(t, run(b, steps.MakeVolume, b.v))
+	g := guests.Boot(t, true)
+	b.vm = &g.Plan
+	change := steps.DiskChange{Plan: g.Plan, Disk: b.disk()}
+	require.NoError(t, run(b, steps.AttachDisk, change))
+	g.Sees(t, b.v.Volume, b.v.Size)
+	files := func() int {
+		list, err := os.ReadDir(filepath.Join(b.v.Pool.Path, "volumes"))
+		require.NoError(t, err)
+		return len(list)
+	}
+	source := func(v steps.VolumePlan) compute.DiskSource {
+		s, err := pool.LocateVolume(v)
+		require.NoError(t, err)
+		return s
+	}
+	take := func() steps.SnapshotPlan {
+		s := steps.SnapshotPlan{Snapshot: api.NewID(), Volume: b.v, VM: b.vm, Layer: api.NewID(), Freeze: true}
+		taken, err := ask(b, steps.TakeSnapshot, s)
+		require.NoError(t, err)
+		require.True(t, taken.Frozen)
+		t.Logf("snapshot: %s", taken.Pause)
+		require.NoError(t, run(b, steps.TakeSnapshot, s))
+		b.v.Layer = s.Layer
+		g.Steady(t, "vdc")
+		return s
+	}
+
+	s := take()
+	require.NoError(t, run(b, steps.UndoSnapshot, s))
+	b.v = s.Volume
+	require.Equal(t, 1, files())
+	g.Steady(t, "vdc")
+
+	b.v.Size *= 2
+	require.NoError(t, run(b, steps.ResizeVolume, steps.Resize{Volume: b.v, VM: b.vm}))
+	g.Sees(t, b.v.Volume, b.v.Size)
+
+	first, second, third := take(), take(), take()
+	require.Equal(t, 4, files())
+	require.Equal(t, problem.InUse, problem.KindOf(run(b, steps.RemoveVolume, b.v)), "the guest has it")
+	require.NoError(t, run(b, steps.DropSnapshot, steps.SnapshotDrop{Volume: b.v, VM: b.vm, Frozen: second.Volume.Layer, Child: second.Layer}))
+	g.Steady(t, "vdc")
+	require.NoError(t, run(b, steps.DropSnapshot, steps.SnapshotDrop{Volume: b.v, VM: b.vm, Frozen: first.Volume.Layer, Child: second.Volume.Layer}))
+	g.Steady(t, "vdc")
+	require.Equal(t, 2, files())
+	r := steps.VolumeRevert{Snapshot: third.Snapshot, Volume: b.v, VM: b.vm, Frozen: first.Volume.Layer, Layer: api.NewID()}
+	require.Equal(t, problem.Conflict, problem.KindOf(run(b, steps.RevertVolume, r)), "the guest runs")
+	require.NoError(t, run(b, steps.UndoRevert, r))
+	g.Steady(t, "vdc")
+
+	_, err = guests.Stop(t.Context(), b.vm.VM, true, 0, nil)
+	require.NoError(t, err)
+	g.Intact(t, "vdc", source(b.v))
+	require.NoError(t, run(b, steps.RevertVolume, r))
+	require.NoError(t, run(b, steps.UndoRevert, r))
+	require.NoError(t, run(b, steps.RevertVolume, r))
+	before := b.v
+	b.v.Layer = r.Layer
+	_, err = guests.Start(t.Context(), b.vm.VM)
+	require.NoError(t, err)
+	g.Sees(t, b.v.Volume, b.v.Size)
+	g.Steady(t, "vdc")
+	require.NoError(t, run(b, steps.RemoveVolume, before))
+	require.NoError(t, run(b, steps.DropSnapshot, steps.SnapshotDrop{Volume: b.v, VM: b.vm, Frozen: r.Frozen, Child: r.Layer}))
+	b.v.Layer = ""
+	require.Equal(t, 1, files())
+	g.Steady(t, "vdc")
+	require.NoError(t, run(b, steps.DetachDisk, change))
+	g.Sees(t, b.v.Volume, 0)
+	require.NoError(t, run(b, steps.RemoveVolume, b.v))
+	require.Zero(t, files())
+}

@@ -1,0 +1,249 @@
+package workflows
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/saga"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// volumeState is what the steps of an operation on a volume share; In is what its acceptance decided.
+type volumeState[In any] struct {
+	Ref    steps.VolumeRef    `json:"ref"`
+	In     In                 `json:"in"`
+	Placed steps.VolumePlaced `json:"placed"`
+}
+
+func (s *volumeState[In]) node() string  { return s.Placed.Node }
+func (s *volumeState[In]) decision() any { return s.Placed.Decision }
+
+func startVolume[In any](op steps.Op) (s volumeState[In], err error) {
+	s.Ref = steps.VolumeRef{Project: op.Target.Project, Volume: op.Target.ID}
+	err = json.Unmarshal(op.Input, &s.In)
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func loadVolume[In any](r *saga.Run, s *volumeState[In]) (err error) {
+	s.Placed, err = steps.LoadVolume.Call(r, "", s.Ref)
+	return err
+}
+
+// VolumeCreate makes a volume: the record and quota were claimed when it was accepted, and go when it is undone.
+var VolumeCreate = saga.Table[volumeState[api.VolumeMake]]{
+	Kind: api.OpVolumeCreate, Start: startVolume[api.VolumeMake],
+	Steps: []saga.Step[volumeState[api.VolumeMake]]{
+		{Name: "place", Where: control, Do: placeVolume, Undo: unplaceVolume, Detail: (*volumeState[api.VolumeMake]).decision},
+		{Name: "make", Where: node, On: (*volumeState[api.VolumeMake]).node, Do: makeVolume, Undo: removeVolume},
+	},
+}
+
+func placeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) (err error) {
+	s.Placed, err = steps.PlaceVolume.Call(r, "", steps.VolumeOrder{VolumeRef: s.Ref, VolumeMake: s.In})
+	return err
+}
+
+func unplaceVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
+	_, err := steps.UnplaceVolume.Call(r, "", s.Ref)
+	return err
+}
+
+func makeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
+	_, err := steps.MakeVolume.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+func removeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
+	_, err := steps.RemoveVolume.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	return err
+}
+
+// VolumeAttach gives a VM a disk, whether it runs or not.
+var VolumeAttach = saga.Table[volumeState[api.DiskOrder]]{
+	Kind: api.OpVolumeAttach, Start: startDisk,
+	Steps: []saga.Step[volumeState[api.DiskOrder]]{
+		{Name: "load", Where: control, Do: loadVolume[api.DiskOrder]}, // reads only
+		{Name: "attach", Where: node, On: vmNode, Do: attachDisk, Undo: takeBack},
+	},
+}
+
+// VolumeDetach takes a disk from a VM. A guest that runs may refuse: then the VM keeps it.
+var VolumeDetach = saga.Table[volumeState[api.DiskOrder]]{
+	Kind: api.OpVolumeDetach, Start: startDisk,
+	Steps: []saga.Step[volumeState[api.DiskOrder]]{
+		{Name: "load", Where: control, Do: loadVolume[api.DiskOrder]}, // reads only
+		{Name: "detach", Where: node, On: vmNode, Do: detachDisk, Undo: attachDisk},
+	},
+}
+
+func startDisk(op steps.Op) (volumeState[api.DiskOrder], error) {
+	s, err := startVolume[api.DiskOrder](op)
+	s.Ref.VM = s.In.VM
+	return s, err
+}
+
+// ofVM returns the plan of a VM that has a volume, or gets it.
+func ofVM[In any](s *volumeState[In], vm string) steps.VMPlan {
+	for _, p := range s.Placed.VMs {
+		if p.Plan.VM == vm {
+			return p.Plan
+		}
+	}
+	return steps.VMPlan{VM: vm}
+}
+
+func vmNode(s *volumeState[api.DiskOrder]) string { return ofVM(s, s.In.VM).AgentName }
+
+// change returns the disk of a VM that is to change, and the VM without it.
+func (s *volumeState[In]) change(vm steps.VMPlan) steps.DiskChange {
+	disk := s.Placed.Disk
+	for _, d := range vm.Data {
+		if d.Volume == disk.Volume {
+			disk.Device, disk.ReadOnly = d.Device, d.ReadOnly
+		}
+	}
+	vm.Data = slices.DeleteFunc(slices.Clone(vm.Data), func(d steps.DataDisk) bool { return d.Volume == disk.Volume })
+	return steps.DiskChange{Plan: vm, Disk: disk}
+}
+
+func diskChange(s *volumeState[api.DiskOrder]) steps.DiskChange {
+	c := s.change(ofVM(s, s.In.VM))
+	c.Disk.Device, c.Disk.ReadOnly = s.In.Device, s.In.ReadOnly
+	return c
+}
+
+func attachDisk(r *saga.Run, s *volumeState[api.DiskOrder]) error {
+	c := diskChange(s)
+	_, err := steps.AttachDisk.Call(r, c.Plan.Agent, c)
+	return err
+}
+
+func detachDisk(r *saga.Run, s *volumeState[api.DiskOrder]) error {
+	c := diskChange(s)
+	_, err := steps.DetachDisk.Call(r, c.Plan.Agent, c)
+	return err
+}
+
+// takeBack leaves a VM the disk that it had before it was to get it.
+func takeBack(r *saga.Run, s *volumeState[api.DiskOrder]) error {
+	if s.In.Had {
+		return nil
+	}
+	return detachDisk(r, s)
+}
+
+// VolumeResize makes a volume bigger. That cannot be taken back, and a small volume is no worse for being asked twice: an undo
+// that finds that it can be bigger makes it so, and the operation goes on to its end.
+var VolumeResize = saga.Table[volumeState[api.VolumeResize]]{
+	Kind: api.OpVolumeResize, Start: startVolume[api.VolumeResize],
+	Steps: []saga.Step[volumeState[api.VolumeResize]]{
+		{Name: "load", Where: control, Do: loadVolume[api.VolumeResize]}, // reads only
+		{Name: "grow", Where: node, On: (*volumeState[api.VolumeResize]).node, Do: grow, Undo: grown},
+	},
+}
+
+func grow(r *saga.Run, s *volumeState[api.VolumeResize]) error {
+	in := steps.Resize{Volume: s.Placed.Plan, VM: s.vm()}
+	in.Volume.Size = s.In.Size
+	_, err := steps.ResizeVolume.Call(r, s.Placed.Plan.Agent, in)
+	return err
+}
+
+// grown settles whether the volume is bigger. Only the node's own no, which it says before it does anything, means that it is not.
+func grown(r *saga.Run, s *volumeState[api.VolumeResize]) error {
+	err := grow(r, s)
+	switch {
+	case err == nil:
+		return saga.ErrDone
+	case refused(err):
+		return nil
+	default:
+		return err
+	}
+}
+
+// refused reports whether a node has said that something cannot be done, rather than failed in doing it.
+func refused(err error) bool {
+	switch problem.KindOf(err) {
+	case problem.NoCapacity, problem.Conflict, problem.Unsupported, problem.NotFound:
+		return true
+	default:
+		return false
+	}
+}
+
+// vm returns the VM that has the volume; nil: none.
+func (s *volumeState[In]) vm() *steps.VMPlan {
+	if len(s.Placed.VMs) == 0 {
+		return nil
+	}
+	return &s.Placed.VMs[0].Plan
+}
+
+// VolumeUpdate changes what is decided about a volume. Only its limits are known on nodes; the record itself changes when the
+// operation ends.
+var VolumeUpdate = saga.Table[volumeState[api.VolumeTuning]]{
+	Kind: api.OpVolumeUpdate, Start: startVolume[api.VolumeTuning],
+	Steps: []saga.Step[volumeState[api.VolumeTuning]]{
+		{Name: "load", Where: control, Do: loadTuned}, // reads only
+		{
+			Name: "tune", Where: node, On: (*volumeState[api.VolumeTuning]).node,
+			Do:   func(r *saga.Run, s *volumeState[api.VolumeTuning]) error { return tune(r, s, s.In.QoS) },
+			Undo: func(r *saga.Run, s *volumeState[api.VolumeTuning]) error { return tune(r, s, s.In.Before) },
+		},
+	},
+}
+
+func loadTuned(r *saga.Run, s *volumeState[api.VolumeTuning]) error {
+	if s.In.QoS == s.In.Before {
+		return nil
+	}
+	return loadVolume(r, s)
+}
+
+func tune(r *saga.Run, s *volumeState[api.VolumeTuning], qos api.VolumeQoS) error {
+	for _, vm := range s.Placed.VMs { // none were loaded if the limits stay
+		c := s.change(vm.Plan)
+		c.Disk.QoS = qos
+		if _, err := steps.TuneDisk.Call(r, vm.Plan.Agent, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Into the recycle bin and out of it goes the record alone, which is done where all operations begin and end.
+var (
+	VolumeDelete  = saga.Table[steps.Nothing]{Kind: api.OpVolumeDelete, Start: nothing}
+	VolumeRestore = saga.Table[steps.Nothing]{Kind: api.OpVolumeRestore, Start: nothing}
+)
+
+// VolumePurge removes a volume and its snapshots for good.
+var VolumePurge = saga.Table[volumeState[api.VolumeRemoval]]{
+	Kind: api.OpVolumePurge, Start: startVolume[api.VolumeRemoval],
+	Steps: []saga.Step[volumeState[api.VolumeRemoval]]{
+		{Name: "load", Where: control, Do: loadVolume[api.VolumeRemoval]}, // reads only
+		{Name: "remove", Where: node, On: (*volumeState[api.VolumeRemoval]).node, Do: purgeVolume, Commit: true},
+	},
+}
+
+func purgeVolume(r *saga.Run, s *volumeState[api.VolumeRemoval]) error {
+	return removeLayers(r, s.In, s.Placed.Plan)
+}
+
+func removeLayers(r *saga.Run, in api.VolumeRemoval, plan steps.VolumePlan) error {
+	for _, id := range in.Snapshots {
+		if _, err := steps.DropSnapshot.Call(r, plan.Agent, steps.SnapshotDrop{Snapshot: id, Volume: plan}); err != nil {
+			return err
+		}
+	}
+	for _, layer := range in.Layers {
+		plan.Layer = layer
+		if _, err := steps.RemoveVolume.Call(r, plan.Agent, plan); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -380,3 +380,41 @@ func TestAnAuditSparesWhatARecordAsksFor(t *testing.T) {
 	}
 	require.Equal(t, 1, domains, "a person should look at it")
 }
+
+// TestWhatCannotBeReadIsNotMissing: of a pool whose servers are away, or that shows something else than it did, nobody can tell what
+// is in it.
+func TestWhatCannotBeReadIsNotMissing(t *testing.T) {
+	w := populated(t)
+	vm, pool := get[api.VM](t, w, opts.Project, "web1"), get[api.Pool](t, w, "", "vms")
+	audit, err := w.Admission.Audit(ctx, w.User, admission.Options{}, api.AuditRequest{})
+	require.NoError(t, err)
+	token := steps.Token{Operation: audit.ID, Kind: audit.Kind, Epoch: audit.Revision}
+	node := steps.NodeWorld{Agent: vm.Status.Agent, AgentName: vm.Status.AgentName}
+	volumes := func(n steps.NodeWorld) (missing int, skipped []string) {
+		report, err := call(steady(w.KV, w), steps.CompareWorlds, token, steps.Worlds{Nodes: []steps.NodeWorld{n}})
+		require.NoError(t, err)
+		for _, f := range report.Findings {
+			if f.Side == "pool" && f.Kind == "volume" && f.ID == vm.Status.Volumes[0] {
+				missing++
+			}
+		}
+		return missing, report.Skipped
+	}
+	missing, skipped := volumes(node)
+	require.Equal(t, 1, missing, "the pool was read, and is empty")
+	require.Empty(t, skipped)
+
+	away := node
+	away.Unread = []steps.PoolUnread{{Pool: pool.ID, Why: "it does not answer"}}
+	missing, skipped = volumes(away)
+	require.Zero(t, missing)
+	require.Equal(t, []string{"pool vms on " + node.AgentName + ": it does not answer"}, skipped)
+
+	agent := get[api.Agent](t, w, "", node.AgentName)
+	agent.Status.Inventory.Pools = []api.PoolUsage{{Pool: pool.ID, Error: "its marker is missing"}}
+	pool.Status.Phase = api.PhaseUnavailable
+	write(t, w, func(d *store.Draft) { d.Update(agent); d.Update(pool) })
+	missing, skipped = volumes(node)
+	require.Zero(t, missing)
+	require.Len(t, skipped, 1)
+}

@@ -179,7 +179,11 @@ func (m *Mounts) ensure(ctx context.Context, fs *mounted, p steps.PoolOnNode) er
 func (m *Mounts) mountNow(ctx context.Context, how mounter, p steps.PoolOnNode) error {
 	// The hypervisor may run as somebody else: it must be able to pass through.
 	for _, dir := range []string{filepath.Dir(api.MountDir), api.MountDir, p.Path} {
-		if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		err := os.Mkdir(dir, 0o711)
+		if err == nil {
+			err = os.Chmod(dir, 0o711) // whatever the umask is
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
 			return problem.Wrap(err, problem.Unavailable, "the mount point %s cannot be made", p.Path)
 		}
 	}

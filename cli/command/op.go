@@ -316,7 +316,7 @@ func (a *app) printAudit(ctx context.Context, op *api.Operation) error {
 		for _, s := range report.Skipped {
 			fmt.Fprintf(a.Stderr, "not looked at: %s\n", s)
 		}
-		fmt.Fprintf(a.Stderr, "%d things checked, %d findings, %d nodes not looked at\n", total, len(report.Findings), len(report.Skipped))
+		fmt.Fprintf(a.Stderr, "%d things checked, %d findings, %d not looked at\n", total, len(report.Findings), len(report.Skipped))
 	}
 	if !report.Clean() {
 		return exitStatus(1)

@@ -86,3 +86,27 @@ func TestAnImageComesFromOnePlace(t *testing.T) {
 		require.NoError(t, (&api.ImageCreate{Name: "x", Format: format, URL: "https://host/a?b=c"}).Validate())
 	}
 }
+
+func TestAnImageIsMadeOfWhatNobodyChanges(t *testing.T) {
+	d := newDesk(t).cloud().shared()
+	a := d.Admission
+	root := d.vm("web1", "a1", nil).Status.Volumes[0]
+	op, err := a.CreateImage(ctx, d.User, opts, api.ImageCreate{Name: "mine", Volume: root})
+	d.refuse(problem.Conflict, op, err)
+	d.done(a.StopVM(ctx, d.User, opts, "web1", api.VMStop{}))
+	op = d.ask(a.CreateImage(ctx, d.User, opts, api.ImageCreate{Name: "mine", Volume: root}))
+	require.Equal(t, api.OpImageCapture, op.Kind)
+	other, err := a.StartVM(ctx, d.User, opts, "web1")
+	d.refuse(problem.Locked, other, err)
+	d.settle(op, api.OpFailed)
+	missing[api.Image](d, opts.Project, "mine")
+	d.clean()
+	d.done(a.StartVM(ctx, d.User, opts, "web1"))
+	for _, r := range []api.ImageCreate{
+		{Volume: root, Snapshot: "s1"}, {Volume: root, Path: "/a"}, {Volume: root, Format: api.FormatRaw}, {Volume: "No Name"},
+		{Volume: root, SHA256: "0000000000000000000000000000000000000000000000000000000000000000"},
+	} {
+		r.Name = "x"
+		require.Equal(t, problem.Invalid, problem.KindOf(r.Validate()), "%+v", r)
+	}
+}

@@ -44,6 +44,7 @@ const (
 	OpHostRecover    = "host.recover"
 	OpHostDelete     = "host.delete"
 	OpImageImport    = "image.import"
+	OpImageCapture   = "image.capture" // of a volume
 	OpImageDelete    = "image.delete"
 	OpImageExport    = "image.export"
 	OpImageUpdate    = "image.update"

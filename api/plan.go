@@ -134,6 +134,16 @@ type ImageImported struct {
 	VirtualSize int64  `json:"virtualSize"` // bytes a guest sees
 }
 
+// ImageCapture is a volume that an image is made of.
+type ImageCapture struct {
+	Image string       `json:"image"`
+	Name  string       `json:"name"`
+	Agent AgentRef     `json:"agent"` // that reaches the volume
+	Pool  PoolOnNode   `json:"pool"`
+	Size  int64        `json:"size"` // bytes
+	From  VolumeOrigin `json:"from"`
+}
+
 // ImageExportWork is an image and the format that it is wanted in.
 type ImageExportWork struct {
 	Image  string `json:"image"`

@@ -140,7 +140,7 @@ func IsImageFormat(format string) bool { return slices.Contains(ImageFormats(), 
 // ImageSpec says what was imported.
 type ImageSpec struct {
 	Format string `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"Format of the source"`
-	Source string `json:"source" doc:"upload:<id>, the path on the server, or the URL"`
+	Source string `json:"source" doc:"upload:<id>, volume:<id>, snapshot:<id>, the path on the server, or the URL"`
 	// What follows can change; the content cannot.
 	Deprecated bool   `json:"deprecated,omitempty" doc:"Nobody should make new VMs of it, who may nevertheless"`
 	Advice     string `json:"advice,omitempty" doc:"What to do instead, told to those who use a deprecated image"`
@@ -155,15 +155,18 @@ type ImageStatus struct {
 	VirtualSize int64  `json:"virtualSize,omitempty" doc:"Bytes a guest sees"`
 }
 
-// ImageCreate is the request to import an image, from an upload, from a file on the server, or from a URL.
+// ImageCreate is the request for an image: from an upload, from a file on the server, from a URL, or of a volume or a snapshot.
 type ImageCreate struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
-	Format string            `json:"format" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"What the file is; it is never guessed"`
+	Format string            `json:"format,omitempty" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" doc:"What the file is; it is never guessed. Left out for what is made of a volume"`
 	Upload string            `json:"upload,omitempty" doc:"ID that PUT /v1/uploads/{id} was sent to"`
 	Path   string            `json:"path,omitempty" doc:"File on the server, inside a directory that its configuration allows"`
 	URL    string            `json:"url,omitempty" doc:"http or https, beginning as the server's configuration allows; a query is kept and shown, so no secret should be in it"`
-	SHA256 string            `json:"sha256,omitempty" doc:"If given, the source must have it"`
+	// An image can be made of what is in a pool, too.
+	Volume   string `json:"volume,omitempty" doc:"Volume that it becomes a copy of; no VM that runs may have that one"`
+	Snapshot string `json:"snapshot,omitempty" doc:"Snapshot that it becomes a copy of"`
+	SHA256   string `json:"sha256,omitempty" doc:"If given, the source must have it"`
 }
 
 // Validate checks the shape of the request.
@@ -171,14 +174,24 @@ func (r *ImageCreate) Validate() error {
 	var v problem.Validation
 	CheckName(&v, "name", r.Name)
 	CheckLabels(&v, "labels", r.Labels)
-	v.Check(IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
 	sources := 0
-	for _, s := range []string{r.Upload, r.Path, r.URL} {
+	for _, s := range []string{r.Upload, r.Path, r.URL, r.Volume, r.Snapshot} {
 		if s != "" {
 			sources++
 		}
 	}
-	v.Check(sources == 1, "upload", r.Upload, "give one of upload, path and url")
+	v.Check(sources == 1, "upload", r.Upload, "give one of upload, path, url, volume and snapshot")
+	if r.OfVolume() {
+		v.Check(r.Format == "" || r.Format == FormatQCOW2, "format", r.Format, "must be left out: what is made of a volume is qcow2")
+		v.Check(r.SHA256 == "", "sha256", r.SHA256, "must be left out: nobody knows it before")
+		for path, ref := range map[string]string{"volume": r.Volume, "snapshot": r.Snapshot} {
+			if ref != "" {
+				CheckRef(&v, path, ref)
+			}
+		}
+	} else {
+		v.Check(IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
+	}
 	if r.URL != "" {
 		u, err := url.Parse(r.URL)
 		v.Check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.Fragment == "" && len(r.URL) <= 2048, "url", r.URL,
@@ -193,6 +206,9 @@ func (r *ImageCreate) Validate() error {
 	v.Check(r.SHA256 == "" || isSHA256(r.SHA256), "sha256", r.SHA256, "must be 64 hexadecimal digits")
 	return v.Err("image " + r.Name)
 }
+
+// OfVolume reports whether the image is made of what is in a pool.
+func (r *ImageCreate) OfVolume() bool { return r.Volume != "" || r.Snapshot != "" }
 
 // maxAdvice bounds what is said of a deprecated image, in bytes.
 const maxAdvice = 500

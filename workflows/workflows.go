@@ -19,7 +19,7 @@ func All() []saga.Definition {
 	return append([]saga.Definition{
 		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
 		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
-		ImageImport, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
+		ImageImport, ImageCapture, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
 		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeDelete, VolumeRestore, VolumePurge,
 		SnapshotCreate, SnapshotDelete, SnapshotRevert,
 		Audit, Noop,

@@ -56,6 +56,10 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		err := pool.CreateVolume(ctx, v, src, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
 	})
+	activities.Implement(reg, h, steps.SendVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeSend) (steps.VolumeSent, error) {
+		sent, err := sendVolume(ctx, pool, src, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		return sent, problem.Wrap(err, problem.Internal, "cannot send volume %s", in.Volume.Name)
+	})
 	activities.Implement(reg, h, steps.RemoveVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
 		return steps.Nothing{}, problem.Wrap(pool.RemoveVolume(ctx, v), problem.Internal, "cannot remove volume %s", v.Name)
 	})
@@ -106,6 +110,9 @@ func RegisterControl(reg activities.Registry, h *activities.Host, store ImageSto
 	})
 	activities.Implement(reg, h, steps.ExportImage, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.ImageExported, error) {
 		return store.Export(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+	})
+	activities.Implement(reg, h, steps.RemoveUpload, func(_ context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
+		return steps.Nothing{}, store.RemoveUpload(f.Image)
 	})
 	activities.Implement(reg, h, steps.RemoveExport, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.Nothing, error) {
 		return steps.Nothing{}, store.RemoveExport(ctx, in)

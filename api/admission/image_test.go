@@ -14,7 +14,7 @@ func TestADeprecatedImageCanBeUsedWithAWarning(t *testing.T) {
 	a := d.Admission
 	yes, no, advice, none := true, false, "use debian", ""
 	op, err := a.UpdateImage(ctx, d.User, opts, "cirros", api.ImageUpdate{Advice: &advice})
-	d.refuse(problem.Invalid, op, err)
+	_ = d.refuse(problem.Invalid, op, err)
 	before := find[api.Image](d, opts.Project, "cirros")
 	d.done(a.UpdateImage(ctx, d.User, opts, "cirros", api.ImageUpdate{Deprecated: &yes, Advice: &advice}))
 	after := find[api.Image](d, opts.Project, "cirros")
@@ -34,7 +34,7 @@ func TestADeprecatedImageCanBeUsedWithAWarning(t *testing.T) {
 	require.Empty(t, d.ask(a.CreateVM(ctx, d.User, opts, vmRequest("web3"))).Warnings)
 	line := "two\nlines"
 	op, err = a.UpdateImage(ctx, d.User, opts, "cirros", api.ImageUpdate{Deprecated: &yes, Advice: &line})
-	d.refuse(problem.Invalid, op, err)
+	_ = d.refuse(problem.Invalid, op, err)
 }
 
 func TestWhoNeedsAnImageIsNamed(t *testing.T) {
@@ -55,13 +55,13 @@ func TestAnImageIsExportedWhileItIsUsed(t *testing.T) {
 	require.JSONEq(t, `{"image":"`+image.ID+`","format":"vmdk"}`, string(op.Plan.Input))
 	d.done(a.CreateVM(ctx, d.User, opts, vmRequest("web1")))
 	other, err := a.DeleteImage(ctx, d.User, opts, "cirros")
-	d.refuse(problem.InUse, other, err)
+	_ = d.refuse(problem.InUse, other, err)
 	d.settle(op, api.OpFailed)
 	d.done(a.Retry(ctx, d.User, opts, op.ID))
 	d.clean()
 	for _, format := range []string{"", api.FormatQCOW2, "passwd"} {
 		other, err := a.ExportImage(ctx, d.User, opts, "cirros", api.ImageExport{Format: format})
-		d.refuse(problem.Invalid, other, err)
+		_ = d.refuse(problem.Invalid, other, err)
 	}
 }
 
@@ -84,5 +84,32 @@ func TestAnImageComesFromOnePlace(t *testing.T) {
 	}
 	for _, format := range api.ImageFormats() {
 		require.NoError(t, (&api.ImageCreate{Name: "x", Format: format, URL: "https://host/a?b=c"}).Validate())
+	}
+}
+
+func TestAnImageIsMadeOfWhatNobodyChanges(t *testing.T) {
+	d := newDesk(t).cloud().shared()
+	a := d.Admission
+	root := d.vm("web1", "a1", nil).Status.Volumes[0]
+	op, err := a.CreateImage(ctx, d.User, opts, api.ImageCreate{Name: "mine", Volume: root})
+	_ = d.refuse(problem.Conflict, op, err)
+	d.done(a.StopVM(ctx, d.User, opts, "web1", api.VMStop{}))
+	op = d.ask(a.CreateImage(ctx, d.User, opts, api.ImageCreate{Name: "mine", Volume: root}))
+	require.Equal(t, api.OpImageCapture, op.Kind)
+	other, err := a.StartVM(ctx, d.User, opts, "web1")
+	_ = d.refuse(problem.Locked, other, err)
+	d.settle(op, api.OpFailed)
+	missing[api.Image](d, opts.Project, "mine")
+	d.clean()
+	d.done(a.StartVM(ctx, d.User, opts, "web1"))
+	for _, r := range []api.ImageCreate{
+		{Volume: root, Snapshot: "s1"},
+		{Volume: root, Path: "/a"},
+		{Volume: root, Format: api.FormatRaw},
+		{Volume: "No Name"},
+		{Volume: root, SHA256: "0000000000000000000000000000000000000000000000000000000000000000"},
+	} {
+		r.Name = "x"
+		require.Equal(t, problem.Invalid, problem.KindOf(r.Validate()), "%+v", r)
 	}
 }

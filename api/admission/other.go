@@ -105,7 +105,8 @@ var retries = map[string]retry{
 	api.OpHostRecover: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r recoverRequest) (*api.Operation, error) { return a.RecoverHost(ctx, h, o, r.Ref, "") })
 	},
-	api.OpImageExport: retryUpdate((*Admission).ExportImage), api.OpImageUpdate: retryUpdate((*Admission).UpdateImage),
+	api.OpImageCapture: retryBody((*Admission).CreateImage),
+	api.OpImageExport:  retryUpdate((*Admission).ExportImage), api.OpImageUpdate: retryUpdate((*Admission).UpdateImage),
 	api.OpImageImport: retryBody((*Admission).CreateImage), api.OpImageDelete: retryRef((*Admission).DeleteImage),
 	api.OpPoolAdd: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
 		return retryWith(raw, func(r api.PoolCreate) (*api.Operation, error) {

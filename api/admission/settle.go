@@ -151,7 +151,7 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 	var err error
 	switch r := r.(type) {
 	case *api.Image:
-		if op.Kind == api.OpImageImport {
+		if op.Kind == api.OpImageImport || op.Kind == api.OpImageCapture {
 			var made api.ImageImported
 			err = json.Unmarshal(result, &made)
 			r.Status.SHA256, r.Status.Size, r.Status.VirtualSize = made.SHA256, made.Size, made.VirtualSize

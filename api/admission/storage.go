@@ -16,6 +16,9 @@ func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, r
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
+	if req.OfVolume() {
+		return a.captureImage(ctx, h, o, req)
+	}
 	return a.accept(ctx, h, o, api.OpImageImport, req, func(c *acceptance) error {
 		source := req.Path + req.URL
 		if req.Upload != "" {
@@ -24,6 +27,42 @@ func (a *Admission) CreateImage(ctx context.Context, h auth.Handle, o Options, r
 		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: req.Format, Source: source}}
 		c.makes(img, api.PhaseReady)
 		return firstOf(c.target(img), c.input(api.ImageImport{Image: img.ID, Format: req.Format, Upload: req.Upload, Path: req.Path, URL: req.URL, SHA256: req.SHA256}))
+	})
+}
+
+// captureImage accepts making an image of a volume, which nobody may change meanwhile, or of a snapshot, which nobody does.
+func (a *Admission) captureImage(ctx context.Context, h auth.Handle, o Options, req api.ImageCreate) (*api.Operation, error) {
+	return a.accept(ctx, h, o, api.OpImageCapture, req, func(c *acceptance) error {
+		src, err := a.volumeSource(c, &api.Volume{Meta: api.Meta{Project: o.Project}}, api.VolumeCreate{Volume: req.Volume, Snapshot: req.Snapshot})
+		if err != nil {
+			return err
+		}
+		pool, err := store.Get[api.Pool](ctx, a.kv, h, "", src.volume.Spec.Pool)
+		if err != nil {
+			return err
+		}
+		if !pool.Spec.Files() {
+			return problem.New(problem.Unsupported, "no image can be made of %s", src.what).Because("pools of type %s keep no files", pool.Spec.Type).
+				Try("export it with the tools of that storage, and import the file")
+		}
+		agents, err := a.poolAgents(c, pool)
+		if err != nil {
+			return err
+		}
+		if !pool.Spec.Shared {
+			agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return ag.ID != src.volume.Status.Agent })
+		}
+		if len(agents) == 0 {
+			return problem.New(problem.Unavailable, "no node reaches %s", src.what).Try("see gnext pool get %s", pool.Name)
+		}
+		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: api.FormatQCOW2, Source: "volume:" + src.origin.Volume}}
+		if src.origin.Snapshot != "" {
+			img.Spec.Source = "snapshot:" + src.origin.Snapshot
+		}
+		c.makes(img, api.PhaseReady)
+		return firstOf(c.target(img), c.input(api.ImageCapture{
+			Image: img.ID, Name: img.Name, Agent: agentRef(agents[0]), Pool: pool.OnNode(), Size: src.size, From: *src.origin,
+		}))
 	})
 }
 

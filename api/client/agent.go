@@ -50,6 +50,11 @@ func (c *Client) PoolKey(ctx context.Context, agent, pool string) (string, error
 	return out.Key, nil
 }
 
+// SendImage sends what an image is made of that this agent was asked to send. What has arrived of it already is not sent again.
+func (c *Client) SendImage(ctx context.Context, agent, image string, file io.ReadSeeker, size int64, progress func(sent int64)) (*Uploaded, error) {
+	return c.uploadTo(ctx, item(api.KindAgent, "", agent)+"/images/"+url.PathEscape(image)+"/upload", image, file, size, progress)
+}
+
 // OpenImage streams the stored file of an image to this agent. The size is -1 if the server does not tell. The caller
 // closes the stream, and checks the content against the image's SHA-256.
 func (c *Client) OpenImage(ctx context.Context, agent, image string) (content io.ReadCloser, size int64, err error) {

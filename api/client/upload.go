@@ -63,6 +63,10 @@ const uploadTries = 5
 // UploadAs is Upload under an ID that the caller has chosen. What is there under it already, from an earlier call with the same file
 // that did not come to its end, is not sent again.
 func (c *Client) UploadAs(ctx context.Context, id string, file io.ReadSeeker, size int64, progress func(sent int64)) (*Uploaded, error) {
+	return c.uploadTo(ctx, uploadPath(id), id, file, size, progress)
+}
+
+func (c *Client) uploadTo(ctx context.Context, path, id string, file io.ReadSeeker, size int64, progress func(sent int64)) (*Uploaded, error) {
 	begin, err := file.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return nil, problem.Wrap(err, problem.Invalid, "cannot read what should be uploaded")
@@ -70,7 +74,7 @@ func (c *Client) UploadAs(ctx context.Context, id string, file io.ReadSeeker, si
 	known := int64(-1)
 	for tries := 0; ; tries++ {
 		var there uploadState
-		err := c.call(ctx, &request{method: http.MethodGet, path: uploadPath(id)}, &there)
+		err := c.call(ctx, &request{method: http.MethodGet, path: path}, &there)
 		if err != nil && !problem.Is(err, problem.NotFound) {
 			return nil, err
 		}
@@ -78,7 +82,7 @@ func (c *Client) UploadAs(ctx context.Context, id string, file io.ReadSeeker, si
 			tries = 0
 		}
 		known = there.Size
-		out, err := c.rest(ctx, id, file, begin, size, there, progress)
+		out, err := c.rest(ctx, path, id, file, begin, size, there, progress)
 		var away *awayError
 		switch {
 		case err == nil:
@@ -93,7 +97,7 @@ func (c *Client) UploadAs(ctx context.Context, id string, file io.ReadSeeker, si
 }
 
 // rest sends what is not there yet, over one connection.
-func (c *Client) rest(ctx context.Context, id string, file io.ReadSeeker, begin, size int64, there uploadState, progress func(int64)) (*Uploaded, error) {
+func (c *Client) rest(ctx context.Context, path, id string, file io.ReadSeeker, begin, size int64, there uploadState, progress func(int64)) (*Uploaded, error) {
 	if _, err := file.Seek(begin, io.SeekStart); err != nil {
 		return nil, problem.Wrap(err, problem.Internal, "cannot read the file from its beginning again")
 	}
@@ -114,7 +118,7 @@ func (c *Client) rest(ctx context.Context, id string, file io.ReadSeeker, begin,
 		}
 		body = newMeter(file, sum, 0, progress)
 	}
-	r := &request{method: http.MethodPut, path: uploadPath(id), query: url.Values{"offset": {strconv.FormatInt(n, 10)}}, once: true}
+	r := &request{method: http.MethodPut, path: path, query: url.Values{"offset": {strconv.FormatInt(n, 10)}}, once: true}
 	r.source = func() (io.ReadCloser, int64, error) {
 		if size < 0 {
 			return body, -1, nil

@@ -5,12 +5,14 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 )
 
@@ -71,8 +73,45 @@ func (s *Server) routeAgents() {
 		Summary: "Send an image's file", Description: "For agents only. Ranges are understood, so that a transfer that broke can go on.",
 		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
 	}, s.imageContent)
+	handle(s, huma.Operation{
+		OperationID: "put-image-upload", Method: http.MethodPut, Path: "/v1/agents/{id}/images/{image}/upload", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Send what an image is made of", Description: "For agents only, and for images that are being made of a volume.",
+		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
+	}, func(ctx context.Context, in *imageUploadInput) (*struct{ Body *Uploaded }, error) {
+		if err := s.captured(ctx, in.Image); err != nil {
+			return nil, err
+		}
+		return s.takeUpload(in.Image, in.FileBody)
+	})
+	handle(s, huma.Operation{
+		OperationID: "get-image-upload", Method: http.MethodGet, Path: "/v1/agents/{id}/images/{image}/upload", Tags: []string{tag}, Metadata: ofAgents,
+		Summary: "Tell how much has arrived of what an image is made of", Description: "For agents only.",
+	}, func(ctx context.Context, in *ImageOfAgent) (*struct{ Body *UploadState }, error) {
+		if err := s.captured(ctx, in.Image); err != nil {
+			return nil, err
+		}
+		state, err := s.uploads.state(in.Image)
+		return &struct{ Body *UploadState }{state}, err
+	})
 	accept[api.AgentJoin](s)
 	accept[api.AgentReport](s)
+}
+
+type imageUploadInput struct {
+	ImageOfAgent
+	FileBody
+}
+
+// captured checks that an image is being made of a volume: agents send nothing else.
+func (s *Server) captured(ctx context.Context, id string) error {
+	image, err := s.anyImage(ctx, id)
+	if err != nil {
+		return err
+	}
+	if image.Status.Phase != api.PhaseCreating || !strings.HasPrefix(image.Spec.Source, "volume:") && !strings.HasPrefix(image.Spec.Source, "snapshot:") {
+		return problem.New(problem.Conflict, "image %s is not being made of a volume", image.Name)
+	}
+	return nil
 }
 
 // accept makes the server ignore what it does not know in a T, however deep it stands. Agents are upgraded one by one, and one
@@ -102,26 +141,36 @@ func accept[T any](s *Server) {
 
 var binaryContent = map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}
 
-type imageContentInput struct {
+// ImageOfAgent is what comes with a request of an agent about an image.
+type ImageOfAgent struct {
 	ID    string `path:"id" doc:"Agent ID"`
 	Image string `path:"image" doc:"Image ID"`
 }
 
-func (s *Server) imageContent(ctx context.Context, in *imageContentInput) (*huma.StreamResponse, error) {
-	if !api.IsUUID(in.Image) {
-		return nil, wrong("path.image", clip(in.Image), "must be a UUID")
+func (s *Server) imageContent(ctx context.Context, in *ImageOfAgent) (*huma.StreamResponse, error) {
+	image, err := s.anyImage(ctx, in.Image)
+	if err != nil {
+		return nil, err
+	}
+	return s.sendImage(image)
+}
+
+// anyImage finds an image of any project by its ID.
+func (s *Server) anyImage(ctx context.Context, id string) (*api.Image, error) {
+	if !api.IsUUID(id) {
+		return nil, wrong("path.image", clip(id), "must be a UUID")
 	}
 	if err := s.fresh(ctx); err != nil {
 		return nil, err
 	}
-	found, err := store.ListCached(s.o.Cache, handleOf(ctx), "*", "", 1, func(i *api.Image) bool { return i.ID == in.Image })
+	found, err := store.ListCached(s.o.Cache, handleOf(ctx), "*", "", 1, func(i *api.Image) bool { return i.ID == id })
 	if err != nil {
 		return nil, err
 	}
 	if len(found.Items) == 0 {
-		return nil, store.NoSuch(api.KindImage, "*", in.Image)
+		return nil, store.NoSuch(api.KindImage, "*", id)
 	}
-	return s.sendImage(found.Items[0])
+	return found.Items[0], nil
 }
 
 // idle is how long a transfer may stand still.

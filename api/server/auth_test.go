@@ -129,6 +129,7 @@ func TestAgentsReachOnlyTheirOwn(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4, mine)
+	require.Equal(t, 5, mine)
 	t.Logf("%d endpoints are not for agents", others)
 }
 

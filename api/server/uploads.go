@@ -49,19 +49,36 @@ type writing struct {
 
 func (u *uploads) path(id string) string { return filepath.Join(u.dir, "uploads", id) }
 
-// uploadInput takes the body as it comes, without reading it into memory.
+// uploadInput is a file that is sent.
 type uploadInput struct {
-	ID     string `path:"id" doc:"UUID, chosen by the client"`
-	Offset int64  `query:"offset" default:"-1" minimum:"-1" doc:"Byte of the file that the body begins with; -1: the body is the whole file, and is thrown away if the connection is lost"`
+	ID string `path:"id" doc:"UUID, chosen by the client"`
+	FileBody
+}
+
+// FileBody takes the body as it comes, without reading it into memory.
+type FileBody struct {
+	Offset int64 `query:"offset" default:"-1" minimum:"-1" doc:"Byte of the file that the body begins with; -1: the body is the whole file, and is thrown away if the connection is lost"`
 
 	r *http.Request
 	w http.ResponseWriter
 }
 
 // Resolve implements huma.Resolver.
-func (in *uploadInput) Resolve(ctx huma.Context) []error {
+func (in *FileBody) Resolve(ctx huma.Context) []error {
 	in.r, in.w = humachi.Unwrap(ctx)
 	return nil
+}
+
+// takeUpload keeps what is sent.
+func (s *Server) takeUpload(id string, in FileBody) (*struct{ Body *Uploaded }, error) {
+	offset := in.Offset
+	if offset > s.uploads.limit || in.r.ContentLength > s.uploads.limit-max(0, offset) {
+		return nil, s.uploads.tooLarge()
+	}
+	body := &patientReader{Reader: in.r.Body, control: http.NewResponseController(in.w)}
+	got, err := s.uploads.take(id, offset, body)
+	_ = body.control.SetWriteDeadline(time.Now().Add(answerWithin))
+	return &struct{ Body *Uploaded }{got}, err
 }
 
 func (s *Server) routeUploads() {
@@ -74,14 +91,7 @@ func (s *Server) routeUploads() {
 		if err := uploadAllowed(ctx, in.ID); err != nil {
 			return nil, err
 		}
-		offset := in.Offset
-		if offset > s.uploads.limit || in.r.ContentLength > s.uploads.limit-max(0, offset) {
-			return nil, s.uploads.tooLarge()
-		}
-		body := &patientReader{Reader: in.r.Body, control: http.NewResponseController(in.w)}
-		got, err := s.uploads.take(in.ID, offset, body)
-		_ = body.control.SetWriteDeadline(time.Now().Add(answerWithin))
-		return &struct{ Body *Uploaded }{got}, err
+		return s.takeUpload(in.ID, in.FileBody)
 	})
 	handle(s, huma.Operation{
 		OperationID: "get-upload", Method: http.MethodGet, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Tell how much of a file has arrived",

@@ -154,6 +154,32 @@ func (s *stoppable) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
+// TestAgentsSendWhatImagesAreMadeOf: and nothing else.
+func TestAgentsSendWhatImagesAreMadeOf(t *testing.T) {
+	k := newKit(t)
+	agent, other := k.join("node-1"), k.join("node-2")
+	of := func(name, source string, phase api.Phase) *api.Image {
+		return &api.Image{Meta: api.Meta{ID: api.NewID(), Name: name, Project: "default"}, Spec: api.ImageSpec{Source: source}, Status: api.ImageStatus{Phase: phase}}
+	}
+	img, done, path := of("a", "volume:"+api.NewID(), api.PhaseCreating), of("b", "volume:"+api.NewID(), api.PhaseReady), of("c", "/a", api.PhaseCreating)
+	k.put(img, done, path)
+	url := func(i *api.Image) string { return "/v1/agents/" + agent.ID + "/images/" + i.ID + "/upload" }
+	k.call(agent.Credential, http.MethodGet, url(img), nil, 404, nil)
+	var got Uploaded
+	k.call(agent.Credential, http.MethodPut, url(img)+"?offset=0", bytes.NewReader([]byte("half")), 200, nil)
+	k.call(agent.Credential, http.MethodPut, url(img)+"?offset=0", bytes.NewReader([]byte("whole")), 200, &got)
+	require.Equal(t, img.ID, got.ID)
+	var state UploadState
+	k.call(agent.Credential, http.MethodGet, url(img), nil, 200, &state)
+	require.True(t, state.Whole)
+	require.EqualValues(t, 5, state.Size)
+	for _, i := range []*api.Image{done, path} {
+		k.call(agent.Credential, http.MethodPut, url(i)+"?offset=0", bytes.NewReader([]byte("x")), 409, nil)
+	}
+	k.call(other.Credential, http.MethodPut, url(img)+"?offset=0", bytes.NewReader([]byte("x")), 403, nil)
+	k.call(k.admin, http.MethodPut, url(img)+"?offset=0", bytes.NewReader([]byte("x")), 403, nil)
+}
+
 func TestAbandonedUploadsAreCleaned(t *testing.T) {
 	k := newKit(t)
 	n, err := k.server.CleanUploads(time.Now(), time.Hour)

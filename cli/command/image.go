@@ -39,14 +39,17 @@ var images = &noun[*api.Image]{
 func (a *app) imgCmd() *cobra.Command {
 	var r api.ImageCreate
 	var file string
-	add := addCmd(a, images, "Import an image, from here, from a path on the server or from a URL", &r, &r.Name, &r.Labels)
-	add.Long = "Import an image, from here, from a path on the server or from a URL.\n\n" +
+	add := addCmd(a, images, "Make an image, of a file, a URL, a volume or a snapshot", &r, &r.Name, &r.Labels)
+	add.Long = "Make an image, of a file that is here or on the server, of what is at a URL, of a volume or of a snapshot.\n\n" +
 		"An upload that was interrupted goes on when the same command is run again within a day."
 	add.Example = "  gnext img add tiny --file tiny.qcow2 --format qcow2\n  gnext img add tiny --path /vms/backing/tiny.qcow2 --format qcow2\n" +
+		"  gnext img add golden --snapshot before-upgrade\n" +
 		"  gnext img add debian --url https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2 --format qcow2 --sha256 SUM"
 	add.Flags().StringVar(&file, "file", "", "file to upload; - is stdin")
 	add.Flags().StringVar(&r.Path, "path", "", "file on the server, in a directory that its configuration allows")
 	add.Flags().StringVar(&r.URL, "url", "", "http or https URL that the server fetches it from, if its configuration allows that")
+	a.refFlag(add, &r.Volume, "volume", api.KindVolume, "volume that it becomes a copy of; no VM that runs may have it")
+	a.refFlag(add, &r.Snapshot, "snapshot", api.KindSnapshot, "snapshot that it becomes a copy of")
 	add.Flags().StringVar(&r.Format, "format", "", "what the file is, which is never guessed: qcow2, raw, vmdk, vdi, vhdx or vpc (VHD)")
 	add.Flags().StringVar(&r.SHA256, "sha256", "", "SHA-256 that the file must have (recommended with --url)")
 	must(add.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(api.ImageFormats(), cobra.ShellCompDirectiveNoFileComp)))
@@ -54,13 +57,13 @@ func (a *app) imgCmd() *cobra.Command {
 	plain := add.RunE
 	add.RunE = func(cmd *cobra.Command, args []string) error {
 		sources := 0
-		for _, s := range []string{file, r.Path, r.URL} {
+		for _, s := range []string{file, r.Path, r.URL, r.Volume, r.Snapshot} {
 			if s != "" {
 				sources++
 			}
 		}
 		if sources != 1 {
-			return problem.New(problem.Invalid, "an image comes from one place").Try("give one of --file, to upload it, --path, for one on the server, and --url")
+			return problem.New(problem.Invalid, "an image comes from one place").Try("give one of --file, to upload it, --path, for one on the server, --url, --volume and --snapshot")
 		}
 		if file == "" {
 			return plain(cmd, args)

@@ -112,16 +112,18 @@ type images struct {
 	mu     sync.Mutex
 	stored map[string]steps.ImageImported // by image ID
 	others map[steps.ImageExport]bool     // exports
+	sent   map[string]string              // uploads of nodes
+	texts  map[string]string              // content of images that is not their ID
 }
 
 func newImages() *images {
-	return &images{stored: map[string]steps.ImageImported{}, others: map[steps.ImageExport]bool{}}
+	return &images{stored: map[string]steps.ImageImported{}, others: map[steps.ImageExport]bool{}, sent: map[string]string{}, texts: map[string]string{}}
 }
 
 func (i *images) clone() *images {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return &images{stored: maps.Clone(i.stored), others: maps.Clone(i.others)}
+	return &images{stored: maps.Clone(i.stored), others: maps.Clone(i.others), sent: maps.Clone(i.sent), texts: maps.Clone(i.texts)}
 }
 
 // Stored implements state.ImageView.
@@ -135,8 +137,19 @@ func (i *images) Stored(context.Context) ([]string, error) {
 func (i *images) Import(_ context.Context, in steps.ImageImport, _ func(api.Progress)) (steps.ImageImported, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	sum := sha256.Sum256([]byte(in.Image))
-	made := steps.ImageImported{SHA256: hex.EncodeToString(sum[:]), Size: int64(len(in.Image)), VirtualSize: api.GiB}
+	if made, ok := i.stored[in.Image]; ok {
+		return made, nil
+	}
+	text := in.Image
+	if in.Upload != "" {
+		var there bool
+		if text, there = i.sent[in.Upload]; !there {
+			return steps.ImageImported{}, problem.New(problem.NotFound, "there is no upload %s", in.Upload)
+		}
+		i.texts[in.Image] = text
+	}
+	sum := sha256.Sum256([]byte(text))
+	made := steps.ImageImported{SHA256: hex.EncodeToString(sum[:]), Size: int64(len(text)), VirtualSize: api.GiB}
 	i.stored[in.Image] = made
 	return made, nil
 }
@@ -168,6 +181,9 @@ func (i *images) exported() (out []string) {
 	for e := range i.others {
 		out = append(out, "image "+e.Image+" as "+e.Format)
 	}
+	for id := range i.sent {
+		out = append(out, "upload "+id)
+	}
 	return out
 }
 
@@ -176,12 +192,31 @@ func (i *images) Remove(_ context.Context, image string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.stored, image)
+	delete(i.texts, image)
 	maps.DeleteFunc(i.others, func(e steps.ImageExport, _ bool) bool { return e.Image == image })
 	return nil
 }
 
-// RemoveUpload implements storage.ImageStore; there are no uploads here.
-func (i *images) RemoveUpload(string) error { return nil }
+// RemoveUpload implements storage.ImageStore.
+func (i *images) RemoveUpload(id string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.sent, id)
+	return nil
+}
+
+// TakeImage implements storage.Receiver.
+func (i *images) TakeImage(_ context.Context, image string, file io.ReadSeeker, _ int64, _ func(int64)) (string, error) {
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return "", err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.sent[image] = string(b)
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:]), nil
+}
 
 // OpenImage implements storage.Source.
 func (i *images) OpenImage(_ context.Context, image string) (io.ReadCloser, int64, error) {
@@ -190,7 +225,11 @@ func (i *images) OpenImage(_ context.Context, image string) (io.ReadCloser, int6
 	if _, ok := i.stored[image]; !ok {
 		return nil, 0, problem.New(problem.NotFound, "there is no file of image %s", image)
 	}
-	return io.NopCloser(strings.NewReader(image)), int64(len(image)), nil
+	text := image
+	if t, ok := i.texts[image]; ok {
+		text = t
+	}
+	return io.NopCloser(strings.NewReader(text)), int64(len(text)), nil
 }
 
 // Seed implements storage.Source.

@@ -20,6 +20,26 @@ func makeVolume(name, pool string, change func(*api.VolumeCreate)) Accept {
 	return with((*admit).CreateVolume, req)
 }
 
+// capture asks for an image of what is in a pool.
+func capture(r api.ImageCreate) Accept {
+	r.Name = "captured"
+	return with((*admit).CreateImage, r)
+}
+
+// captured says what is wrong with the image that was captured: what is in it must end so.
+func captured(text string) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		img, err := store.Find[api.Image](ctx, w.KV, w.User, api.DefaultProject, "captured")
+		if err != nil {
+			return "", err
+		}
+		if got := w.images.texts[img.ID]; got != text {
+			return fmt.Sprintf("the image holds %q, not %q", got, text), nil
+		}
+		return "", nil
+	}
+}
+
 func attach(volume, vm string) Accept {
 	return on((*admit).AttachVolume, volume, api.VolumeAttach{VM: vm})
 }
@@ -158,6 +178,10 @@ func volumes() map[string][]Scenario {
 			{Name: "volume.create for a vm", Prepare: []Accept{createVM, migrate("web1", api.VMMigrate{CopyStorage: true})}, Accept: makeVolume("data", "vms", func(r *api.VolumeCreate) { r.VM = "web1" })},
 			{Name: "volume.create from a snapshot", Prepare: also(run, kept), Accept: from(func(r *api.VolumeCreate) { r.Snapshot = "s1" }), Check: shows("copy", "")},
 			{Name: "volume.create from a volume", Prepare: also(halt, kept), Accept: from(func(r *api.VolumeCreate) { r.Volume = "data" }), Check: shows("copy", "one ")},
+		},
+		api.OpImageCapture: {
+			{Name: "image.capture of a volume", Prepare: also(halt, kept), Accept: capture(api.ImageCreate{Volume: "data"}), Check: captured("one ")},
+			{Name: "image.capture of a snapshot", Prepare: also(run, kept), Accept: capture(api.ImageCreate{Snapshot: "s1"}), Check: captured("")},
 		},
 		api.OpVolumeUpdate: {
 			{Name: "volume.update, limits", Prepare: run, Accept: retune("data", api.VolumeUpdate{QoS: &qos})},

@@ -118,6 +118,15 @@ func (s source) Seed(ctx context.Context, vm string) (api.Seed, error) {
 	return *seed, nil
 }
 
+// TakeImage implements storage.Receiver.
+func (s source) TakeImage(ctx context.Context, image string, file io.ReadSeeker, size int64, progress func(int64)) (string, error) {
+	sent, err := s.a.api.SendImage(ctx, s.id.ID, image, file, size, progress)
+	if err != nil {
+		return "", err
+	}
+	return sent.SHA256, nil
+}
+
 // OpenImage implements storage.Source.
 func (s source) OpenImage(ctx context.Context, image string) (io.ReadCloser, int64, error) {
 	return s.a.api.OpenImage(ctx, s.id.ID, image)

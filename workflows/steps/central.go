@@ -64,6 +64,8 @@ var (
 	ImportImage = Step[ImageImport, ImageImported]{Name: "image.import", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
 	// ExportImage makes the image in another format. What an earlier export has made is used again. Undo: RemoveExport.
 	ExportImage = Step[ImageExport, ImageExported]{Name: "image.export", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
+	// RemoveUpload removes what a node has sent under an image's ID; it is content if there is nothing.
+	RemoveUpload = Step[ImageFile, Nothing]{Name: "image.remove_upload", Where: Control, Timeout: time.Minute}
 	// RemoveExport removes an image in another format; it is content if there is none.
 	RemoveExport = Step[ImageExport, Nothing]{Name: "image.remove_export", Where: Control, Timeout: time.Minute}
 	// RemoveImage removes the stored file, what an import left half-made, and all exports.

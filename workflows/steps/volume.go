@@ -34,6 +34,21 @@ type VolumeFrom struct {
 	Snapshot string `json:"snapshot,omitempty"` // of an RBD image, whose snapshots have names
 }
 
+// VolumeSend is a volume of which the server is to get a copy, to make an image of.
+type VolumeSend struct {
+	Volume VolumePlan `json:"volume"`
+	Image  string     `json:"image"` // ID, and that of the upload
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (v VolumeSend) FenceKey() string { return v.Volume.Volume }
+
+// VolumeSent is what has arrived.
+type VolumeSent struct {
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"` // bytes
+}
+
 // DataDisk is a volume that a VM has besides its root disk.
 type DataDisk struct {
 	Volume    string        `json:"volume"`
@@ -115,6 +130,9 @@ type SnapshotTaken struct {
 var (
 	// MakeVolume makes the volume, empty or with what it begins with. Undo: RemoveVolume.
 	MakeVolume = Step[VolumePlan, Nothing]{Name: "storage.make_volume", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
+	// SendVolume sends a volume that nobody changes to the server, which keeps it as an upload. What has arrived of an earlier
+	// attempt is not sent again. Undo: RemoveUpload.
+	SendVolume = Step[VolumeSend, VolumeSent]{Name: "storage.send_volume", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
 	// RemoveVolume removes the layer of the plan; it is content if it is not there.
 	RemoveVolume = Step[VolumePlan, Nothing]{Name: "storage.remove_volume", Where: Node, Timeout: 5 * time.Minute}
 	// ResizeVolume makes it bigger, and tells a guest that runs. One that is as big already is content; it never shrinks.

@@ -27,14 +27,16 @@ import (
 // N gets the number N, and once a second it tells how far it is, how many writes it did in a second, and how long it waited for
 // the slowest, in hundredths of a second.
 const watchDisks = `#!/bin/sh
-say() { echo "disks: $*" >/dev/console; }
+echo on >/proc/sys/kernel/printk_devkmsg
+say() { echo "<1>disks: $*" >/dev/kmsg; } # one line at a time, whoever talks
 now() { read -r u _ </proc/uptime; N=${u%.*}${u#*.}; }
 writer() {
   i=0; worst=0; k=0; now; s=$N
-  while [ -b /dev/$1 ]; do
+  [ -b /dev/$1 ] && exec 4<>/dev/$1 || return  # by its name dd would make a file of it once it is gone
+  while :; do
     while [ -e /run/frozen ]; do sleep 0.01; done
     now; a=$N; i=$((i+1))
-    printf '%0512d' $i | dd of=/dev/$1 bs=512 seek=$i conv=notrunc,fsync 2>/dev/null || break
+    printf '%0512d' $i | dd of=/proc/self/fd/4 bs=512 seek=$i conv=notrunc,fsync 2>/dev/null || break
     now; g=$((N-a)); [ $g -le $worst ] || worst=$g
     k=$((k+1))
     [ $((N-s)) -lt 100 ] || { say "$1 wrote $i rate $((k*100/(N-s))) worst $worst"; s=$N; k=0; worst=0; }
@@ -48,9 +50,9 @@ while :; do
   done
   for d in /sys/block/vd[c-z]; do
     n=${d##*/}
-    [ -e $d/size ] || continue
+    read -r z 2>/dev/null <$d/size || continue
     [ -s /run/serial-$n ] || cat $d/serial >/run/serial-$n  # once: a disk that is just going never answers
-    cur="$cur $n:$(cat /run/serial-$n):$(($(cat $d/size)*512))"
+    cur="$cur $n:$(cat /run/serial-$n):$((z*512))"
   done
   [ "$cur" = "$old" ] || {
     say "sees$cur"

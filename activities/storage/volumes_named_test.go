@@ -248,3 +248,23 @@ func conformNamed(t *testing.T, newly func(*testing.T) *stand) {
 		require.Equal(t, map[string]int{storage.KindVolume: 1, storage.KindBacking: 1}, s.kinds(t))
 	})
 }
+
+func TestFakeNamedVolumesConform(t *testing.T) {
+	conformNamed(t, func(t *testing.T) *stand {
+		f := &storage.Fake{}
+		w := newWorldOn(t, f, func(*testing.T) steps.PoolOnNode { return cephTwin() }, empty)
+		_, err := w.Prepare(t.Context(), w.pool)
+		require.NoError(t, err)
+		return &stand{world: w, hand: memory{f}}
+	})
+}
+
+func TestFakeConformsAsPoolOfCeph(t *testing.T) {
+	conformOn(t, func() storage.Pool { return &storage.Fake{} }, func(*testing.T) steps.PoolOnNode { return cephTwin() })
+}
+
+// cephTwin is a pool of Ceph that no cluster has.
+func cephTwin() steps.PoolOnNode {
+	s := api.PoolSource{Hosts: []string{"10.0.0.1"}, Name: "vms", User: "libvirt"}
+	return steps.PoolOnNode{Type: api.PoolRBD, Shared: true, Path: api.CephPath(s), Source: s}
+}

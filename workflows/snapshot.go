@@ -124,6 +124,12 @@ func undoRevert(r *saga.Run, s *snapState) error {
 // after is the VM as it is with the volume gone back.
 func (s *snapState) after() steps.VMPlan {
 	vm := *s.vm()
+	if !s.In.Files {
+		if vm.Disk.Volume == s.In.Volume {
+			vm.Disk.Size = s.In.Size
+		}
+		return vm
+	}
 	if vm.Disk.Volume == s.In.Volume {
 		vm.Disk.Layer, vm.Disk.Size = s.In.Layer, s.In.Size
 		return vm
@@ -152,11 +158,13 @@ func stopAfter(r *saga.Run, s *snapState) error {
 	return s.halt(r, steps.StopVM{Plan: s.after(), Force: true})
 }
 
-// forgetWritten removes what the guest wrote since the last snapshot. Pools whose snapshots have names have lost it already.
+// forgetWritten removes what the guest wrote since the last snapshot. Pools whose snapshots have names have kept it under that of the
+// new layer, which they have none of.
 func forgetWritten(r *saga.Run, s *snapState) error {
+	plan := s.Placed.Plan
 	if !s.In.Files {
-		return nil
+		plan.Layer = s.In.Layer
 	}
-	_, err := steps.RemoveVolume.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
+	_, err := steps.RemoveVolume.Call(r, plan.Agent, plan)
 	return err
 }

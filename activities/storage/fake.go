@@ -53,9 +53,10 @@ type fakeFile struct {
 	kind, id string
 	child    string // SHA-256 that it is a child of
 	size     int64
-	below    string // path of the layer that a volume's layer is made on
-	virtual  int64  // bytes that a guest sees of a volume
-	data     []byte // of a volume
+	below    string              // path of the layer that a volume's layer is made on
+	virtual  int64               // bytes that a guest sees of a volume
+	snaps    map[string]fakeSnap // of a volume, by name; never changed, only replaced
+	data     []byte              // of a volume
 }
 
 // on returns who has the directory: this node itself, or what is mounted there.

@@ -17,7 +17,12 @@ import (
 // A fake layer holds what was written to it, one text after the other; what a volume shows is that of all its layers.
 
 // Capabilities implements Volumes.
-func (f *Fake) Capabilities(p steps.PoolOnNode) Capabilities { return dirCapabilities(p) }
+func (f *Fake) Capabilities(p steps.PoolOnNode) Capabilities {
+	if named(p) {
+		return RBDCapabilities()
+	}
+	return dirCapabilities(p)
+}
 
 // Locate implements Pool.
 func (f *Fake) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
@@ -28,7 +33,12 @@ func (f *Fake) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 }
 
 // LocateVolume implements Volumes.
-func (f *Fake) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) { return locateVolume(v) }
+func (f *Fake) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
+	if named(v.Pool) {
+		return LocateRBDVolume(v)
+	}
+	return locateVolume(v)
+}
 
 // Write does what a guest does that writes to a volume.
 func (f *Fake) Write(v steps.VolumePlan, text string) error {
@@ -60,7 +70,11 @@ func (f *Fake) Describe(p steps.PoolOnNode) (out []string) {
 	}
 	for _, path := range slices.Sorted(maps.Keys(pool.files)) {
 		if file := pool.files[path]; file.kind == KindVolume {
-			out = append(out, fmt.Sprintf("%s has %d bytes, is made on %q and shows %q", path, file.virtual, filepath.Base(file.below), pool.shows(path)))
+			line := fmt.Sprintf("%s has %d bytes, is made on %q and shows %q", path, file.virtual, filepath.Base(file.below), pool.shows(path))
+			if n := len(file.snaps); n > 0 {
+				line += fmt.Sprintf(", and keeps %d snapshots", n)
+			}
+			out = append(out, line)
 		}
 	}
 	return out
@@ -101,7 +115,11 @@ func (p *fakePool) merge(top, below string) {
 
 // onPool calls do with the lock held.
 func (f *Fake) onPool(v steps.VolumePlan, do func(f *Fake, pool *fakePool) error) error {
-	if err := checkVolume(v); err != nil {
+	check := checkVolume
+	if named(v.Pool) {
+		check = CheckRBDVolume
+	}
+	if err := check(v); err != nil {
 		return err
 	}
 	f = f.on(v.Pool.Path)
@@ -126,7 +144,11 @@ func (f *Fake) onLayer(v steps.VolumePlan, do func(pool *fakePool, path string) 
 
 // CreateVolume implements Volumes.
 func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
-	if err := checkNew(v); err != nil {
+	check := checkNew
+	if named(v.Pool) {
+		check, v.Layer = CheckNewRBDVolume, ""
+	}
+	if err := check(v); err != nil {
 		return err
 	}
 	if v.Image != nil {
@@ -160,10 +182,16 @@ func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source,
 			if !there {
 				return noLayer(from)
 			}
-			if source.virtual > v.Size {
-				return tooSmall(v, source.virtual)
+			was, there := source.content(v.From.Snapshot)
+			if !there {
+				return problem.New(problem.NotFound, "volume %s has no snapshot %s", v.From.Volume, v.From.Snapshot)
 			}
-			made.data = []byte(pool.shows(layerPath(from)))
+			if was.virtual > v.Size {
+				return tooSmall(v, was.virtual)
+			}
+			if made.data = was.data; source.below != "" {
+				made.data = []byte(pool.shows(layerPath(from)))
+			}
 		}
 		pool.files[layerPath(v)] = made
 		return nil
@@ -172,6 +200,9 @@ func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source,
 
 // RemoveVolume implements Volumes.
 func (f *Fake) RemoveVolume(_ context.Context, v steps.VolumePlan) error {
+	if named(v.Pool) {
+		return f.removeNamed(v)
+	}
 	err := f.onPool(v, func(_ *Fake, pool *fakePool) error {
 		if children := pool.madeOn(layerPath(v)); len(children) > 0 {
 			return stillNeeded(v, filepath.Base(children[0]))
@@ -187,6 +218,9 @@ func (f *Fake) RemoveVolume(_ context.Context, v steps.VolumePlan) error {
 
 // GrowVolume implements Volumes.
 func (f *Fake) GrowVolume(_ context.Context, v steps.VolumePlan) error {
+	if named(v.Pool) {
+		v.Layer = ""
+	}
 	return f.onLayer(v, func(pool *fakePool, path string) error { return pool.grow(path, v.Size) })
 }
 
@@ -222,6 +256,9 @@ func (p *fakePool) put(v steps.VolumePlan, below string) error {
 
 // AddSnapshot implements Snapshots.
 func (f *Fake) AddSnapshot(_ context.Context, s steps.SnapshotPlan) error {
+	if named(s.Volume.Pool) {
+		return f.addNamed(s)
+	}
 	top, err := newLayer(s.Volume, s.Layer)
 	if err != nil {
 		return err
@@ -231,11 +268,17 @@ func (f *Fake) AddSnapshot(_ context.Context, s steps.SnapshotPlan) error {
 
 // UndoSnapshot implements Snapshots.
 func (f *Fake) UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	if named(s.Volume.Pool) {
+		return f.dropNamed(s.Volume, fakeTaken+s.Snapshot)
+	}
 	return f.DropSnapshot(ctx, undoing(s), false, nil)
 }
 
 // DropSnapshot implements Snapshots.
 func (f *Fake) DropSnapshot(_ context.Context, s steps.SnapshotDrop, merged bool, _ func(api.Progress)) error {
+	if named(s.Volume.Pool) {
+		return f.dropNamed(s.Volume, fakeTaken+s.Snapshot)
+	}
 	frozen := at(s.Volume, s.Frozen)
 	if s.Child == "" {
 		return f.RemoveVolume(context.Background(), frozen)
@@ -263,6 +306,9 @@ func (f *Fake) DropSnapshot(_ context.Context, s steps.SnapshotDrop, merged bool
 
 // RetireLayer implements Snapshots.
 func (f *Fake) RetireLayer(v steps.VolumePlan) error {
+	if named(v.Pool) {
+		return nil
+	}
 	return f.onPool(v, func(_ *Fake, pool *fakePool) error {
 		delete(pool.files, layerPath(v))
 		return nil
@@ -271,6 +317,9 @@ func (f *Fake) RetireLayer(v steps.VolumePlan) error {
 
 // RevertVolume implements Snapshots.
 func (f *Fake) RevertVolume(_ context.Context, r steps.VolumeRevert) error {
+	if named(r.Volume.Pool) {
+		return f.revertNamed(r)
+	}
 	top, err := newLayer(r.Volume, r.Layer)
 	if err != nil {
 		return err
@@ -280,6 +329,9 @@ func (f *Fake) RevertVolume(_ context.Context, r steps.VolumeRevert) error {
 
 // UndoRevert implements Snapshots.
 func (f *Fake) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
+	if named(r.Volume.Pool) {
+		return f.undoRevertNamed(r)
+	}
 	top, err := newLayer(r.Volume, r.Layer)
 	if err != nil {
 		return err
@@ -302,6 +354,9 @@ func (f *Fake) holding(path string) (pool *fakePool, leave func(), err error) {
 
 // Chain implements compute.FakeBacking.
 func (f *Fake) Chain(s compute.DiskSource) (out []compute.DiskSource, err error) {
+	if s.RBD != nil {
+		return []compute.DiskSource{s}, nil
+	}
 	pool, leave, err := f.holding(s.File)
 	if err != nil {
 		return nil, err
@@ -326,10 +381,11 @@ func (f *Fake) MergeLayers(top, below compute.DiskSource) error {
 
 // GrowLayer implements compute.FakeBacking.
 func (f *Fake) GrowLayer(s compute.DiskSource, size int64) error {
-	pool, leave, err := f.holding(s.File)
+	file := f.fileOf(s)
+	pool, leave, err := f.holding(file)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	return pool.grow(s.File, size)
+	return pool.grow(file, size)
 }

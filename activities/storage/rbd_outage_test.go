@@ -156,7 +156,7 @@ func TestRBDCrashes(t *testing.T) {
 	p, key := c.pool(t, "crash")
 	c.cli(t, "config", "set", "osd", "osd_client_watch_timeout", "5") // half a minute is long, four times
 	t.Cleanup(func() { c.cli(t, "config", "rm", "osd", "osd_client_watch_timeout") })
-	for _, at := range []string{"written", "snapshot", "cloned", "seed"} {
+	for _, at := range []string{"written", "snapshot", "begun", "seed"} {
 		t.Run(at, func(t *testing.T) {
 			c.wipe(t, p.Source.Name)
 			d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir()})

@@ -3,7 +3,9 @@
 package storage_test
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -323,4 +325,62 @@ func TestRBDHypervisorKnowsTheKeyAsLongAsThePoolIsHere(t *testing.T) {
 	require.NoError(t, ready())
 	require.NoError(t, d.Release(t.Context(), w.pool))
 	require.Empty(t, known())
+}
+
+// devices is a hand for pools of Ceph.
+type devices struct{ *ceph }
+
+func (d devices) open(t *testing.T, v steps.VolumePlan, f func(*cephrbd.Image)) {
+	t.Helper()
+	io, err := d.conn.OpenIOContext(v.Pool.Source.Name)
+	require.NoError(t, err)
+	defer io.Destroy()
+	img, err := cephrbd.OpenImage(io, "disk-"+v.Volume, cephrbd.NoSnapshot)
+	require.NoError(t, err)
+	f(img)
+	require.NoError(t, img.Close())
+}
+
+func (d devices) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
+	t.Helper()
+	d.open(t, v, func(img *cephrbd.Image) {
+		_, err := img.WriteAt(bytes.Repeat([]byte{b}, slot), int64(at)*slot)
+		require.NoError(t, err)
+	})
+}
+
+func (d devices) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
+	t.Helper()
+	out, size := shown{}, uint64(0)
+	d.open(t, v, func(img *cephrbd.Image) {
+		var err error
+		size, err = img.GetSize()
+		require.NoError(t, err)
+		all := make([]byte, size)
+		_, err = img.ReadAt(all, 0)
+		require.NoError(t, err)
+		for i := 0; i*slot < len(all); i++ {
+			part := all[i*slot : (i+1)*slot]
+			require.Equal(t, len(part), bytes.Count(part, part[:1]), "slot %d is neither old nor new", i)
+			if part[0] != 0 {
+				out[i] = part[0]
+			}
+		}
+	})
+	return out, int64(size)
+}
+
+func TestRBDVolumesConform(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "volumes")
+	conformNamed(t, func(t *testing.T) *stand {
+		c.wipe(t, p.Source.Name)
+		d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: time.Second})
+		w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, func(path string) {
+			program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 0 %d", imageByte, slot), path)
+		})
+		_, err := w.Prepare(t.Context(), w.pool)
+		require.NoError(t, err)
+		return &stand{world: w, hand: devices{c}}
+	})
 }

@@ -93,6 +93,17 @@ func CheckRBDVolume(v steps.VolumePlan) error {
 	return CheckRBDPool(v.Pool)
 }
 
+// CheckNewRBDVolume refuses a volume that cannot be made.
+func CheckNewRBDVolume(v steps.VolumePlan) error {
+	if err := CheckRBDVolume(v); err != nil {
+		return err
+	}
+	if v.From != nil && v.From.Snapshot != "" && !api.IsUUID(v.From.Snapshot) {
+		return problem.New(problem.Invalid, "%q is not the ID of a snapshot", v.From.Snapshot)
+	}
+	return checkContent(v)
+}
+
 var rbdWord = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // CheckRBDPool refuses what is no pool of Ceph. Names end up in what programs of Ceph take apart.

@@ -15,6 +15,11 @@ func checkNew(v steps.VolumePlan) error {
 	if err := checkVolume(v); err != nil {
 		return err
 	}
+	return checkContent(v)
+}
+
+// checkContent refuses a volume that has no size, or would begin with what is nowhere.
+func checkContent(v steps.VolumePlan) error {
 	var c problem.Validation
 	c.Check(v.Size >= 512 && v.Size <= api.MaxDisk && v.Size%512 == 0, "size", v.Size, "must be a multiple of 512, at most %d", api.MaxDisk)
 	c.Check(v.Image == nil || v.From == nil, "from", "", "a volume is made from an image or from another volume, not from both")

@@ -194,8 +194,9 @@ func (a *Admission) RevertSnapshot(ctx context.Context, h auth.Handle, o Options
 		}
 		after, grown := changed(v), snap.Status.Size-v.Spec.Size
 		after.Status.Snapshot, after.Spec.Size = snap.ID, snap.Status.Size
+		order.Layer = c.op.ID
 		if order.Files {
-			order.Layer, after.Status.Layer = c.op.ID, c.op.ID
+			after.Status.Layer = c.op.ID
 		}
 		return firstOf(c.becomes(after), c.input(order), a.resized(c, v, vm, grown))
 	})

@@ -112,8 +112,7 @@ func (w *World) find(ctx context.Context, v *api.Volume) (*Node, steps.VolumePla
 	if at := w.node(v.Status.Agent); at != nil {
 		node = at
 	}
-	p := steps.PoolOnNode{Pool: pool.ID, Type: pool.Spec.Type, Path: pool.Spec.Path, Shared: pool.Spec.Shared}
-	return node, steps.VolumePlan{Volume: v.ID, Pool: p, Layer: v.Status.Layer, Shareable: v.Spec.Shareable}, nil
+	return node, steps.VolumePlan{Volume: v.ID, Pool: pool.OnNode(), Layer: v.Status.Layer, Shareable: v.Spec.Shareable}, nil
 }
 
 // then carries a plant out after a request, as if it belonged to it.
@@ -255,6 +254,9 @@ func volumes() map[string][]Scenario {
 				Prepare: []Accept{makeVM("web1", ha), root("web1", func(v string) Accept { return snap("s1", v) }), root("web1", grow)},
 			},
 		},
+	}
+	for kind, more := range inCeph() {
+		all[kind] = append(all[kind], more...)
 	}
 	for _, variants := range all {
 		for i := range variants {

@@ -114,7 +114,9 @@ type VolumeRevert struct {
 	Volume   VolumePlan `json:"volume"`           // Layer is the one that is written to before; it stays
 	VM       *VMPlan    `json:"vm,omitempty"`     // that has the volume, and does not run; nil: none
 	Frozen   string     `json:"frozen,omitempty"` // layer that the snapshot keeps; empty: the volume's ID
-	Layer    string     `json:"layer,omitempty"`  // is made on Frozen, and written to afterwards
+	// Layer is made on Frozen, and written to afterwards. A pool whose snapshots have names keeps under this one what the volume
+	// showed before, until RemoveVolume removes it.
+	Layer string `json:"layer,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.

@@ -21,7 +21,7 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// wholeKey is the metadata of a device that was made to its end.
+// wholeKey is the metadata of a device that was made to its end. It says what it began with.
 const wholeKey = "nextstack.whole"
 
 // MakeDisk implements storage.Pool.
@@ -78,30 +78,20 @@ func (d *Driver) child(ctx context.Context, p steps.PoolOnNode, volume string, s
 	}
 }
 
-// clone makes a device a copy-on-write child of a snapshot, unless it is that already. One that was begun and not finished is made
-// anew.
+// clone makes a device a copy-on-write child of a snapshot.
 func (d *Driver) clone(ctx context.Context, io *rados.IOContext, p steps.PoolOnNode, parent, snap, name string, size int64) error {
-	done, err := made(io, name, parent, snap, size)
-	if done || err != nil {
-		return err
-	}
-	if err := d.removeUnused(ctx, io, p, name); err != nil {
-		return err
-	}
-	o := rbd.NewRbdImageOptions()
-	defer o.Destroy()
-	if err := o.SetUint64(rbd.ImageOptionFeatures, features); err != nil {
-		return err
-	}
-	if err := rbd.CloneImage(io, parent, snap, io, name, o); err != nil {
-		return err
-	}
-	d.cfg.Step("cloned")
-	return finish(io, name, size)
+	return d.make(ctx, io, p, name, size, parent+"@"+snap, func() error {
+		o := rbd.NewRbdImageOptions()
+		defer o.Destroy()
+		if err := o.SetUint64(rbd.ImageOptionFeatures, features); err != nil {
+			return err
+		}
+		return rbd.CloneImage(io, parent, snap, io, name, o)
+	})
 }
 
 // finish gives a new device its size and its mark.
-func finish(io *rados.IOContext, name string, size int64) error {
+func finish(io *rados.IOContext, name string, size int64, origin string) error {
 	img, err := rbd.OpenImage(io, name, rbd.NoSnapshot)
 	if err != nil {
 		return err
@@ -110,13 +100,13 @@ func finish(io *rados.IOContext, name string, size int64) error {
 		err = errors.Join(gerr, img.Resize(uint64(size)))
 	}
 	if err == nil {
-		err = img.SetMetadata(wholeKey, "1")
+		err = img.SetMetadata(wholeKey, origin)
 	}
 	return errors.Join(err, img.Close())
 }
 
-// made reports whether a device was made to its end, as a child of a snapshot or of none. Another one of its name is a conflict.
-func made(io *rados.IOContext, name, parent, snap string, size int64) (bool, error) {
+// made reports whether a device was made to its end, of the same origin. Another one of its name is a conflict.
+func made(io *rados.IOContext, name, origin string, size int64) (bool, error) {
 	img, err := rbd.OpenImageReadOnly(io, name, rbd.NoSnapshot)
 	if code(err) == unix.ENOENT {
 		return false, nil
@@ -125,27 +115,18 @@ func made(io *rados.IOContext, name, parent, snap string, size int64) (bool, err
 		return false, err
 	}
 	defer img.Close() //nolint:errcheck // was only read
-	if _, err := img.GetMetadata(wholeKey); code(err) == unix.ENOENT {
+	began, err := img.GetMetadata(wholeKey)
+	if code(err) == unix.ENOENT {
 		return false, nil
-	} else if err != nil {
-		return false, err
 	}
-	n, err := img.GetSize()
 	if err != nil {
 		return false, err
 	}
-	from, at := "", ""
-	info, err := img.GetParent()
-	switch {
-	case err == nil:
-		from, at = info.Image.ImageName, info.Snap.SnapName
-	case code(err) != unix.ENOENT:
-		return false, err
+	n, err := img.GetSize()
+	if err == nil && (int64(n) != size || began != origin) {
+		err = problem.New(problem.Conflict, "the device %s exists and is another one", name).Because("it has %d bytes and was made of %q", n, began)
 	}
-	if int64(n) != size || from != parent || at != snap {
-		return false, problem.New(problem.Conflict, "the device %s exists and is another one", name).Because("it has %d bytes and is a child of %q, snapshot %q", n, from, at)
-	}
-	return true, nil
+	return err == nil, err
 }
 
 // removeUnused removes a device without snapshots that nobody has open. Whoever died with it open is waited for.

@@ -1,0 +1,179 @@
+//go:build ceph && cgo
+
+package rbd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/ceph/go-ceph/rados"
+	"github.com/ceph/go-ceph/rbd"
+	"golang.org/x/sys/unix"
+
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// addSnap takes a snapshot; one that is there is content. A guest that has the device open goes on: its librbd brings what is on its
+// way to an end, and takes the snapshot.
+func addSnap(io *rados.IOContext, name, snap string) error {
+	img, err := rbd.OpenImage(io, name, rbd.NoSnapshot)
+	if err != nil {
+		return err
+	}
+	return errors.Join(snapOn(img, snap), img.Close())
+}
+
+func snapOn(img *rbd.Image, snap string) error {
+	if _, err := img.CreateSnapshot(snap); code(err) != unix.EEXIST {
+		return err
+	}
+	return nil
+}
+
+// dropSnap removes a snapshot; none is fine.
+func dropSnap(io *rados.IOContext, name, snap string) error {
+	img, err := rbd.OpenImage(io, name, rbd.NoSnapshot)
+	if code(err) == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = img.GetSnapshot(snap).Remove()
+	if code(err) == unix.ENOENT {
+		err = nil
+	}
+	return errors.Join(err, img.Close())
+}
+
+// has reports whether a device has a snapshot.
+func has(img *rbd.Image, snap string) (bool, error) {
+	all, err := img.GetSnapshotNames()
+	for _, s := range all {
+		if s.Name == snap {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+func checkSnap(id string) error {
+	if !api.IsUUID(id) {
+		return problem.New(problem.Invalid, "%q is not the ID of a snapshot", id)
+	}
+	return nil
+}
+
+// AddSnapshot implements storage.Snapshots.
+func (d *Driver) AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	if err := checkSnap(s.Snapshot); err != nil {
+		return err
+	}
+	return d.onVolume(ctx, s.Volume, "take a snapshot", func(_ context.Context, _ *rados.IOContext, img *rbd.Image) error {
+		return snapOn(img, snapPrefix+s.Snapshot)
+	})
+}
+
+// UndoSnapshot implements storage.Snapshots. What was written since was written to the volume itself.
+func (d *Driver) UndoSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
+	return d.dropNamed(ctx, s.Volume, s.Snapshot)
+}
+
+// DropSnapshot implements storage.Snapshots.
+func (d *Driver) DropSnapshot(ctx context.Context, s steps.SnapshotDrop, _ bool, _ func(api.Progress)) error {
+	return d.dropNamed(ctx, s.Volume, s.Snapshot)
+}
+
+func (d *Driver) dropNamed(ctx context.Context, v steps.VolumePlan, snapshot string) error {
+	if err := errors.Join(storage.CheckRBDVolume(v), checkSnap(snapshot)); err != nil {
+		return problem.From(err)
+	}
+	name := storage.RBDDisk(v.Volume)
+	err := d.onPool(ctx, v.Pool, name, "drop a snapshot of volume "+v.Volume, func(_ context.Context, io *rados.IOContext) error {
+		return dropSnap(io, name, snapPrefix+snapshot)
+	})
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// RetireLayer implements storage.Snapshots: there are no layers here.
+func (d *Driver) RetireLayer(steps.VolumePlan) error { return nil }
+
+// RevertVolume implements storage.Snapshots. What the volume shows before is kept, as a snapshot that is called by the plan's layer.
+func (d *Driver) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
+	if err := errors.Join(checkSnap(r.Snapshot), checkSnap(r.Layer)); err != nil {
+		return problem.From(err)
+	}
+	return d.onVolume(ctx, r.Volume, "go back to a snapshot", func(ctx context.Context, io *rados.IOContext, img *rbd.Image) error {
+		snap, kept := snapPrefix+r.Snapshot, keptPrefix+r.Layer
+		there, err := has(img, snap)
+		if err == nil && !there {
+			err = problem.New(problem.NotFound, "volume %s has no snapshot %s", r.Volume.Name, r.Snapshot)
+		}
+		if err == nil {
+			err = d.alone(ctx, io, r.Volume, img)
+		}
+		if err == nil {
+			err = snapOn(img, kept)
+		}
+		if err != nil {
+			return err
+		}
+		d.cfg.Step("kept")
+		return img.GetSnapshot(snap).Rollback()
+	})
+}
+
+// UndoRevert implements storage.Snapshots.
+func (d *Driver) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
+	if err := checkSnap(r.Layer); err != nil {
+		return err
+	}
+	err := d.onVolume(ctx, r.Volume, "undo going back to a snapshot", func(ctx context.Context, io *rados.IOContext, img *rbd.Image) error {
+		kept := keptPrefix + r.Layer
+		there, err := has(img, kept)
+		if err != nil || !there {
+			return err
+		}
+		if err := d.alone(ctx, io, r.Volume, img); err != nil {
+			return err
+		}
+		s := img.GetSnapshot(kept)
+		if err := s.Rollback(); err != nil {
+			return err
+		}
+		return s.Remove()
+	})
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// alone waits until nobody else has the device open. Whoever died with it open is let go of after a while.
+func (d *Driver) alone(ctx context.Context, io *rados.IOContext, v steps.VolumePlan, img *rbd.Image) error {
+	end := time.Now().Add(d.cfg.WatchPatience)
+	for {
+		w, err := img.ListWatchers()
+		if err != nil {
+			return err
+		}
+		if len(w) <= 1 { // ourselves
+			return nil
+		}
+		if time.Now().After(end) {
+			return problem.New(problem.InUse, "volume %s is in use", v.Name).Because("%s", openBy(io, storage.RBDDisk(v.Volume))).Try("stop the vm that has it")
+		}
+		select {
+		case <-time.After(min(time.Second, d.cfg.WatchPatience/4+time.Millisecond)):
+		case <-ctx.Done():
+			return late(ctx, v.Pool, "go back to a snapshot")
+		}
+	}
+}

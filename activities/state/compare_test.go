@@ -388,6 +388,8 @@ func TestWhatCannotBeReadIsNotMissing(t *testing.T) {
 	vm, pool := get[api.VM](t, w, opts.Project, "web1"), get[api.Pool](t, w, "", "vms")
 	audit, err := w.Admission.Audit(ctx, w.User, admission.Options{}, api.AuditRequest{})
 	require.NoError(t, err)
+	audit.Created = audit.Created.Add(24 * time.Hour) // after all that was done in this world, whose clock is not ours
+	write(t, w, func(d *store.Draft) { d.Update(audit) })
 	token := steps.Token{Operation: audit.ID, Kind: audit.Kind, Epoch: audit.Revision}
 	node := steps.NodeWorld{Agent: vm.Status.Agent, AgentName: vm.Status.AgentName}
 	volumes := func(n steps.NodeWorld) (missing int, skipped []string) {

@@ -250,9 +250,10 @@ func intact(t *testing.T, device string, s compute.DiskSource, told []wrote) {
 		last = max(last, w.n)
 	}
 	require.Positive(t, last, "the guest has written nothing to %s", device)
-	run(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	const size = 128 * api.MiB
+	require.NoError(t, qemuimg.Check(t.Context(), s.File, size))
 	raw := filepath.Join(t.TempDir(), "raw")
-	run(t, "qemu-img", "convert", "-f", s.Format, "-O", "raw", s.File, raw)
+	require.NoError(t, qemuimg.ConvertTo(t.Context(), s.File, s.Format, raw, api.FormatRaw, size, nil))
 	b, err := os.ReadFile(raw)
 	require.NoError(t, err)
 	for i := 1; i <= last; i++ {

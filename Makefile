@@ -48,7 +48,7 @@ test: deps ## Run every test, on real parts; says how many tests and fault point
 	@deploy/dev/test.sh
 .PHONY: fault
 fault: ## Run the fault suite: every step of every operation fails in every way
-	@$(GO) test -count=1 -v ./test/fault | grep -E '^fault points|--- FAIL|^panic|^FAIL'; exit $${PIPESTATUS[0]}
+	@$(GO) test -count=1 -timeout 20m -v ./test/fault | grep -E '^fault points|--- FAIL|^panic|^FAIL'; exit $${PIPESTATUS[0]}
 .PHONY: nodes
 nodes: deps ## Move VMs and let nodes die on the real stack, killing every process on the way (about 10 minutes)
 	@deploy/dev/test.sh ./test/nodes

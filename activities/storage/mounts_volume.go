@@ -6,6 +6,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -80,4 +81,13 @@ func (m *Mounts) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 // UndoRevert implements Snapshots.
 func (m *Mounts) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
 	return m.done(ctx, r.Volume.Pool, func(ctx context.Context) error { return m.files.UndoRevert(ctx, r) })
+}
+
+// OpenVolume implements Opened.
+func (m *Mounts) OpenVolume(ctx context.Context, v steps.VolumePlan) (Disk, error) {
+	from, ok := m.files.(Opened)
+	if !ok {
+		return nil, problem.New(problem.Unsupported, "volumes in pools of type %s cannot be sent to the server", v.Pool.Type)
+	}
+	return use(ctx, m, v.Pool, func(ctx context.Context) (Disk, error) { return from.OpenVolume(ctx, v) })
 }

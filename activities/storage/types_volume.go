@@ -5,6 +5,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -128,3 +129,32 @@ func (b ByType) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
 	}
 	return d.UndoRevert(ctx, r)
 }
+
+// OpenCopy implements Copies, for drivers that have copies to give.
+func (b ByType) OpenCopy(ctx context.Context, c steps.CachedImage) (Disk, error) {
+	d, err := b.of(c.PoolType)
+	if err != nil {
+		return nil, err
+	}
+	if from, ok := d.(Copies); ok {
+		return from.OpenCopy(ctx, c)
+	}
+	return nil, problem.New(problem.Unsupported, "images' copies in pools of type %s are not given away", c.PoolType)
+}
+
+// OpenVolume implements Opened, for drivers whose volumes are files.
+func (b ByType) OpenVolume(ctx context.Context, v steps.VolumePlan) (Disk, error) {
+	d, err := b.of(v.Pool.Type)
+	if err != nil {
+		return nil, err
+	}
+	if from, ok := d.(Opened); ok {
+		return from.OpenVolume(ctx, v)
+	}
+	return nil, problem.New(problem.Unsupported, "volumes in pools of type %s cannot be sent to the server", v.Pool.Type)
+}
+
+var (
+	_ Copies = ByType(nil)
+	_ Opened = ByType(nil)
+)

@@ -90,7 +90,7 @@ func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.Pool
 		}
 		mine, err := lock(img)
 		if err == nil && mine {
-			err = d.fill(ctx, ioctx, img, p, w, src, progress)
+			err = d.fill(ctx, img, p, w, src, progress)
 		}
 		err = errors.Join(err, img.Close()) // which ends the lock
 		if err != nil {
@@ -130,7 +130,7 @@ func lock(img *rbd.Image) (mine bool, err error) {
 }
 
 // fill makes a copy whole whose lock we have, from wherever it is.
-func (d *Driver) fill(ctx context.Context, ioctx *rados.IOContext, img *rbd.Image, p steps.PoolOnNode, w wanted, src storage.Source, progress func(string)) error {
+func (d *Driver) fill(ctx context.Context, img *rbd.Image, p steps.PoolOnNode, w wanted, src storage.Source, progress func(string)) error {
 	s := img.GetSnapshot(baseSnap)
 	safe, err := s.IsProtected()
 	switch {

@@ -124,7 +124,8 @@ func transfer(ctx context.Context, io *rados.IOContext, v steps.VolumePlan, from
 	type extent struct{ at, end int64 }
 	var all []extent
 	total := int64(0)
-	err = from.DiffIterate(rbd.DiffIterateConfig{Offset: 0, Length: uint64(size), IncludeParent: rbd.IncludeParent, WholeObject: rbd.DisableWholeObject,
+	err = from.DiffIterate(rbd.DiffIterateConfig{
+		Offset: 0, Length: uint64(size), IncludeParent: rbd.IncludeParent, WholeObject: rbd.DisableWholeObject,
 		Callback: func(at, length uint64, exists int, _ interface{}) int {
 			for end := at + length; exists != 0 && at < end; {
 				next := min(end, at-at%chunk+chunk)
@@ -133,7 +134,8 @@ func transfer(ctx context.Context, io *rados.IOContext, v steps.VolumePlan, from
 				at = next
 			}
 			return 0
-		}})
+		},
+	})
 	if err == nil {
 		tell(api.Progress{Text: "copying the volume", Total: total})
 		group, gctx := errgroup.WithContext(ctx)

@@ -36,6 +36,9 @@ type Disks interface {
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)
+	// Freezing runs do while the file systems of the guest are at rest, if that is wanted and it can bring them to that; else while it
+	// goes on. Unlike Resting it never pauses the guest: it is for what keeps all of a disk at one moment by itself.
+	Freezing(ctx context.Context, vm string, freeze bool, do func() error) (done Switched, err error)
 }
 
 // Switched is how a disk got another layer.

@@ -236,6 +236,20 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 	return running, err
 }
 
+// Freezing implements Disks.
+func (f *Fake) Freezing(ctx context.Context, vm string, freeze bool, do func() error) (done Switched, err error) {
+	f.mu.Lock()
+	d, err := f.find(ctx, vm)
+	if err == nil && d.phase != api.PhaseStopped {
+		done = Switched{Running: true, Frozen: freeze && !f.mute && d.phase == api.PhaseRunning, Pause: fakePause}
+	}
+	f.mu.Unlock()
+	if err != nil {
+		return Switched{}, err
+	}
+	return done, do()
+}
+
 // Resting implements Disks.
 func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error) {
 	f.mu.Lock()

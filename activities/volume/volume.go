@@ -84,14 +84,15 @@ func (s *service) take(ctx context.Context, in steps.SnapshotPlan) (steps.Snapsh
 	return steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}, absent(err)
 }
 
-// takeNamed is for pools that do the work themselves; the guest only has to be quiet.
+// takeNamed is for pools that keep all of a volume at one moment by themselves. The guest goes on; what it writes meanwhile waits.
 func (s *service) takeNamed(ctx context.Context, in steps.SnapshotPlan) (out steps.SnapshotTaken, err error) {
 	add := func() error { return s.pool.AddSnapshot(ctx, in) }
 	if in.VM == nil {
 		return out, add()
 	}
 	added := false
-	out.Frozen, out.Pause, err = s.disks.Resting(ctx, in.VM.VM, func() error { added = true; return add() })
+	done, err := s.disks.Freezing(ctx, in.VM.VM, in.Freeze, func() error { added = true; return add() })
+	out = steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}
 	if problem.Is(err, problem.NotFound) && !added { // no domain
 		return steps.SnapshotTaken{}, add()
 	}

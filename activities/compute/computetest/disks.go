@@ -276,6 +276,20 @@ func rests(t *testing.T, b Bench) {
 		require.Equal(t, api.PhaseRunning, phase)
 		_, _, err = b.Resting(t.Context(), g.Plan.VM, func() error { return problem.New(problem.NoCapacity, "full") })
 		require.Equal(t, problem.NoCapacity, problem.KindOf(err))
+		for _, freeze := range []bool{true, false} {
+			done, err := b.Freezing(t.Context(), g.Plan.VM, freeze, func() error {
+				phase, err = b.State(t.Context(), g.Plan.VM)
+				require.NoError(t, err)
+				require.Equal(t, api.PhaseRunning, phase, "it is never paused")
+				return nil
+			})
+			require.NoError(t, err)
+			require.True(t, done.Running)
+			require.Positive(t, done.Pause)
+			require.False(t, done.Frozen && !freeze)
+		}
+		_, err = b.Freezing(t.Context(), g.Plan.VM, true, func() error { return problem.New(problem.NoCapacity, "full") })
+		require.Equal(t, problem.NoCapacity, problem.KindOf(err))
 		phase, err = b.State(t.Context(), g.Plan.VM)
 		require.NoError(t, err)
 		require.Equal(t, api.PhaseRunning, phase)
@@ -285,7 +299,12 @@ func rests(t *testing.T, b Bench) {
 		require.NoError(t, err)
 		require.False(t, rested)
 		require.Zero(t, pause)
+		done, err := b.Freezing(t.Context(), g.Plan.VM, true, func() error { return nil })
+		require.NoError(t, err)
+		require.Equal(t, compute.Switched{}, done)
 	}
-	_, _, err := b.Resting(t.Context(), api.NewID(), func() error { t.Error("called without a guest"); return nil })
+	_, err := b.Freezing(t.Context(), api.NewID(), true, func() error { t.Error("called without a guest"); return nil })
+	require.Equal(t, problem.NotFound, problem.KindOf(err))
+	_, _, err = b.Resting(t.Context(), api.NewID(), func() error { t.Error("called without a guest"); return nil })
 	require.Equal(t, problem.NotFound, problem.KindOf(err))
 }

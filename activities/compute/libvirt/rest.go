@@ -7,8 +7,10 @@ import (
 
 	"libvirt.org/go/libvirt"
 
+	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 )
 
 // A guest that rests for a moment carries a mark that says so: whoever finds it awake again after an agent has died knows that
@@ -94,18 +96,63 @@ func (d *Driver) Resting(ctx context.Context, vm string, do func() error) (reste
 	}
 }
 
-// quiet freezes the file systems of a guest, or else pauses it.
-func quiet(dom *libvirt.Domain) (frozen bool, err error) {
+// Freezing implements compute.Disks.
+func (d *Driver) Freezing(ctx context.Context, vm string, freeze bool, do func() error) (done compute.Switched, err error) {
+	var since time.Time
+	got := make(chan compute.Switched, 1)
+	err = d.with(ctx, vm, "bring the guest's file systems to rest", func(dom *libvirt.Domain) error {
+		if err := wake(dom); err != nil { // whom an agent before this one has left at rest
+			return err
+		}
+		s, _, err := dom.GetState()
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		out := compute.Switched{Running: phaseOf(s) != api.PhaseStopped}
+		since = time.Now()
+		if freeze && phaseOf(s) == api.PhaseRunning {
+			out.Frozen, err = freezes(dom)
+		}
+		if err == nil {
+			got <- out
+		}
+		return err
+	})
+	if err != nil {
+		return done, err
+	}
+	done = <-got
+	err = do()
+	if done.Running {
+		werr := d.with(context.WithoutCancel(ctx), vm, "let the guest go on", wake)
+		if missing(werr) || problem.Is(werr, problem.NotFound) {
+			werr = nil
+		}
+		err, done.Pause = errors.Join(err, werr), time.Since(since)
+	}
+	return done, err
+}
+
+// freezes brings the file systems of a guest to rest, if it can.
+func freezes(dom *libvirt.Domain) (bool, error) {
 	xml, err := dom.GetXMLDesc(0)
 	if err != nil || !domain.Listens(xml) {
-		return false, errors.Join(err, rest(dom))
+		return false, err
 	}
 	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
 		return false, err
 	}
 	dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own
-	if dom.FSFreeze(nil, 0) == nil {
-		return true, nil
+	return dom.FSFreeze(nil, 0) == nil, nil
+}
+
+// quiet freezes the file systems of a guest, or else pauses it.
+func quiet(dom *libvirt.Domain) (frozen bool, err error) {
+	if is, err := freezes(dom); is || err != nil {
+		return is, err
 	}
 	return false, rest(dom)
 }

@@ -51,6 +51,9 @@ mon osd nearfull ratio = 0.97
 mon osd backfillfull ratio = 0.975
 mon osd full ratio = 0.98
 osd failsafe full ratio = 0.99
+# a snapshot waits for the monitors to have written its number, and what is written meanwhile waits, too
+paxos propose interval = 0.05
+paxos min wait = 0.01
 # quotas are looked at this often
 mon tick interval = 1
 mgr stats period = 1

@@ -182,7 +182,11 @@ func (f *Fake) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source,
 			if !there {
 				return noLayer(from)
 			}
-			was, there := source.content(v.From.Snapshot)
+			snapshot := v.From.Snapshot
+			if !named(v.Pool) {
+				snapshot = "" // its layer says it all
+			}
+			was, there := source.content(snapshot)
 			if !there {
 				return problem.New(problem.NotFound, "volume %s has no snapshot %s", v.From.Volume, v.From.Snapshot)
 			}

@@ -83,7 +83,7 @@ type agent struct {
 	peers  *peers        // the same, if it is over HTTP
 	sw     Switch
 	facts  *switchFacts
-	keys   *keys  // of pools
+	keys   *keys  // of pools; nil: nobody asks for any
 	lease  *lease // nil: HA VMs run without one
 	dial   func(ctx context.Context, o temporal.Options) (temporal.Client, error)
 }
@@ -154,11 +154,8 @@ func run(ctx context.Context, cfg Config, parts Parts) error {
 		parts.facts = &switchFacts{}
 	}
 	a := &agent{
-		cfg: cfg, log: cfg.Log, api: c, driver: parts.Driver, pools: parts.Pools, sw: parts.Switch, trim: parts.Trim, facts: parts.facts,
+		cfg: cfg, log: cfg.Log, api: c, keys: parts.keys, driver: parts.Driver, pools: parts.Pools, sw: parts.Switch, trim: parts.Trim, facts: parts.facts,
 		dial: parts.Dial, host: &activities.Host{Log: cfg.Log, Hook: cfg.Hook},
-	}
-	if a.keys = parts.keys; a.keys == nil {
-		a.keys = &keys{}
 	}
 	if a.disks = parts.Peers; a.disks == nil {
 		a.peers = newPeers(cfg.PeerListen, cfg.PeerAddress, cfg.Server, cfg.Log)

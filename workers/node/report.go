@@ -258,7 +258,7 @@ func (r *reporter) usage(ctx context.Context) []api.PoolUsage {
 			case <-limit.Done():
 				r.late[u.Pool] = m
 				if u.Error = r.wrong[u.Pool]; u.Error == "" {
-					u.Error = "directory " + m.pool.Path + " does not answer"
+					u.Error = "pool at " + m.pool.Path + " does not answer"
 				}
 			}
 		}

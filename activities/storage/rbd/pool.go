@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,6 +58,21 @@ func (d *Driver) clearAway(pattern string) {
 	}
 	if err != nil {
 		d.cfg.Log.Warn("what an agent before this one has left cannot be removed", "error", err)
+	}
+}
+
+func (c *Config) complete() {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.OpTimeout == 0 {
+		c.OpTimeout = 15 * time.Second
+	}
+	if c.WatchPatience == 0 {
+		c.WatchPatience = 40 * time.Second
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
 	}
 }
 

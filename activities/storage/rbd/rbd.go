@@ -37,18 +37,3 @@ type Config struct {
 	// Step is told of moments in the middle of things, at which tests want to die; nil but in tests.
 	Step func(at string)
 }
-
-func (c *Config) complete() {
-	if c.Log == nil {
-		c.Log = slog.Default()
-	}
-	if c.OpTimeout == 0 {
-		c.OpTimeout = 15 * time.Second
-	}
-	if c.WatchPatience == 0 {
-		c.WatchPatience = 40 * time.Second
-	}
-	if c.Step == nil {
-		c.Step = func(string) {}
-	}
-}

@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -89,8 +92,29 @@ func killed(t *testing.T, do deadly) {
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), deadlyEnv+"="+string(text))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.CombinedOutput()
 	require.ErrorContains(t, err, "killed", "%s", out)
+	// What it had started dies with it, but not in the same moment, and has its locks until then.
+	require.Eventually(t, func() bool { return !alive(t, cmd.Process.Pid) }, 10*time.Second, 5*time.Millisecond)
+}
+
+// alive reports whether a process of the group has not ended. One that nobody has asked for its end yet has no files any more.
+func alive(t *testing.T, group int) bool {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	for _, f := range stats {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(b), ") ") // after the name: state, parent, group
+		if s := strings.Fields(rest); len(s) > 2 && s[0] != "Z" && s[0] != "X" && s[2] == strconv.Itoa(group) {
+			return true
+		}
+	}
+	return false
 }
 
 func TestCopyKilledInTheMiddle(t *testing.T) {

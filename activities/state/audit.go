@@ -27,7 +27,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 	if err != nil {
 		return out, err
 	}
-	c := &comparison{books: b, home: map[string]bool{}, told: map[string]bool{}, layers: b.layers(), seenIn: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
+	c := &comparison{books: b, home: map[string]bool{}, told: map[string]bool{}, layers: b.layers(), seenIn: map[string]bool{}, notRead: map[string]bool{}, report: api.AuditReport{Findings: []api.Finding{}, Checked: map[string]int{}, Skipped: w.Skipped}}
 	for _, n := range w.Nodes {
 		for _, d := range n.Domains {
 			if vm := b.vms[d.ID]; vm != nil && vm.Status.Agent == n.Agent {

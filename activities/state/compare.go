@@ -35,7 +35,9 @@ type comparison struct {
 	told   map[string]bool // files of shared pools that are in the report: each of the pool's agents sees them
 	layers map[string]layer
 	seenIn map[string]bool // files of volumes that were seen, by pool and name
-	report api.AuditReport
+	// notRead are pools that nodes could not look into, by pool and agent.
+	notRead map[string]bool
+	report  api.AuditReport
 }
 
 func (c *comparison) find(f api.Finding) { c.report.Findings = append(c.report.Findings, f) }
@@ -78,6 +80,9 @@ func (c *comparison) domains(n steps.NodeWorld) {
 
 func (c *comparison) files(n steps.NodeWorld) {
 	seen, unread := map[string]bool{}, c.unread(n)
+	for pool := range unread {
+		c.notRead[pool+"/"+n.Agent] = true
+	}
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true

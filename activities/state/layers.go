@@ -44,7 +44,7 @@ func (c *comparison) sharedVolumes(nodes []steps.NodeWorld) {
 	looked := map[string]*steps.NodeWorld{} // by pool: one that would have seen it
 	for i := range nodes {
 		for id, p := range c.pools {
-			if p.Spec.Shared && p.Takes(nodes[i].Agent) && looked[id] == nil {
+			if p.Spec.Shared && p.Takes(nodes[i].Agent) && !c.notRead[id+"/"+nodes[i].Agent] && looked[id] == nil {
 				looked[id] = &nodes[i]
 			}
 		}

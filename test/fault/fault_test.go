@@ -75,7 +75,7 @@ func TestMovesWhoseNodesDie(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
 			nodes := []string{"a1", "a2"}
-			if s.Name != "vm.migrate with its disk" {
+			if s.Name != "vm.migrate with its disk" && s.Name != "vm.migrate with its disk and a volume" {
 				nodes = append(nodes, "a1 a2")
 			}
 			report, err := s.Kill(ctx, base, nodes...)

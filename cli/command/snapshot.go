@@ -47,7 +47,7 @@ type branch struct {
 
 // branches are the columns of a list of snapshots, which shows trees.
 var branches = []column[branch]{
-	{"NAME", func(_ context.Context, a *app, b branch) cell {
+	{"NAME", func(_ context.Context, _ *app, b branch) cell {
 		return cell{strings.Repeat("  ", b.depth) + b.Name, b.Name}
 	}},
 	ofBranch(snapshots.columns[1]),

@@ -38,7 +38,8 @@ func (b *bench) migrations() error {
 		fmt.Printf("\nMoves are not measured: this sandbox has one node (make up NODES=2).\n")
 		return nil
 	}
-	if err := b.templateOn("shared", nodes[0].Name); err != nil {
+	b.node = nodes[0].Name
+	if err := b.templateOn("shared", b.node); err != nil {
 		return err
 	}
 	defer b.sweep() //nolint:errcheck // the next run sweeps too
@@ -46,7 +47,6 @@ func (b *bench) migrations() error {
 	if err != nil {
 		return err
 	}
-	b.node = nodes[0].Name
 	if _, err := b.script("create", "0"); err != nil {
 		return err
 	}

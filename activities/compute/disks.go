@@ -33,6 +33,12 @@ type Disks interface {
 	// merge that is under way, whoever began it, is joined. Running is false, and nothing has happened, if no guest has either
 	// of them open; otherwise Top is not used any more, and need not have been. Tell may be nil.
 	MergeDisk(ctx context.Context, vm, volume string, m Merge, tell func(api.Progress)) (running bool, err error)
+	// PullDisk has the hypervisor of a guest that runs bring all that a disk shows of the layers below into the one that it is written
+	// to, while the guest goes on. A pull that is under way, whoever began it, is joined. Running is false, and nothing has happened, if
+	// no guest has the disk open; otherwise that layer stands alone. Tell may be nil.
+	PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error)
+	// StopPull ends a pull where it is: the disk shows the same as ever. None is fine.
+	StopPull(ctx context.Context, vm, volume string) error
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)

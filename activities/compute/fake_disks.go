@@ -28,6 +28,8 @@ type FakeBacking interface {
 	MergeLayers(top, below DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
+	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
+	PullLayer(s DiskSource) error
 }
 
 // fakePause is how long a guest of a Fake waits.
@@ -234,6 +236,28 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 		return nil
 	})
 	return running, err
+}
+
+// PullDisk implements Disks.
+func (f *Fake) PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if running = d.phase != api.PhaseStopped; !running {
+			return nil
+		}
+		if tell != nil {
+			tell(api.Progress{Text: "pulling", Done: 1, Total: 1})
+		}
+		if f.Backing == nil {
+			return errors.New("there is nothing behind the disks of this fake")
+		}
+		return f.Backing.PullLayer(disk.Source)
+	})
+	return running, err
+}
+
+// StopPull implements Disks. A pull of a Fake takes no time.
+func (f *Fake) StopPull(ctx context.Context, vm, volume string) error {
+	return f.onDisk(ctx, vm, volume, func(*fakeDomain, *FakeDisk) error { return nil })
 }
 
 // Freezing implements Disks.

@@ -57,6 +57,7 @@ type Capabilities struct {
 	Shared       bool   `doc:"All nodes of the pool see the same volumes: VMs move and are restarted without a copy of their disks"` // a directory may or may not
 	Files        bool   `doc:"Volumes are chains of files: each snapshot adds one, which reads may have to look into"`
 	Clone        bool   `doc:"A new volume from an image copies no data"`
+	Flatten      bool   `doc:"A volume can be made independent of its image, while a guest runs with it"`
 	Thin         bool   `doc:"Volumes take only the space that was written, snapshots that of what was overwritten"`
 	Discard      bool   `doc:"Space that guests have freed (discard) is given back"`
 	GrowOnline   bool   `doc:"Volumes grow while guests have them open"`

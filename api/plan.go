@@ -197,7 +197,20 @@ type PoolChange struct {
 	Pool   PoolOnNode `json:"pool"`
 	Add    []AgentRef `json:"add"`
 	Remove []AgentRef `json:"remove"`
+	// Check are the agents that have to be sure that they reach it at Source, before it is there for anybody.
+	Check  []AgentRef `json:"check,omitempty"`
+	Source PoolSource `json:"source,omitzero"`
+	Secret string     `json:"secret,omitempty"` // operation that the key to check is kept under; empty: the pool's own
 }
+
+// PoolCheck asks an agent whether it reaches a pool in another way than it is used to.
+type PoolCheck struct {
+	Pool   PoolOnNode `json:"pool"` // with the source to try
+	Secret string     `json:"secret,omitempty"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (p PoolCheck) FenceKey() string { return p.Pool.Pool }
 
 // PoolOnNode is a pool directory on one node.
 type PoolOnNode struct {

@@ -29,6 +29,9 @@ type Disks interface {
 	// PlaceDisk has a domain that does not run be started with another layer, whatever that shows. Running is true, and nothing
 	// has happened, if a guest has the disk open.
 	PlaceDisk(ctx context.Context, vm, volume string, to DiskSource) (running bool, err error)
+	// Redirect has a domain that does not run be started with the monitors and the user by which a Ceph pool is reached now, which is
+	// known by the image's secret. It is content with a domain that runs, or has no disk there.
+	Redirect(ctx context.Context, vm string, now RBDImage) error
 	// MergeDisk has the hypervisor of a guest that runs bring a layer of a disk into the one below, while the guest goes on. A
 	// merge that is under way, whoever began it, is joined. Running is false, and nothing has happened, if no guest has either
 	// of them open; otherwise Top is not used any more, and need not have been. Tell may be nil.

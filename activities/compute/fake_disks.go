@@ -238,6 +238,24 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 	return running, err
 }
 
+// Redirect implements Disks.
+func (f *Fake) Redirect(ctx context.Context, vm string, now RBDImage) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if err != nil || d.phase != api.PhaseStopped {
+		return err
+	}
+	for i, disk := range d.disks {
+		if r := disk.Source.RBD; r != nil && r.Secret == now.Secret {
+			to := *r
+			to.Monitors, to.User = slices.Clone(now.Monitors), now.User
+			d.disks[i].Source.RBD = &to
+		}
+	}
+	return nil
+}
+
 // PullDisk implements Disks.
 func (f *Fake) PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {

@@ -45,8 +45,17 @@ type Lock struct {
 
 // Claim is a claim and its value.
 type Claim struct {
-	Key   string `json:"key"`
-	Value string `json:"value"`
+	Key    string `json:"key"`
+	Value  string `json:"value,omitempty"`
+	Sealed []byte `json:"sealed,omitempty"` // instead of a value: an encrypted secret, which is no text
+}
+
+// Content is what is written at the key.
+func (c Claim) Content() string {
+	if c.Sealed != nil {
+		return string(c.Sealed)
+	}
+	return c.Value
 }
 
 // VPCWiring is a VPC as the network needs it.

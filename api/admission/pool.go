@@ -96,7 +96,7 @@ func (a *Admission) replaceKey(c *acceptance, pool, key string) error {
 	}
 	c.releases(store.SecretKey(c.op.ID))
 	sealed, err := a.seal.Seal(key, pool)
-	c.op.Plan.PutIfDone = append(c.op.Plan.PutIfDone, api.Claim{Key: store.SecretKey(pool), Value: string(sealed)})
+	c.op.Plan.PutIfDone = append(c.op.Plan.PutIfDone, api.Claim{Key: store.SecretKey(pool), Sealed: sealed})
 	return err
 }
 

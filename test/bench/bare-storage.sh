@@ -33,10 +33,12 @@ attach() {
     virsh -q attach-disk "$GUEST" "$(file "$1")" vdc --targetbus virtio --driver qemu --subdriver qcow2 --cache none --live --config
     return
   fi
+  local host="name='${MONITOR%:*}'"
+  [ "$MONITOR" = "${MONITOR%:*}" ] || host="$host port='${MONITOR##*:}'"
   cat > "$D/disk.xml" <<X
 <disk type='network' device='disk'>
   <driver name='qemu' type='raw' cache='none' discard='unmap'/>
-  <source protocol='rbd' name='$PLACE/bare-$1'><host name='$MONITOR'/><auth username='$RBDUSER'><secret type='ceph' uuid='$SECRET'/></auth></source>
+  <source protocol='rbd' name='$PLACE/bare-$1'><host $host/><auth username='$RBDUSER'><secret type='ceph' uuid='$SECRET'/></auth></source>
   <target dev='vdc' bus='virtio'/>
 </disk>
 X

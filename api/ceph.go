@@ -42,14 +42,22 @@ func (r *PoolCreate) checkCeph(v *problem.Validation) {
 	s := r.Source
 	v.Check(r.Path == "", "path", r.Path, "must be empty: the pool is in a Ceph cluster")
 	v.Check(len(s.Hosts) > 0, "source.hosts", nil, "is missing: name the monitors of the cluster")
-	v.Check(len(s.Hosts) <= maxHosts, "source.hosts", len(s.Hosts), "at most %d", maxHosts)
-	for i, h := range s.Hosts {
-		v.Check(isMonitor(h), pathIndex("source.hosts", i), h, "must be a monitor: HOST, HOST:PORT, or [ADDRESS]:PORT")
-		v.Check(!slices.Contains(s.Hosts[:i], h), pathIndex("source.hosts", i), h, "is there twice")
-	}
+	checkMonitors(v, "source.hosts", s.Hosts)
 	v.Check(cephWord.MatchString(s.Name), "source.name", s.Name, "must be the name of a Ceph pool")
-	v.Check(cephWord.MatchString(s.User) && !strings.HasPrefix(s.User, "client."), "source.user", s.User, "must be a user of the Ceph cluster, without client.")
+	checkCephUser(v, "source.user", s.User)
 	v.Check(IsCephKey(r.Key), "key", "", "must be the key of the user: ceph auth print-key client.%s", s.User)
+}
+
+func checkMonitors(v *problem.Validation, path string, hosts []string) {
+	v.Check(len(hosts) <= maxHosts, path, len(hosts), "at most %d", maxHosts)
+	for i, h := range hosts {
+		v.Check(isMonitor(h), pathIndex(path, i), h, "must be a monitor: HOST, HOST:PORT, or [ADDRESS]:PORT")
+		v.Check(!slices.Contains(hosts[:i], h), pathIndex(path, i), h, "is there twice")
+	}
+}
+
+func checkCephUser(v *problem.Validation, path, user string) {
+	v.Check(cephWord.MatchString(user) && !strings.HasPrefix(user, "client."), path, user, "must be a user of the Ceph cluster, without client.")
 }
 
 func isMonitor(h string) bool {

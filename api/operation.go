@@ -56,7 +56,8 @@ const (
 	OpVolumeAttach   = "volume.attach"
 	OpVolumeDetach   = "volume.detach"
 	OpVolumeResize   = "volume.resize"
-	OpVolumeDelete   = "volume.delete" // into the recycle bin
+	OpVolumeFlatten  = "volume.flatten" // make it independent of its image
+	OpVolumeDelete   = "volume.delete"  // into the recycle bin
 	OpVolumeRestore  = "volume.restore"
 	OpVolumePurge    = "volume.purge" // for good
 	OpSnapshotCreate = "snapshot.create"

@@ -45,8 +45,17 @@ type Lock struct {
 
 // Claim is a claim and its value.
 type Claim struct {
-	Key   string `json:"key"`
-	Value string `json:"value"`
+	Key    string `json:"key"`
+	Value  string `json:"value,omitempty"`
+	Sealed []byte `json:"sealed,omitempty"` // instead of a value: an encrypted secret, which is no text
+}
+
+// Content is what is written at the key.
+func (c Claim) Content() string {
+	if c.Sealed != nil {
+		return string(c.Sealed)
+	}
+	return c.Value
 }
 
 // VPCWiring is a VPC as the network needs it.
@@ -197,7 +206,20 @@ type PoolChange struct {
 	Pool   PoolOnNode `json:"pool"`
 	Add    []AgentRef `json:"add"`
 	Remove []AgentRef `json:"remove"`
+	// Check are the agents that have to be sure that they reach it at Source, before it is there for anybody.
+	Check  []AgentRef `json:"check,omitempty"`
+	Source PoolSource `json:"source,omitzero"`
+	Secret string     `json:"secret,omitempty"` // operation that the key to check is kept under; empty: the pool's own
 }
+
+// PoolCheck asks an agent whether it reaches a pool in another way than it is used to.
+type PoolCheck struct {
+	Pool   PoolOnNode `json:"pool"` // with the source to try
+	Secret string     `json:"secret,omitempty"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (p PoolCheck) FenceKey() string { return p.Pool.Pool }
 
 // PoolOnNode is a pool directory on one node.
 type PoolOnNode struct {

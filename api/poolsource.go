@@ -16,7 +16,9 @@ type PoolSource struct {
 	Hosts   []string `json:"hosts,omitempty" doc:"Servers, as HOST or HOST:PORT: Ceph monitors, the NFS server, GlusterFS servers"`
 	Name    string   `json:"name,omitempty" doc:"Ceph pool, GlusterFS volume (and a directory in it), or exported path of the NFS server"`
 	User    string   `json:"user,omitempty" doc:"User of the Ceph cluster, without client."`
-	Options string   `json:"options,omitempty" doc:"Mount options of NFS, as of mount.nfs: vers=4.2,nconnect=4"`
+	// KeyVersion has agents notice that there is another key.
+	KeyVersion int    `json:"keyVersion,omitempty" doc:"How often the key of the Ceph user was changed. Not asked for"`
+	Options    string `json:"options,omitempty" doc:"Mount options of NFS, as of mount.nfs: vers=4.2,nconnect=4"`
 }
 
 // MountDir is where agents mount the file systems of pools, each in a directory that is called by the pool's ID. It is the same
@@ -76,6 +78,7 @@ func (r *PoolCreate) checkWhere(v *problem.Validation) {
 		}
 		v.Add("type", r.Type, "must be %s, %s, %s or %s", PoolDir, PoolNFS, PoolGluster, PoolRBD)
 	}
+	v.Check(s.KeyVersion == 0, "source.keyVersion", s.KeyVersion, "is not asked for")
 	v.Check(r.Type == PoolNFS || s.Options == "", "source.options", s.Options, "only NFS has them")
 	v.Check(r.Type == PoolRBD || s.User == "", "source.user", s.User, "there is none for this type")
 	v.Check(r.Type == PoolRBD || r.Key == "", "key", "", "there is none for this type")

@@ -93,7 +93,13 @@ type PoolUpdate struct {
 	Labels       *map[string]string `json:"labels,omitempty"`
 	AddAgents    []string           `json:"addAgents,omitempty" doc:"Names or IDs of agents that get the pool; one that has it stays as it is"`
 	RemoveAgents []string           `json:"removeAgents,omitempty" doc:"Names or IDs of agents that lose it; nothing of the pool may be on them"`
+	Monitors     []string           `json:"monitors,omitempty" doc:"Of a Ceph pool: where its cluster is now; the whole list"`
+	User         string             `json:"user,omitempty" doc:"Of a Ceph pool: another user of the cluster, without client.; needs the key"`
+	Key          string             `json:"key,omitempty" doc:"Of a Ceph pool: another key of its user. Only ever sent, never shown; kept encrypted"`
 }
+
+// Redirects reports whether the pool is reached in another way afterwards.
+func (r *PoolUpdate) Redirects() bool { return len(r.Monitors) > 0 || r.User != "" || r.Key != "" }
 
 // Validate checks the shape of the request.
 func (r *PoolUpdate) Validate() error {
@@ -106,6 +112,13 @@ func (r *PoolUpdate) Validate() error {
 	for i, ref := range r.RemoveAgents {
 		v.Check(!slices.Contains(r.AddAgents, ref), pathIndex("removeAgents", i), ref, "is to be added as well")
 	}
+	checkMonitors(&v, "monitors", r.Monitors)
+	if r.User != "" {
+		checkCephUser(&v, "user", r.User)
+		v.Check(r.Key != "", "key", "", "is missing: another user has another key")
+	}
+	v.Check(r.Key == "" || IsCephKey(r.Key), "key", "", "must be the key of the user: ceph auth print-key client.USER")
+	v.Check(!r.Redirects() || len(r.AddAgents)+len(r.RemoveAgents) == 0, "addAgents", nil, "cannot change together with how the cluster is reached: do one after the other")
 	return v.Err("pool update")
 }
 

@@ -215,6 +215,11 @@ func (r *VolumeResize) Validate() error {
 	return v.Err("resize request")
 }
 
+// VolumeFlatten is what the acceptance of making a volume independent of its image decided.
+type VolumeFlatten struct {
+	Image string `json:"image"` // that it needs no more
+}
+
 // VolumeDelete says how a volume is deleted.
 type VolumeDelete struct {
 	Now       bool `json:"now,omitempty" doc:"For good, instead of into the recycle bin"`

@@ -21,20 +21,27 @@ const (
 // TestErrorTableIsTheOneInTheCode compares docs/errors.md with api/problem. UPDATE_DOCS=1 writes the page anew.
 func TestErrorTableIsTheOneInTheCode(t *testing.T) {
 	const page = "errors.md"
-	text := read(t, page)
-	before, rest, ok := strings.Cut(text, tableBegin)
-	require.True(t, ok, "%s has no line %q", page, tableBegin)
-	have, after, ok := strings.Cut(rest, tableEnd)
-	require.True(t, ok, "%s has no line %q", page, tableEnd)
-	want := errorTable()
-	if os.Getenv("UPDATE_DOCS") != "" {
-		require.NoError(t, os.WriteFile(page, []byte(before+tableBegin+want+tableEnd+after), 0o644))
-		return
-	}
-	require.Equal(t, want, have, "run: UPDATE_DOCS=1 go test ./docs")
+	after := generated(t, page, tableBegin, tableEnd, errorTable())
 	for _, k := range problem.Kinds() {
 		require.Contains(t, after, fmt.Sprintf("### `%s`", k), "%s does not explain this kind", page)
 	}
+}
+
+// generated checks that what stands between two lines of a page is what it should be, or makes it so with UPDATE_DOCS=1. It
+// returns what follows.
+func generated(t *testing.T, page, begin, end, want string) (after string) {
+	t.Helper()
+	text := read(t, page)
+	before, rest, ok := strings.Cut(text, begin)
+	require.True(t, ok, "%s has no line %q", page, begin)
+	have, after, ok := strings.Cut(rest, end)
+	require.True(t, ok, "%s has no line %q", page, end)
+	if os.Getenv("UPDATE_DOCS") != "" {
+		require.NoError(t, os.WriteFile(page, []byte(before+begin+want+end+after), 0o644))
+		return after
+	}
+	require.Equal(t, want, have, "run: UPDATE_DOCS=1 go test ./docs")
+	return after
 }
 
 func errorTable() string {

@@ -52,7 +52,7 @@ func endings(d saga.Definition) []string {
 		return []string{"done"}
 	case d.Name() == api.OpVMMigrate:
 		return []string{"done", "undone", "cancelled", "turned"}
-	case d.Name() == api.OpVolumeResize: // what has grown does not shrink
+	case d.Name() == api.OpVolumeResize, d.Name() == api.OpVolumeFlatten: // what has grown, or stands alone, stays so
 		return []string{"done", "cancelled", "turned"}
 	default:
 		return []string{"done", "undone", "cancelled"}

@@ -126,11 +126,13 @@ var PoolDelete = saga.Table[api.PoolWork]{
 	},
 }
 
-// PoolUpdate brings nodes into a pool, and takes others out of it; it was checked that nothing is on those.
+// PoolUpdate brings nodes into a pool, and takes others out of it; it was checked that nothing is on those. Or the pool is reached in
+// another way from now on, when all its nodes have tried that: how, is in the record, and agents find another key behind it.
 var PoolUpdate = saga.Table[api.PoolChange]{
 	Kind: api.OpPoolUpdate, Start: startPoolChange,
 	Steps: []saga.Step[api.PoolChange]{
 		{Name: "prepare", Where: node, Do: prepareAdded, Undo: releaseAdded},
+		{Name: "check", Where: node, Do: checkPool}, // changes nothing
 		{Name: "release", Where: node, Do: releaseRemoved, Undo: prepareRemoved},
 	},
 }
@@ -138,6 +140,15 @@ var PoolUpdate = saga.Table[api.PoolChange]{
 func startPoolChange(op steps.Op) (s api.PoolChange, err error) {
 	err = json.Unmarshal(op.Input, &s)
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
+func checkPool(r *saga.Run, s *api.PoolChange) error {
+	there := s.Pool
+	there.Source = s.Source
+	return onEach(r, there, s.Check, func(r *saga.Run, a api.AgentRef, p steps.PoolOnNode) error {
+		_, err := steps.CheckPool.Call(r, a.ID, api.PoolCheck{Pool: p, Secret: s.Secret})
+		return problem.Wrap(err, problem.Internal, "agent %s cannot use the pool in this way", a.Name)
+	})
 }
 
 // prepareAdded makes the directory of each new node the pool. A shared one is that already, which the new ones must see.

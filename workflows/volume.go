@@ -164,6 +164,39 @@ func grown(r *saga.Run, s *volumeState[api.VolumeResize]) error {
 	}
 }
 
+// VolumeFlatten makes a volume independent of its image. Until the last moment the volume needs the image, and is no worse for what
+// was copied already: it can be stopped anywhere. From that moment on it cannot be taken back: an undo that finds the volume alone
+// brings the operation to its end.
+var VolumeFlatten = saga.Table[volumeState[api.VolumeFlatten]]{
+	Kind: api.OpVolumeFlatten, Start: startVolume[api.VolumeFlatten],
+	Steps: []saga.Step[volumeState[api.VolumeFlatten]]{
+		{Name: "load", Where: control, Do: loadVolume[api.VolumeFlatten]}, // reads only
+		{Name: "flatten", Where: node, On: (*volumeState[api.VolumeFlatten]).node, Do: flatten, Undo: flattened},
+	},
+}
+
+func (s *volumeState[In]) flattening() steps.Flatten {
+	return steps.Flatten{Volume: s.Placed.Plan, VM: s.vm()}
+}
+
+func flatten(r *saga.Run, s *volumeState[api.VolumeFlatten]) error {
+	_, err := steps.FlattenVolume.Call(r, s.Placed.Plan.Agent, s.flattening())
+	return err
+}
+
+// flattened settles whether the volume stands alone.
+func flattened(r *saga.Run, s *volumeState[api.VolumeFlatten]) error {
+	out, err := steps.StopFlatten.Call(r, s.Placed.Plan.Agent, s.flattening())
+	switch {
+	case err == nil && out.Alone:
+		return saga.ErrDone
+	case err == nil || refused(err):
+		return nil
+	default:
+		return err
+	}
+}
+
 // refused reports whether a node has said that something cannot be done, rather than failed in doing it.
 func refused(err error) bool {
 	switch problem.KindOf(err) {

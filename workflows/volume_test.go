@@ -94,3 +94,17 @@ func TestAVolumeIsPurgedFromItsTop(t *testing.T) {
 	require.Equal(t, api.OpSucceeded, st.outcome.State)
 	require.Equal(t, []string{"top", "below", ""}, removed)
 }
+
+// TestAFlattenThatHasHappenedIsBroughtToItsEnd: an undo asks the node, which alone knows.
+func TestAFlattenThatHasHappenedIsBroughtToItsEnd(t *testing.T) {
+	for alone, want := range map[bool]api.OperationState{true: api.OpSucceeded, false: api.OpFailed} {
+		st := newStage(t)
+		fine(st, steps.LoadVolume)
+		answer(st, steps.FlattenVolume, func(steps.Flatten) (steps.Nothing, error) {
+			return steps.Nothing{}, problem.New(problem.Invalid, "who knows")
+		})
+		answer(st, steps.StopFlatten, func(steps.Flatten) (steps.Flattened, error) { return steps.Flattened{Alone: alone}, nil })
+		st.run(workflows.VolumeFlatten, steps.Op{Input: input(t, api.VolumeFlatten{Image: "i"})})
+		require.Equal(t, want, st.outcome.State)
+	}
+}

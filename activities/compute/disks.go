@@ -29,10 +29,19 @@ type Disks interface {
 	// PlaceDisk has a domain that does not run be started with another layer, whatever that shows. Running is true, and nothing
 	// has happened, if a guest has the disk open.
 	PlaceDisk(ctx context.Context, vm, volume string, to DiskSource) (running bool, err error)
+	// Redirect has a domain that does not run be started with the monitors and the user by which a Ceph pool is reached now, which is
+	// known by the image's secret. It is content with a domain that runs, or has no disk there.
+	Redirect(ctx context.Context, vm string, now RBDImage) error
 	// MergeDisk has the hypervisor of a guest that runs bring a layer of a disk into the one below, while the guest goes on. A
 	// merge that is under way, whoever began it, is joined. Running is false, and nothing has happened, if no guest has either
 	// of them open; otherwise Top is not used any more, and need not have been. Tell may be nil.
 	MergeDisk(ctx context.Context, vm, volume string, m Merge, tell func(api.Progress)) (running bool, err error)
+	// PullDisk has the hypervisor of a guest that runs bring all that a disk shows of the layers below into the one that it is written
+	// to, while the guest goes on. A pull that is under way, whoever began it, is joined. Running is false, and nothing has happened, if
+	// no guest has the disk open; otherwise that layer stands alone. Tell may be nil.
+	PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error)
+	// StopPull ends a pull where it is: the disk shows the same as ever. None is fine.
+	StopPull(ctx context.Context, vm, volume string) error
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)

@@ -28,6 +28,8 @@ type FakeBacking interface {
 	MergeLayers(top, below DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
+	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
+	PullLayer(s DiskSource) error
 }
 
 // fakePause is how long a guest of a Fake waits.
@@ -234,6 +236,46 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 		return nil
 	})
 	return running, err
+}
+
+// Redirect implements Disks.
+func (f *Fake) Redirect(ctx context.Context, vm string, now RBDImage) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if err != nil || d.phase != api.PhaseStopped {
+		return err
+	}
+	for i, disk := range d.disks {
+		if r := disk.Source.RBD; r != nil && r.Secret == now.Secret {
+			to := *r
+			to.Monitors, to.User = slices.Clone(now.Monitors), now.User
+			d.disks[i].Source.RBD = &to
+		}
+	}
+	return nil
+}
+
+// PullDisk implements Disks.
+func (f *Fake) PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		if running = d.phase != api.PhaseStopped; !running {
+			return nil
+		}
+		if tell != nil {
+			tell(api.Progress{Text: "pulling", Done: 1, Total: 1})
+		}
+		if f.Backing == nil {
+			return errors.New("there is nothing behind the disks of this fake")
+		}
+		return f.Backing.PullLayer(disk.Source)
+	})
+	return running, err
+}
+
+// StopPull implements Disks. A pull of a Fake takes no time.
+func (f *Fake) StopPull(ctx context.Context, vm, volume string) error {
+	return f.onDisk(ctx, vm, volume, func(*fakeDomain, *FakeDisk) error { return nil })
 }
 
 // Freezing implements Disks.

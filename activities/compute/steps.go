@@ -56,15 +56,33 @@ func (s *service) remove(ctx context.Context, _ steps.Token, plan steps.VMPlan) 
 
 // start defines the domain again when it is gone: a node that was installed anew keeps its pool, but not its domains.
 func (s *service) start(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.PowerResult, error) {
-	before, err := s.driver.Start(ctx, plan.VM)
-	if problem.Is(err, problem.NotFound) {
-		var files DomainFiles
-		before = api.PhaseStopped
-		if files, err = s.files.Locate(plan); err == nil {
-			err = s.driver.Create(ctx, plan, files)
-		}
+	before := api.PhaseStopped
+	files, err := s.files.Locate(plan)
+	if err == nil {
+		err = s.redirect(ctx, plan, files)
+	}
+	if err == nil {
+		before, err = s.driver.Start(ctx, plan.VM)
+	}
+	if problem.Is(err, problem.NotFound) && files.Disk.IsSet() {
+		before, err = api.PhaseStopped, s.driver.Create(ctx, plan, files)
 	}
 	return steps.PowerResult{Before: before}, problem.Wrap(err, problem.Internal, "cannot start vm %s", plan.Name)
+}
+
+// redirect: how a Ceph pool is reached may have changed since the domain was defined.
+func (s *service) redirect(ctx context.Context, plan steps.VMPlan, files DomainFiles) error {
+	told := map[string]bool{}
+	for _, f := range files.All() {
+		if f.RBD == nil || told[f.RBD.Secret] {
+			continue
+		}
+		told[f.RBD.Secret] = true
+		if err := s.driver.Redirect(ctx, plan.VM, *f.RBD); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *service) stop(ctx context.Context, _ steps.Token, in steps.StopVM) (steps.PowerResult, error) {

@@ -191,7 +191,7 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
-	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
+	image, err := s.imageOf(ctx, vm)
 	if err != nil {
 		return req, err
 	}
@@ -206,6 +206,14 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 	}
 	req.Group = placement.Group{ID: group.ID, Policy: group.Spec.Policy, Soft: group.Spec.Soft}
 	return req, nil
+}
+
+// imageOf returns the image that the root disk of a VM is made on; nothing is in it if it stands alone.
+func (s *State) imageOf(ctx context.Context, vm *api.VM) (*api.Image, error) {
+	if vm.Spec.Image == "" {
+		return &api.Image{}, nil
+	}
+	return known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
 }
 
 // poolsOfVolumes returns the pools that a VM's node must have besides that of its root disk.
@@ -304,7 +312,7 @@ func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, err
 		}
 		out.Ports = append(out.Ports, w)
 	}
-	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
+	image, err := s.imageOf(ctx, vm)
 	if err != nil {
 		return out, err
 	}

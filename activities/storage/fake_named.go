@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -157,4 +158,19 @@ func (f *Fake) fileOf(s compute.DiskSource) string {
 		on.mu.Unlock()
 	}
 	return ""
+}
+
+// CheckSource implements Checker.
+func (f *Fake) CheckSource(_ context.Context, p steps.PoolOnNode, _ string) error {
+	if err := CheckRBDPool(p); err != nil {
+		return err
+	}
+	f = f.on(p.Path)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.lost(p.Path); err != nil {
+		return err
+	}
+	_, err := f.find(p.Pool, p.Path)
+	return err
 }

@@ -70,7 +70,7 @@ func (f *Fake) Describe(p steps.PoolOnNode) (out []string) {
 	}
 	for _, path := range slices.Sorted(maps.Keys(pool.files)) {
 		if file := pool.files[path]; file.kind == KindVolume {
-			line := fmt.Sprintf("%s has %d bytes, is made on %q and shows %q", path, file.virtual, filepath.Base(file.below), pool.shows(path))
+			line := fmt.Sprintf("%s has %d bytes, is made on %q and shows %q", path, file.virtual, filepath.Base(file.below)+file.child, pool.shows(path))
 			if n := len(file.snaps); n > 0 {
 				line += fmt.Sprintf(", and keeps %d snapshots", n)
 			}

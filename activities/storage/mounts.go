@@ -23,6 +23,13 @@ type Readier interface {
 	Ready(ctx context.Context, p steps.PoolOnNode) error
 }
 
+// Checker is what a Pool is, too, if how its pools are reached can change.
+type Checker interface {
+	// CheckSource makes sure, by using it, that a pool is at the plan's source, and is the same one. The key is the pool's own, or that
+	// which is kept under an operation's ID. It changes nothing.
+	CheckSource(ctx context.Context, p steps.PoolOnNode, secret string) error
+}
+
 // Keeper is what a Pool is, too, if its pools leave something on a node that has to be taken away when the node does not have
 // them any more.
 type Keeper interface {

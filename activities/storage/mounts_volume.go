@@ -3,6 +3,8 @@ package storage
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
@@ -16,10 +18,13 @@ func (m *Mounts) done(ctx context.Context, p steps.PoolOnNode, do func(context.C
 	return err
 }
 
-// Capabilities implements Volumes.
+// Capabilities implements Volumes. NFS cannot take space back from the middle of a file before version 4.2.
 func (m *Mounts) Capabilities(p steps.PoolOnNode) Capabilities {
 	c := m.files.Capabilities(p)
-	c.Type, c.Shared = p.Type, true
+	c.Type, c.Shared, c.Access = p.Type, true, "a mount with FUSE"
+	if p.Type == api.PoolNFS {
+		c.Access, c.Discard = "a mount of the kernel", slices.Contains(strings.Split(p.Source.Options, ","), "vers=4.2")
+	}
 	return c
 }
 

@@ -67,6 +67,7 @@ type answer struct {
 	Usage api.PoolUsage     `json:"usage,omitzero"`
 	Files []steps.FileFound `json:"files,omitempty"`
 	Told  int               `json:"told,omitempty"` // how often it was told how far it is
+	Alone bool              `json:"alone,omitempty"`
 	Error *problem.Problem  `json:"error,omitempty"`
 }
 
@@ -97,7 +98,15 @@ func serveNode(socket string) error {
 			err = m.CreateVolume(ctx, *q.Volume, farSource{over(q.Source)}, func(api.Progress) { a.Told++ })
 			return a, err
 		},
-		"grow":   func(ctx context.Context, q question) (answer, error) { return answer{}, m.GrowVolume(ctx, *q.Volume) },
+		"grow": func(ctx context.Context, q question) (answer, error) { return answer{}, m.GrowVolume(ctx, *q.Volume) },
+		"flatten": func(ctx context.Context, q question) (a answer, err error) {
+			err = m.FlattenVolume(ctx, *q.Volume, func(api.Progress) { a.Told++ })
+			return a, err
+		},
+		"alone": func(ctx context.Context, q question) (a answer, err error) {
+			a.Alone, err = m.StandsAlone(ctx, *q.Volume)
+			return a, err
+		},
 		"delete": func(ctx context.Context, q question) (answer, error) { return answer{}, m.RemoveVolume(ctx, *q.Volume) },
 		"retire": func(_ context.Context, q question) (answer, error) { return answer{}, m.RetireLayer(*q.Volume) },
 		"snap": func(ctx context.Context, q question) (answer, error) {

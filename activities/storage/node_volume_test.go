@@ -47,6 +47,19 @@ func (n *farNode) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
 	return err
 }
 
+func (n *farNode) FlattenVolume(ctx context.Context, v steps.VolumePlan, tell func(api.Progress)) error {
+	a, err := n.ask(ctx, "flatten", question{Volume: n.volume(v)})
+	for range a.Told {
+		tell(api.Progress{})
+	}
+	return err
+}
+
+func (n *farNode) StandsAlone(ctx context.Context, v steps.VolumePlan) (bool, error) {
+	a, err := n.ask(ctx, "alone", question{Volume: n.volume(v)})
+	return a.Alone, err
+}
+
 func (n *farNode) RemoveVolume(ctx context.Context, v steps.VolumePlan) error {
 	_, err := n.ask(ctx, "delete", question{Volume: n.volume(v)})
 	return err

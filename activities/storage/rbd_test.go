@@ -327,6 +327,70 @@ func TestRBDHypervisorKnowsTheKeyAsLongAsThePoolIsHere(t *testing.T) {
 	require.Empty(t, known())
 }
 
+func TestRBDIsReachedInAnotherWay(t *testing.T) {
+	c := needCeph(t)
+	p, key := c.pool(t, "rotated")
+	c.cli(t, "auth", "get-or-create", "client.rotated2", "mon", "profile rbd", "osd", "profile rbd pool=rotated", "mgr", "profile rbd")
+	c.cli(t, "auth", "get-or-create", "client.useless", "mon", "profile rbd", "osd", "profile rbd-read-only pool=rotated", "mgr", "profile rbd")
+	t.Cleanup(func() { c.cli(t, "auth", "rm", "client.rotated2"); c.cli(t, "auth", "rm", "client.useless") })
+	keys := map[string]string{}
+	for _, user := range []string{"rotated2", "useless"} {
+		keys[user] = c.cli(t, "auth", "print-key", "client."+user)
+	}
+	old, err := key(t.Context(), "")
+	require.NoError(t, err)
+	hv, counts := &hypervisor{Fake: &compute.Fake{}, keys: map[string]string{}}, old
+	d := rbd.New(rbd.Config{
+		Key: func(context.Context, string) (string, error) { return counts, nil }, Secrets: hv, TempDir: t.TempDir(), OpTimeout: 3 * time.Second,
+		NewKey: func(_ context.Context, _, operation string) (string, error) { return keys[operation], nil },
+	})
+	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, empty)
+	check := d.(storage.Checker).CheckSource
+	is(t, problem.Conflict, check(t.Context(), w.pool, "")) // it is no pool yet
+	_, err = d.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.NoError(t, d.(storage.Readier).Ready(t.Context(), w.pool))
+	require.NoError(t, d.(storage.Keeper).Keep(t.Context(), []steps.PoolOnNode{w.pool}))
+	require.Equal(t, old, hv.keys[w.pool.Pool])
+	require.NoError(t, check(t.Context(), w.pool, ""))
+	next := w.pool
+	next.Source.User = "rotated2"
+	is(t, problem.Invalid, check(t.Context(), next, "")) // with the old key
+	require.NoError(t, check(t.Context(), next, "rotated2"))
+	weak := next
+	weak.Source.User = "useless"
+	is(t, problem.Invalid, check(t.Context(), weak, "useless"))
+	other := next
+	other.Pool = api.NewID()
+	is(t, problem.Conflict, check(t.Context(), other, "rotated2"))
+	nowhere := next
+	nowhere.Source.Hosts = []string{"127.0.0.1:9"}
+	is(t, problem.Unavailable, check(t.Context(), nowhere, "rotated2"))
+	require.Equal(t, old, hv.keys[w.pool.Pool], "a try changes nothing")
+	require.Empty(t, w.kinds(t))
+
+	// It counts, and the old user goes.
+	next.Source.KeyVersion, counts = 1, keys["rotated2"]
+	require.NoError(t, d.(storage.Keeper).Keep(t.Context(), []steps.PoolOnNode{next}))
+	require.Equal(t, counts, hv.keys[w.pool.Pool])
+	c.cli(t, "auth", "rm", "client.rotated")
+	t.Cleanup(func() { c.cli(t, "auth", "get-or-create", "client.rotated") })
+	v := steps.VolumePlan{Volume: api.NewID(), Name: "data", Pool: next, Size: api.MiB}
+	require.NoError(t, d.CreateVolume(t.Context(), v, w.src, nil))
+	require.NoError(t, d.RemoveVolume(t.Context(), v))
+}
+
+// hypervisor remembers which keys it was told.
+type hypervisor struct {
+	*compute.Fake
+	keys map[string]string
+}
+
+func (h *hypervisor) SetSecret(ctx context.Context, pool, key string) error {
+	h.keys[pool] = key
+	return h.Fake.SetSecret(ctx, pool, key)
+}
+
 // devices is a hand for pools of Ceph.
 type devices struct{ *ceph }
 

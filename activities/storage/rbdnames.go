@@ -123,5 +123,8 @@ func CheckRBDPool(p steps.PoolOnNode) error {
 
 // RBDCapabilities are those of Ceph pools.
 func RBDCapabilities() Capabilities {
-	return Capabilities{Type: api.PoolRBD, Shared: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, Discard: true}
+	return Capabilities{
+		Type: api.PoolRBD, Access: "librbd, in the agent and in QEMU", Shared: true, Clone: true, Flatten: true, Thin: true, Discard: true,
+		GrowOnline: true, MultiWriter: true, SharedSnaps: true, LiveSnapshot: true, DropAnywhere: true, Checksum: true,
+	}
 }

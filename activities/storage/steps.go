@@ -66,6 +66,13 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	activities.Implement(reg, h, steps.PreparePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (api.PoolUsage, error) {
 		return pool.Prepare(ctx, p)
 	})
+	activities.Implement(reg, h, steps.CheckPool, func(ctx context.Context, _ steps.Token, c api.PoolCheck) (steps.Nothing, error) {
+		checker, ok := pool.(Checker)
+		if !ok {
+			return steps.Nothing{}, problem.New(problem.Unsupported, "how pools of type %s are reached cannot be changed", c.Pool.Type)
+		}
+		return steps.Nothing{}, checker.CheckSource(ctx, c.Pool, c.Secret)
+	})
 	activities.Implement(reg, h, steps.ReleasePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (steps.Nothing, error) {
 		return steps.Nothing{}, pool.Release(ctx, p)
 	})

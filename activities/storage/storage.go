@@ -20,6 +20,7 @@ import (
 type Pool interface {
 	Volumes
 	Snapshots
+	Flattener
 	// Locate says how a hypervisor of this node opens the disks of a VM.
 	Locate(plan steps.VMPlan) (compute.DomainFiles, error)
 	// Prepare makes the directory a pool, by really using it, and says how much room it has. A directory that is another

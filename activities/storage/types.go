@@ -138,6 +138,19 @@ func (b ByType) Ready(ctx context.Context, p steps.PoolOnNode) error {
 	return nil
 }
 
+// CheckSource implements Checker.
+func (b ByType) CheckSource(ctx context.Context, p steps.PoolOnNode, secret string) error {
+	d, err := b.of(p.Type)
+	if err != nil {
+		return err
+	}
+	c, ok := d.(Checker)
+	if !ok {
+		return problem.New(problem.Unsupported, "how pools of type %s are reached cannot be changed", p.Type)
+	}
+	return c.CheckSource(ctx, p, secret)
+}
+
 // Keep implements Keeper. A driver of several types is asked once, with the pools of all of them.
 func (b ByType) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
 	var errs []error

@@ -43,3 +43,19 @@ func TestTheDriverOfATypeIsAskedForWhatItNeedNotBeAbleTo(t *testing.T) {
 	_, err = pools.OpenVolume(t.Context(), v)
 	is(t, problem.Unsupported, err)
 }
+
+// TestDisksOfAVMAreLocatedAsTheyAreMade: by type, a VM has the same files as its pools alone would say.
+func TestDisksOfAVMAreLocatedAsTheyAreMade(t *testing.T) {
+	w := newWorld(t, &storage.Fake{})
+	p := w.plan()
+	p.Data = []steps.DataDisk{
+		{Volume: api.NewID(), Pool: w.pool, Device: "vdc", Shareable: true},
+		{Volume: api.NewID(), Pool: w.pool, Device: "vdd", Layer: api.NewID()},
+	}
+	want, err := w.Locate(p)
+	require.NoError(t, err)
+	got, err := storage.ByType{api.PoolDir: w.Pool}.Locate(p)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	require.Equal(t, api.FormatRaw, got.Data[0].Format)
+}

@@ -7,7 +7,10 @@ import (
 )
 
 func dirCapabilities(p steps.PoolOnNode) Capabilities {
-	return Capabilities{Type: api.PoolDir, Shared: p.Shared, Files: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, MultiWriter: true, Discard: true}
+	return Capabilities{
+		Type: api.PoolDir, Access: "the file system of the node", Shared: p.Shared, Files: true, Clone: true, Flatten: true, Thin: true, Discard: true,
+		GrowOnline: true, MultiWriter: true, LiveSnapshot: true, Capture: true,
+	}
 }
 
 // checkNew refuses a volume that cannot be made.

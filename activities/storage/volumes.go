@@ -49,15 +49,22 @@ type Snapshots interface {
 	UndoRevert(ctx context.Context, r steps.VolumeRevert) error
 }
 
-// Capabilities is what a driver can do, for people, for placement and for those who accept requests.
+// Capabilities is what a driver can do, for people, for placement and for those who accept requests. docs/storage.md has a table of
+// it, made from the tags "doc".
 type Capabilities struct {
 	Type         string // api.PoolDir...
-	Shared       bool   // all nodes of the pool see the same volumes; a directory may or may not
-	Files        bool   // volumes are files that are chained: a snapshot adds one
-	LiveSnapshot bool   // while a guest writes
-	Clone        bool   // a new volume from an image copies no data
-	GrowOnline   bool   // while a guest has it open
-	Thin         bool   // takes only the space that was written
-	MultiWriter  bool   // several guests may write to a volume at once
-	Discard      bool   // gives space back that guests have freed
+	Access       string `doc:"What nodes and hypervisors reach volumes by"`
+	Shared       bool   `doc:"All nodes of the pool see the same volumes: VMs move and are restarted without a copy of their disks"` // a directory may or may not
+	Files        bool   `doc:"Volumes are chains of files: each snapshot adds one, which reads may have to look into"`
+	Clone        bool   `doc:"A new volume from an image copies no data"`
+	Flatten      bool   `doc:"A volume can be made independent of its image, while a guest runs with it"`
+	Thin         bool   `doc:"Volumes take only the space that was written, snapshots that of what was overwritten"`
+	Discard      bool   `doc:"Space that guests have freed (discard) is given back"`
+	GrowOnline   bool   `doc:"Volumes grow while guests have them open"`
+	MultiWriter  bool   `doc:"Several guests may write to a volume at once (shareable)"`
+	SharedSnaps  bool   `doc:"Snapshots of shareable volumes"`
+	LiveSnapshot bool   `doc:"Snapshots while a guest writes, without its memory"`
+	DropAnywhere bool   `doc:"Snapshots can be deleted where their tree branches, and without copying anything"`
+	Capture      bool   `doc:"An image can be made of a volume or snapshot"`
+	Checksum     bool   `doc:"The storage itself keeps checksums, and notices data that has changed by itself"` // file systems of others may, which we do not know
 }

@@ -38,14 +38,21 @@ func (s *stand) fill(t *testing.T, v steps.VolumePlan, b byte, out shown) {
 	t.Helper()
 	src, err := s.LocateVolume(v)
 	require.NoError(t, err)
-	cmd := exec.Command("qemu-io", "-f", "qcow2", src.File)
+	fillFile(t, src.File, v.Size, b)
+	for i := 0; i < int(v.Size/slot); i += 2 {
+		out[i] = b
+	}
+}
+
+func fillFile(t *testing.T, path string, size int64, b byte) {
+	t.Helper()
+	cmd := exec.Command("qemu-io", "-f", "qcow2", path)
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	for i := 0; i < int(v.Size/slot); i += 2 {
+	for i := 0; i < int(size/slot); i += 2 {
 		_, err = io.WriteString(in, strings.Join([]string{"write -q -P", itoa(int(b)), itoa(i * slot), itoa(slot)}, " ")+"\n")
 		require.NoError(t, err)
-		out[i] = b
 	}
 	require.NoError(t, in.Close())
 	require.NoError(t, cmd.Wait())
@@ -57,6 +64,7 @@ func itoa(n int) string { b, _ := json.Marshal(n); return string(b) }
 type deadly struct {
 	Create *steps.VolumePlan
 	Drop   *steps.SnapshotDrop
+	Flat   *steps.VolumePlan
 }
 
 // deadlyEnv has a deadly deed, for a process of its own.
@@ -76,9 +84,12 @@ func die(text string) {
 	}
 	d := storage.NewDir(nil)
 	var err error
-	if do.Create != nil {
+	switch {
+	case do.Create != nil:
 		err = d.CreateVolume(context.Background(), *do.Create, nil, die)
-	} else {
+	case do.Flat != nil:
+		err = d.FlattenVolume(context.Background(), *do.Flat, die)
+	default:
 		err = d.DropSnapshot(context.Background(), *do.Drop, false, die)
 	}
 	_, _ = os.Stderr.WriteString("it was not killed: " + problem.From(err).Error())
@@ -154,6 +165,36 @@ func TestMergeKilledInTheMiddle(t *testing.T) {
 	s.shows(t, v, want)
 	s.shows(t, two, want)
 	require.Equal(t, map[string]int{storage.KindVolume: 2}, s.kinds(t))
+}
+
+func TestFlattenKilledInTheMiddle(t *testing.T) {
+	want := shown{}
+	w := newWorldWith(t, storage.NewDir(nil), func(path string) {
+		program(t, "qemu-img", "resize", "-q", "-f", "qcow2", path, "96M")
+		for i := 0; i < 96*int(api.MiB)/slot; i += 2 {
+			want[i] = imageByte
+		}
+		fillFile(t, path, 96*api.MiB, imageByte)
+	})
+	_, err := w.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+	s := &stand{world: w, hand: files{}}
+	v := s.volume()
+	v.Size, v.Image = 96*api.MiB, s.cached()
+	s.make(t, v)
+	s.write(t, v, 1, 'a')
+	want[1] = 'a'
+	for range 3 {
+		killed(t, deadly{Flat: &v})
+		s.shows(t, v, want)
+		alone, err := s.StandsAlone(t.Context(), v)
+		require.NoError(t, err)
+		require.False(t, alone)
+		is(t, problem.InUse, s.EvictImage(t.Context(), *s.cached()))
+	}
+	require.NoError(t, s.FlattenVolume(t.Context(), v, nil))
+	require.NoError(t, s.EvictImage(t.Context(), *s.cached()))
+	s.shows(t, v, want)
 }
 
 // TestLeftovers: what a crash leaves at any other moment does not keep anybody from going on, nor from going back.

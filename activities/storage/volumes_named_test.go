@@ -84,6 +84,35 @@ func conformNamed(t *testing.T, newly func(*testing.T) *stand) {
 		require.Empty(t, s.kinds(t))
 	})
 
+	t.Run("a volume becomes independent of its image", func(t *testing.T) {
+		s := newly(t)
+		v := s.volume()
+		v.Image = cached(s)
+		s.make(t, v)
+		s.write(t, v, 5, 'a')
+		id := snap(t, s, v)
+		s.write(t, v, 0, 'b')
+		alone := func(want bool) {
+			t.Helper()
+			yes, err := s.StandsAlone(t.Context(), v)
+			require.NoError(t, err)
+			require.Equal(t, want, yes)
+		}
+		alone(false)
+		for range 2 {
+			require.NoError(t, s.FlattenVolume(t.Context(), v, func(api.Progress) {}))
+			alone(true)
+		}
+		require.NoError(t, s.EvictImage(t.Context(), *cached(s)), "its snapshots do not need the image either")
+		s.shows(t, v, shown{0: 'b', 5: 'a'})
+		require.NoError(t, s.RevertVolume(t.Context(), steps.VolumeRevert{Snapshot: id, Volume: v, Layer: api.NewID()}))
+		s.shows(t, v, shown{0: imageByte, 5: 'a'})
+		gone := s.volume()
+		is(t, problem.NotFound, s.FlattenVolume(t.Context(), gone, nil))
+		_, err := s.StandsAlone(t.Context(), gone)
+		is(t, problem.NotFound, err)
+	})
+
 	t.Run("copies", func(t *testing.T) {
 		s := newly(t)
 		v := s.volume()

@@ -1,8 +1,12 @@
 package volume_test
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -19,9 +23,8 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// TestRealVolumes: snapshots of a volume are taken, undone, dropped and gone back to, in a real pool and with a real guest that
-// writes all the time. What it was told to be safe is there at the end.
-func TestRealVolumes(t *testing.T) {
+// realBench is a bench of a real pool and a real libvirt, without a volume.
+func realBench(t *testing.T) (*bench, *storage.Dir, computetest.Bench) {
 	nodes := computetest.Sandbox(t, "a", "b")
 	guests, pool := nodes.Bench(t), storage.NewDir(nil)
 	var suite testsuite.WorkflowTestSuite
@@ -31,9 +34,80 @@ func TestRealVolumes(t *testing.T) {
 	storage.RegisterNode(b.env, host, pool, none{}, nil)
 	compute.Register(b.env, host, guests, pool)
 	volume.Register(b.env, host, guests, pool)
-	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: 64 * api.MiB, Pool: steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: filepath.Join(nodes.Dir, "pool")}}
+	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: 64 * api.MiB, Pool: steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: filepath.Join(nodes.Dir, api.NewID())}}
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(b.v.Pool.Path)) })
 	_, err := pool.Prepare(t.Context(), b.v.Pool)
 	require.NoError(t, err)
+	return b, pool, guests
+}
+
+// TestRealFlatten: a volume gets all of its image while a guest writes to it, and then stands alone.
+func TestRealFlatten(t *testing.T) {
+	b, pool, guests := realBench(t)
+	image := bytes.Repeat([]byte("image "), 8<<20/6)
+	sum := sha256.Sum256(image)
+	sha := hex.EncodeToString(sum[:]) // of what is in it: nobody looks at that of the file any more
+	raw, backing := filepath.Join(t.TempDir(), "image"), filepath.Join(b.v.Pool.Path, "backing", sha)
+	require.NoError(t, os.WriteFile(raw, image, 0o600))
+	qemuImg := func(args ...string) string {
+		out, err := exec.Command("qemu-img", args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	qemuImg("convert", "-f", "raw", "-O", "qcow2", raw, backing)
+	qemuImg("resize", "-q", "-f", "qcow2", backing, "64M")
+	b.v.Image = &steps.CachedImage{Image: api.NewID(), SHA256: sha, Pool: b.v.Pool.Pool, PoolPath: b.v.Pool.Path}
+	require.NoError(t, run(b, steps.MakeVolume, b.v))
+	g := guests.Boot(t, true)
+	b.vm = &g.Plan
+	change := steps.DiskChange{Plan: g.Plan, Disk: b.disk()}
+	change.Disk.QoS.Bandwidth = 512 << 10 // so that what is copied takes its time
+	require.NoError(t, run(b, steps.AttachDisk, change))
+	g.Sees(t, b.v.Volume, b.v.Size)
+	g.Steady(t, "vdc")
+
+	f := steps.Flatten{Volume: b.v, VM: b.vm}
+	got, err := ask(b, steps.StopFlatten, f)
+	require.NoError(t, err)
+	require.False(t, got.Alone)
+	for range 2 {
+		_, err = ask(b, steps.FlattenVolume, f)
+		require.NoError(t, err)
+	}
+	got, err = ask(b, steps.StopFlatten, f)
+	require.NoError(t, err)
+	require.True(t, got.Alone)
+	g.Steady(t, "vdc")
+	require.NoError(t, pool.EvictImage(t.Context(), *b.v.Image))
+	g.Steady(t, "vdc")
+	_, err = guests.Stop(t.Context(), b.vm.VM, true, 0, nil)
+	require.NoError(t, err)
+	source, err := pool.LocateVolume(b.v)
+	require.NoError(t, err)
+	g.Intact(t, "vdc", source)
+	// The guest has written to the beginning; the rest is the image's.
+	out := filepath.Join(t.TempDir(), "out")
+	qemuImg("convert", "-f", "qcow2", "-O", "raw", source.File, out)
+	now, err := os.ReadFile(out)
+	require.NoError(t, err)
+	same := 0
+	for at := 0; at+4096 <= len(image); at += 4096 {
+		if bytes.Equal(now[at:at+4096], image[at:at+4096]) {
+			same++
+		}
+	}
+	require.Greater(t, same, len(image)/4096/2, "of %d blocks", len(image)/4096)
+	_, err = guests.Start(t.Context(), b.vm.VM)
+	require.NoError(t, err, "it is started with what is left")
+	g.Sees(t, b.v.Volume, b.v.Size)
+	require.NoError(t, run(b, steps.DetachDisk, change))
+	require.NoError(t, run(b, steps.RemoveVolume, b.v))
+}
+
+// TestRealVolumes: snapshots of a volume are taken, undone, dropped and gone back to, in a real pool and with a real guest that
+// writes all the time. What it was told to be safe is there at the end.
+func TestRealVolumes(t *testing.T) {
+	b, pool, guests := realBench(t)
 	require.NoError(t, run(b, steps.MakeVolume, b.v))
 	g := guests.Boot(t, true)
 	b.vm = &g.Plan
@@ -85,7 +159,7 @@ func TestRealVolumes(t *testing.T) {
 	require.NoError(t, run(b, steps.UndoRevert, r))
 	g.Steady(t, "vdc")
 
-	_, err = guests.Stop(t.Context(), b.vm.VM, true, 0, nil)
+	_, err := guests.Stop(t.Context(), b.vm.VM, true, 0, nil)
 	require.NoError(t, err)
 	g.Intact(t, "vdc", source(b.v))
 	require.NoError(t, run(b, steps.RevertVolume, r))

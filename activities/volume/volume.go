@@ -16,12 +16,18 @@ import (
 type Pool interface {
 	storage.Volumes
 	storage.Snapshots
+	storage.Flattener
 }
 
 // Register registers the implementations of the steps in reg.
 func Register(reg activities.Registry, h *activities.Host, disks compute.Disks, pool Pool) {
 	s := &service{disks: disks, pool: pool}
 	activities.Implement(reg, h, steps.ResizeVolume, step(s.resize, "cannot resize volume %s", func(in steps.Resize) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.FlattenVolume, step(s.flatten, "cannot make volume %s independent of its image", func(in steps.Flatten) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.StopFlatten, func(ctx context.Context, _ steps.Token, in steps.Flatten) (steps.Flattened, error) {
+		alone, err := s.stopFlatten(ctx, in)
+		return steps.Flattened{Alone: alone}, problem.Wrap(err, problem.Internal, "cannot tell whether volume %s needs its image", in.Volume.Name)
+	})
 	activities.Implement(reg, h, steps.TakeSnapshot, func(ctx context.Context, _ steps.Token, in steps.SnapshotPlan) (steps.SnapshotTaken, error) {
 		taken, err := s.take(ctx, in)
 		return taken, problem.Wrap(err, problem.Internal, "cannot take a snapshot of volume %s", in.Volume.Name)
@@ -62,6 +68,48 @@ func (s *service) resize(ctx context.Context, in steps.Resize) error {
 		}
 	}
 	return s.pool.GrowVolume(ctx, in.Volume)
+}
+
+// pulled is the VM whose hypervisor may have the volume's file open; nil: the pool does it all by itself.
+func (s *service) pulled(in steps.Flatten) *steps.VMPlan {
+	if !s.files(in.Volume) || in.Volume.Shareable {
+		return nil
+	}
+	return in.VM
+}
+
+// flatten: a file that a guest has open is filled by its hypervisor.
+func (s *service) flatten(ctx context.Context, in steps.Flatten) error {
+	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	vm := s.pulled(in)
+	if vm == nil {
+		return s.pool.FlattenVolume(ctx, in.Volume, tell)
+	}
+	// First, because a chain of several layers would become one, and their snapshots nothing.
+	if alone, err := s.pool.StandsAlone(ctx, in.Volume); alone || err != nil {
+		return err
+	}
+	running, err := s.disks.PullDisk(ctx, vm.VM, in.Volume.Volume, tell)
+	if absent(err) != nil {
+		return err
+	}
+	if !running {
+		return s.pool.FlattenVolume(ctx, in.Volume, tell)
+	}
+	alone, err := s.pool.StandsAlone(ctx, in.Volume)
+	if err == nil && !alone {
+		err = problem.New(problem.Unavailable, "volume %s still needs its image", in.Volume.Name).Because("the hypervisor of vm %s has said that it does not", vm.Name).Try("see the log of libvirt")
+	}
+	return err
+}
+
+func (s *service) stopFlatten(ctx context.Context, in steps.Flatten) (alone bool, err error) {
+	if vm := s.pulled(in); vm != nil {
+		if err := absent(s.disks.StopPull(ctx, vm.VM, in.Volume.Volume)); err != nil {
+			return false, err
+		}
+	}
+	return s.pool.StandsAlone(ctx, in.Volume)
 }
 
 func (s *service) files(p steps.VolumePlan) bool { return s.pool.Capabilities(p.Pool).Files }

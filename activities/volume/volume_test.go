@@ -213,6 +213,25 @@ func TestRevert(t *testing.T) {
 	})
 }
 
+func TestFlatten(t *testing.T) {
+	phases(t, func(t *testing.T, b *bench) {
+		f := steps.Flatten{Volume: b.v, VM: b.vm}
+		got, err := ask(b, steps.StopFlatten, f)
+		require.NoError(t, err)
+		require.True(t, got.Alone, "it was made of nothing")
+		require.NoError(t, run(b, steps.FlattenVolume, f))
+		s := b.snap()
+		f.Volume = b.v
+		require.Equal(t, problem.Conflict, problem.KindOf(run(b, steps.FlattenVolume, f)), "it is a chain")
+		b.write("two ")
+		b.shows("one two ")
+		require.NoError(t, run(b, steps.UndoSnapshot, s))
+		f.Volume.Volume = api.NewID()
+		require.Equal(t, problem.NotFound, problem.KindOf(run(b, steps.FlattenVolume, f)))
+		require.Equal(t, problem.NotFound, problem.KindOf(run(b, steps.StopFlatten, f)))
+	})
+}
+
 func TestResizeAndDisks(t *testing.T) {
 	phases(t, func(t *testing.T, b *bench) {
 		b.v.Size *= 2

@@ -238,10 +238,18 @@ func (c *acceptance) deletes(r api.Phased) error {
 	}
 	if len(users) > 0 {
 		return problem.New(problem.InUse, "%s %s is still in use", r.ResourceKind().Singular(), r.GetMeta().Name).
-			Because("it is needed by %s", strings.Join(first(c.names(r.GetMeta().Project, users), 5), ", ")).Try("delete those first")
+			Because("it is needed by %s", strings.Join(first(c.names(r.GetMeta().Project, users), 5), ", ")).Try("%s", without(r))
 	}
 	c.Unused(r)
 	return c.holds(r, api.PhaseDeleting, "")
+}
+
+// without says what to do so that something is not needed any more.
+func without(r api.Resource) string {
+	if r.ResourceKind() == api.KindImage {
+		return "make those independent of it (gnext vol flatten VOLUME), or delete them"
+	}
+	return "delete those first"
 }
 
 // names says of users what they are called, as far as that can be found out; a root volume is its VM's. Users are few: they are

@@ -211,6 +211,9 @@ func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VM
 			c.releases(store.UseClaim(me, api.RefTo(s)))
 		}
 	}
-	c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me), store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
+	c.releases(store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
+	if v.Spec.Image != "" {
+		c.releases(imageClaim(v))
+	}
 	return c.holds(v, api.PhaseDeleting, "")
 }

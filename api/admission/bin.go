@@ -93,7 +93,7 @@ func (a *Admission) purge(ctx context.Context, h auth.Handle, o Options, ref str
 		me := api.RefTo(v)
 		c.releases(store.QuotaClaim(v.Project, v.ID), store.UseClaim(api.Ref{Kind: api.KindPool, ID: v.Spec.Pool}, me))
 		if v.Spec.Image != "" {
-			c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me))
+			c.releases(imageClaim(v))
 		}
 		for _, s := range snaps {
 			c.releases(store.UseClaim(me, api.RefTo(s)))

@@ -116,11 +116,20 @@ var retries = map[string]retry{
 			return a.CreatePool(ctx, h, o, r)
 		})
 	},
-	api.OpPoolUpdate: retryUpdate((*Admission).UpdatePool), api.OpPoolDelete: retryRef((*Admission).DeletePool),
+	api.OpPoolUpdate: func(a *Admission, ctx context.Context, h auth.Handle, o Options, raw json.RawMessage) (*api.Operation, error) {
+		return retryWith(raw, func(r updateRequest[api.PoolUpdate]) (*api.Operation, error) {
+			if r.Update.Key == hiddenPassword {
+				return nil, problem.New(problem.Unsupported, "this operation cannot be retried").Because("the key in it was a secret and is not kept").Try("send the change again: gnext pool update %s ...", r.Ref)
+			}
+			return a.UpdatePool(ctx, h, o, r.Ref, r.Update)
+		})
+	},
+	api.OpPoolDelete:   retryRef((*Admission).DeletePool),
 	api.OpVolumeCreate: retryBody((*Admission).CreateVolume), api.OpVolumeUpdate: retryUpdate((*Admission).UpdateVolume), api.OpVolumeRestore: retryRef((*Admission).RestoreVolume),
 	api.OpVolumeAttach:   retryOf((*Admission).AttachVolume, func(r attachRequest) (string, api.VolumeAttach) { return r.Ref, r.VolumeAttach }),
 	api.OpVolumeDetach:   retryOf((*Admission).DetachVolume, func(r detachRequest) (string, api.VolumeDetach) { return r.Ref, r.VolumeDetach }),
 	api.OpVolumeResize:   retryOf((*Admission).ResizeVolume, func(r resizeRequest) (string, api.VolumeResize) { return r.Ref, r.VolumeResize }),
+	api.OpVolumeFlatten:  retryRef((*Admission).FlattenVolume),
 	api.OpVolumeDelete:   retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
 	api.OpVolumePurge:    retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
 	api.OpSnapshotCreate: retryBody((*Admission).CreateSnapshot), api.OpSnapshotDelete: retryRef((*Admission).DeleteSnapshot),

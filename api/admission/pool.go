@@ -12,12 +12,16 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// UpdatePool accepts a change of a pool's labels, or of the nodes that have it.
+// UpdatePool accepts a change of a pool's labels, of the nodes that have it, or of how its cluster is reached.
 func (a *Admission) UpdatePool(ctx context.Context, h auth.Handle, o Options, ref string, req api.PoolUpdate) (*api.Operation, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
-	return a.accept(ctx, h, o, api.OpPoolUpdate, updateRequest[api.PoolUpdate]{targetRequest{ref}, req}, func(c *acceptance) error {
+	shown := req
+	if req.Key != "" {
+		shown.Key, o.hidden = hiddenPassword, digest(req.Key)
+	}
+	return a.accept(ctx, h, o, api.OpPoolUpdate, updateRequest[api.PoolUpdate]{targetRequest{ref}, shown}, func(c *acceptance) error {
 		pool, err := store.Find[api.Pool](ctx, a.kv, h, "", ref)
 		if err != nil {
 			return err
@@ -34,8 +38,66 @@ func (a *Admission) UpdatePool(ctx context.Context, h auth.Handle, o Options, re
 		if err := a.leaves(c, pool, &after, &change, req.RemoveAgents); err != nil {
 			return err
 		}
+		if req.Redirects() {
+			if err := a.redirects(c, pool, &after, &change, req); err != nil {
+				return err
+			}
+		}
 		return firstOf(c.target(pool), c.after(&after), c.input(change), c.keeps(pool))
 	})
+}
+
+// redirects has a Ceph pool be reached in another way, once all its nodes have tried that. What names the pool stays: it is in the paths
+// of what is in it. One that is proven to be down is not asked: it learns it when it is back.
+func (a *Admission) redirects(c *acceptance, pool, after *api.Pool, change *api.PoolChange, req api.PoolUpdate) error {
+	no := problem.New(problem.Unsupported, "how pool %s is reached cannot be changed", pool.Name)
+	if pool.Spec.Type != api.PoolRBD {
+		return no.Because("it is of type %s, and only Ceph pools have monitors, a user and a key", pool.Spec.Type).Try("make another pool")
+	}
+	s := &after.Spec.Source
+	if len(req.Monitors) > 0 {
+		s.Hosts = req.Monitors
+	}
+	if req.User != "" {
+		s.User = req.User
+	}
+	if req.Key != "" {
+		if err := a.replaceKey(c, pool.ID, req.Key); err != nil {
+			return err
+		}
+		s.KeyVersion++
+		change.Secret = c.op.ID
+	}
+	change.Source = *s
+	agents, err := a.poolAgents(c, pool)
+	if err != nil {
+		return err
+	}
+	for _, ag := range agents {
+		switch {
+		case ag.Status.Alive():
+			change.Check = append(change.Check, agentRef(ag))
+		case ag.Status.Phase != api.PhaseDown || ag.Status.Proof == nil:
+			no.Kind = problem.Unavailable
+			return no.Because("its node %s is %s, and cannot try it", ag.Name, ag.Status.Phase).Try("wait until it is back, or counts as down; see: gnext host get %s", ag.Name)
+		}
+	}
+	if len(change.Check) == 0 {
+		no.Kind = problem.Unavailable
+		return no.Because("none of its nodes is there to try it").Try("see: gnext pool get %s", pool.Name)
+	}
+	return nil
+}
+
+// replaceKey keeps a key for those who try it, and has it be the pool's when the operation succeeds.
+func (a *Admission) replaceKey(c *acceptance, pool, key string) error {
+	if err := a.keepKey(c, c.op.ID, key); err != nil {
+		return err
+	}
+	c.releases(store.SecretKey(c.op.ID))
+	sealed, err := a.seal.Seal(key, pool)
+	c.op.Plan.PutIfDone = append(c.op.Plan.PutIfDone, api.Claim{Key: store.SecretKey(pool), Sealed: sealed})
+	return err
 }
 
 // joins brings nodes into a pool. One that is in it stays as it is.

@@ -51,7 +51,7 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 			}
 		}
 		for _, c := range put {
-			d.Put(c.Key, c.Value)
+			d.Put(c.Key, c.Content())
 		}
 		op.State, op.Error, op.Result, op.Ended, op.Checkpoint = out.State, out.Error, out.Result, now, nil
 		op.Steps = mergeSteps(op.Steps, out.Steps, now)

@@ -40,11 +40,15 @@ func (c *Client) Seed(ctx context.Context, agent, vm string) (*api.Seed, error) 
 	return &out, nil
 }
 
-// PoolKey returns the key that this agent uses a pool with. It must not be logged.
-func (c *Client) PoolKey(ctx context.Context, agent, pool string) (string, error) {
+// PoolKey returns the key that this agent uses a pool with, or that which an operation wants to give it, if one is named. It must not
+// be logged.
+func (c *Client) PoolKey(ctx context.Context, agent, pool, operation string) (string, error) {
 	var out api.PoolKey
-	path := item(api.KindAgent, "", agent) + "/pools/" + url.PathEscape(pool) + "/key"
-	if err := c.call(ctx, &request{method: http.MethodGet, path: path}, &out); err != nil {
+	r := &request{method: http.MethodGet, path: item(api.KindAgent, "", agent) + "/pools/" + url.PathEscape(pool) + "/key"}
+	if operation != "" {
+		r.query = url.Values{"operation": {operation}}
+	}
+	if err := c.call(ctx, r, &out); err != nil {
 		return "", err
 	}
 	return out.Key, nil

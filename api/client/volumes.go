@@ -31,6 +31,11 @@ func (c *Client) ResizeVolume(ctx context.Context, project, ref string, how api.
 	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/resize", how)
 }
 
+// FlattenVolume asks for a volume to become independent of its image.
+func (c *Client) FlattenVolume(ctx context.Context, project, ref string, w Write) (*api.Operation, error) {
+	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/flatten", nil)
+}
+
 // DeleteVM asks for the end of a VM. Client.Delete does, too, unless its root disk has snapshots.
 func (c *Client) DeleteVM(ctx context.Context, project, ref string, how api.VMDelete, w Write) (*api.Operation, error) {
 	return c.remove(ctx, api.KindVM, project, ref, map[string]bool{"snapshots": how.Snapshots}, w)

@@ -40,3 +40,39 @@ func TestPoolKeyIsForAgentsOfThePool(t *testing.T) {
 	require.True(t, problem.Is(err, problem.Internal))
 	require.NotContains(t, err.Error(), "the key")
 }
+
+func TestANewPoolKeyIsForThoseWhoTryIt(t *testing.T) {
+	k := newKit(t)
+	a, ha := k.join("node-a")
+	b, hb := k.join("node-b")
+	pool := &api.Pool{Meta: api.Meta{ID: api.NewID(), Name: "ceph1"}, Spec: api.PoolSpec{Type: api.PoolRBD, Agents: []string{a}}}
+	op := &api.Operation{Meta: api.Meta{ID: api.NewID()}, Kind: api.OpPoolUpdate, State: api.OpRunning, Target: api.RefTo(pool)}
+	k.put(pool)
+	k.put(op)
+	sealed, err := k.vault.Seal("the new key", op.ID)
+	require.NoError(t, err)
+	_, err = k.kv.Commit(t.Context(), store.Tx{Puts: []store.Put{{Key: store.SecretKey(op.ID), Value: sealed}}})
+	require.NoError(t, err)
+
+	key, err := k.fleet.NewPoolKey(t.Context(), ha, a, pool.ID, op.ID)
+	require.NoError(t, err)
+	require.Equal(t, "the new key", key.Key)
+	for name, ask := range map[string]func() (*api.PoolKey, error){
+		"another's agent":   func() (*api.PoolKey, error) { return k.fleet.NewPoolKey(t.Context(), hb, a, pool.ID, op.ID) },
+		"not of the pool":   func() (*api.PoolKey, error) { return k.fleet.NewPoolKey(t.Context(), hb, b, pool.ID, op.ID) },
+		"another pool":      func() (*api.PoolKey, error) { return k.fleet.NewPoolKey(t.Context(), ha, a, api.NewID(), op.ID) },
+		"another operation": func() (*api.PoolKey, error) { return k.fleet.NewPoolKey(t.Context(), ha, a, pool.ID, api.NewID()) },
+	} {
+		_, err := ask()
+		require.True(t, problem.Is(err, problem.Forbidden), "%s: %v", name, err)
+	}
+	op, err = store.Get[api.Operation](t.Context(), k.kv, k.fleet.self, "", op.ID)
+	require.NoError(t, err)
+	op.State = api.OpFailed
+	d := store.NewDraft(k.fleet.self)
+	d.Update(op)
+	_, err = d.Commit(t.Context(), k.kv)
+	require.NoError(t, err)
+	_, err = k.fleet.NewPoolKey(t.Context(), ha, a, pool.ID, op.ID)
+	require.True(t, problem.Is(err, problem.Forbidden), "it is over")
+}

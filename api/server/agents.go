@@ -58,12 +58,20 @@ func (s *Server) routeAgents() {
 		OperationID: "get-pool-key", Method: http.MethodGet, Path: "/v1/agents/{id}/pools/{pool}/key", Tags: []string{tag}, Metadata: ofAgents,
 		Summary: "Show the key that a pool is used with", Description: "For the agents of a pool in a Ceph cluster only.",
 	}, func(ctx context.Context, in *struct {
-		ID   string `path:"id" doc:"Agent ID"`
-		Pool string `path:"pool" doc:"Pool ID"`
+		ID        string `path:"id" doc:"Agent ID"`
+		Pool      string `path:"pool" doc:"Pool ID"`
+		Operation string `query:"operation" doc:"Operation that wants to give the pool another key: that one"`
 	},
 	) (*struct{ Body *api.PoolKey }, error) {
 		if !api.IsUUID(in.Pool) {
 			return nil, wrong("path.pool", clip(in.Pool), "must be a UUID")
+		}
+		if in.Operation != "" {
+			if !api.IsUUID(in.Operation) {
+				return nil, wrong("query.operation", clip(in.Operation), "must be a UUID")
+			}
+			key, err := s.o.Fleet.NewPoolKey(ctx, handleOf(ctx), in.ID, in.Pool, in.Operation)
+			return &struct{ Body *api.PoolKey }{key}, err
 		}
 		key, err := s.o.Fleet.PoolKey(ctx, handleOf(ctx), in.ID, in.Pool)
 		return &struct{ Body *api.PoolKey }{key}, err

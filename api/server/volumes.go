@@ -21,6 +21,8 @@ func (s *Server) routeVolumes() {
 	changing(s, volumeVerb("attach", "Give a volume to a VM", "Whether the VM runs or not. A VM that has it already keeps it."), api.KindVolume, Admission.AttachVolume)
 	asking(s, volumeVerb("detach", "Take a volume from a VM", "Whether the VM runs or not. A guest that does not let it go keeps it."), api.KindVolume, Admission.DetachVolume)
 	changing(s, volumeVerb("resize", "Make a volume bigger", "Whether the VM that has it runs or not. A volume never shrinks."), api.KindVolume, Admission.ResizeVolume)
+	acting(s, volumeVerb("flatten", "Make a volume independent of its image",
+		"What it shows of the image is copied into it, whether the VM that has it runs or not. In a pool of files it must have no snapshots."), api.KindVolume, Admission.FlattenVolume)
 
 	readable[api.Snapshot](s)
 	creatable(s, api.KindSnapshot, "Of a volume, whether a VM that has it runs or not: the guest goes on.", Admission.CreateSnapshot)

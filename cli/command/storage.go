@@ -44,13 +44,29 @@ func (a *app) poolCmd() *cobra.Command {
 
 func (a *app) poolUpdateCmd() *cobra.Command {
 	var u api.PoolUpdate
-	update := updateCmd(a, pools, "Change the nodes or labels of a pool", func(*cobra.Command) (*api.PoolUpdate, error) { return &u, nil },
+	var keyFile string
+	update := updateCmd(a, pools, "Change the nodes or labels of a pool, or how its Ceph cluster is reached", func(cmd *cobra.Command) (*api.PoolUpdate, error) {
+		u.User = strings.TrimPrefix(u.User, "client.")
+		if keyFile == "" {
+			return &u, nil
+		}
+		b, err := readInput(keyFile, cmd.InOrStdin(), api.KiB)
+		u.Key = strings.TrimSpace(string(b))
+		return &u, err
+	},
 		func(u *api.PoolUpdate, l *map[string]string) { u.Labels = l })
-	update.Long = "Change the nodes or labels of a pool.\n\n" +
+	update.Long = "Change the nodes or labels of a pool, or how its Ceph cluster is reached.\n\n" +
 		"A node that is added must be alive; of a shared pool it must see the same files. A node can be removed when nothing of the\n" +
-		"pool is on it, and one that is proven to be down is not asked."
-	update.Example = "  gnext pool update shared --add-agent node-4\n  gnext pool update default --remove-agent node-3"
+		"pool is on it, and one that is proven to be down is not asked.\n\n" +
+		"Monitors, user and key of a Ceph cluster count once every node of the pool has used the pool with them."
+	update.Example = "  gnext pool update shared --add-agent node-4\n  gnext pool update default --remove-agent node-3\n" +
+		"  gnext pool update ceph1 --monitors 10.0.0.4,10.0.0.5\n  gnext pool update ceph1 --ceph-user libvirt2 --ceph-key-file libvirt2.key"
 	a.refsFlag(update, &u.AddAgents, "add-agent", api.KindAgent, "node that gets the pool (repeatable)")
 	a.refsFlag(update, &u.RemoveAgents, "remove-agent", api.KindAgent, "node that loses it (repeatable)")
+	fl := update.Flags()
+	fl.StringSliceVar(&u.Monitors, "monitors", nil, "of rbd: monitors of the Ceph cluster, as HOST or HOST:PORT; the whole list")
+	fl.StringVar(&u.User, "ceph-user", "", "of rbd: another user of the cluster, without client.; needs its key")
+	fl.StringVar(&keyFile, "ceph-key-file", "", "of rbd: file with the key of the user, as ceph auth print-key prints it; - is stdin")
+	must(update.MarkFlagFilename("ceph-key-file"))
 	return update
 }

@@ -96,7 +96,7 @@ func (a *app) sawVolume(ctx context.Context) func(*api.Operation) error {
 
 func (a *app) volCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"},
-		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volRestoreCmd(), a.volUpdateCmd())
+		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volRestoreCmd(), a.volUpdateCmd())
 }
 
 func (a *app) volAddCmd() *cobra.Command {
@@ -218,6 +218,16 @@ func (a *app) volResizeCmd() *cobra.Command {
 	cmd.Example = "  gnext vol resize data --size 200G"
 	cmd.Flags().Var(sizeFlag{&r.Size}, "size", "new size, like 200G; a volume never shrinks")
 	must(cmd.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions))
+	return cmd
+}
+
+func (a *app) volFlattenCmd() *cobra.Command {
+	cmd := a.volVerb("flatten", "Make a volume independent of the image that it was made of", nil, func(ctx context.Context, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
+		return c.FlattenVolume(ctx, a.project, ref, w)
+	})
+	cmd.Long = "Make a volume independent of the image that it was made of, whether a VM that has it runs or not.\n\n" +
+		"What it shows of the image is copied into it. An image that no volume needs can be deleted. In a pool of files the volume must have no snapshots."
+	cmd.Example = "  gnext vol flatten data"
 	return cmd
 }
 

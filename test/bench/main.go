@@ -28,7 +28,8 @@ type bench struct {
 	address  string // of Temporal
 	only     string
 	live     bool   // emulated guests run while they move
-	pool     string // of VMs; empty: the only one
+	pool     string // of VMs; empty: the usual one
+	usual    string // empty: the only one
 	pin      string // node of VMs; empty: any
 	nodes    int    // simulated ones
 	sizes    string // how many VMs at a time on them
@@ -46,8 +47,9 @@ func main() {
 	flag.IntVar(&b.flight, "flight", 50, "operations in flight")
 	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
-	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events, moves or scale; scale needs no sandbox")
 	flag.BoolVar(&b.live, "live", false, "emulated guests run while they move, and may be damaged; the agents must have --live-tcg")
+	flag.StringVar(&b.usual, "pool", "", "pool of VMs, but in parts that say which; empty: the only one that there is, or that of type dir")
+	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events, moves, storage or scale; scale needs no sandbox")
 	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes of the scale part")
 	flag.StringVar(&b.profiles, "profiles", "", "address at which the control plane of the scale part serves profiles")
 	flag.StringVar(&b.sizes, "vms", "100,1000", "VMs created at a time in the scale part")
@@ -67,10 +69,19 @@ func (b *bench) run() (err error) {
 	if err != nil {
 		return err
 	}
+	if b.usual == "" {
+		dir, ceph, err := b.pools()
+		if err != nil {
+			return err
+		}
+		if dir != nil && ceph != nil { // one must be named
+			b.usual = dir.Name
+		}
+	}
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}, {"moves", b.migrations}, {"scale", b.scale}}
+	}{{"idle", b.idle}, {"vms", b.vms}, {"bursts", b.bursts}, {"noops", b.noops}, {"throughput", b.throughput}, {"events", b.events}, {"moves", b.migrations}, {"storage", b.storage}, {"scale", b.scale}}
 	for _, part := range parts {
 		if b.only != "" && b.only != part.name {
 			continue

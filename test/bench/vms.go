@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,7 +19,7 @@ import (
 func (b *bench) request(name string) api.VMCreate {
 	return api.VMCreate{
 		Name: name, VCPUs: 1, Memory: 128 * api.MiB, Image: "tiny", RootDisk: api.GiB,
-		NICs: []api.NICRequest{{Subnet: "demo-a"}}, SecurityGroups: []string{"web"}, Pool: b.pool, Placing: api.Placing{NodeID: b.pin},
+		NICs: []api.NICRequest{{Subnet: "demo-a"}}, SecurityGroups: []string{"web"}, Pool: cmp.Or(b.pool, b.usual), Placing: api.Placing{NodeID: b.pin},
 	}
 }
 
@@ -55,14 +56,17 @@ func (b *bench) remove(name string) (time.Duration, error) {
 }
 
 // script runs a bash function of bare.sh inside the node and returns the time it says it took.
-func (b *bench) script(args ...string) (time.Duration, error) {
+func (b *bench) script(args ...string) (time.Duration, error) { return b.bash("bare.sh", args...) }
+
+// bash runs a function of a script beside this file, likewise.
+func (b *bench) bash(file string, args ...string) (time.Duration, error) {
 	sandbox := filepath.Join(b.root, "deploy/dev/sandbox.sh")
-	cmd := exec.CommandContext(b.ctx, sandbox, append([]string{"exec", b.node, "bash", filepath.Join(b.root, "test/bench/bare.sh")}, args...)...)
+	cmd := exec.CommandContext(b.ctx, sandbox, append([]string{"exec", b.node, "bash", filepath.Join(b.root, "test/bench", file)}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return 0, fmt.Errorf("bare.sh %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+		return 0, fmt.Errorf("%s %s: %w: %s", file, strings.Join(args, " "), err, stderr.String())
 	}
 	ns, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
 	return time.Duration(ns), err

@@ -172,8 +172,10 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
 	maps.Copy(all, volumes())
-	for kind, more := range withVolumes() {
-		all[kind] = append(all[kind], more...)
+	for _, others := range []map[string][]Scenario{withVolumes(), flattening()} {
+		for kind, more := range others {
+			all[kind] = append(all[kind], more...)
+		}
 	}
 	return all
 }

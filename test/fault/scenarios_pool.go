@@ -29,6 +29,8 @@ func cephOn(nodes ...string) Accept {
 
 const cephKey = "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg==" // of nobody
 
+const otherKey = "AQAAAAAAAAAAABAAYSBrZXkgb2Ygbm8gdXNlcg=="
+
 // has checks which nodes have the pool "fast", by its record.
 func has(nodes ...string) func(ctx context.Context, w *World) (string, error) {
 	return func(ctx context.Context, w *World) (string, error) {
@@ -72,6 +74,17 @@ func pools() map[string][]Scenario {
 			Name: "pool.update, NFS", Prepare: []Accept{mountedPool(api.PoolNFS, "/srv/vms", "a1", "a2")}, Check: has("a2", "a3"),
 			Accept: change(api.PoolUpdate{AddAgents: []string{"a3"}, RemoveAgents: []string{"a1"}}),
 			Ignore: func(line string) bool { return strings.HasPrefix(line, "a3: pool ") },
+		},
+		{
+			Name: "pool.update, another way to Ceph", Prepare: []Accept{cephOn("a1", "a2")}, Every: 2,
+			Accept: change(api.PoolUpdate{Monitors: []string{"10.0.0.7"}, User: "libvirt2", Key: otherKey}),
+			Check: func(ctx context.Context, w *World) (string, error) {
+				p, err := store.Find[api.Pool](ctx, w.KV, w.User, "", "fast")
+				if err != nil || p.Spec.Source.KeyVersion == 1 && p.Spec.Source.User == "libvirt2" && slices.Equal(p.Spec.Source.Hosts, []string{"10.0.0.7"}) {
+					return "", err
+				}
+				return fmt.Sprintf("pool fast is reached by %+v", p.Spec.Source), nil
+			},
 		},
 		{
 			Name: "pool.update, without a dead node", Prepare: []Accept{poolOn("", false, "a1", "a2", "a3")}, Plant: died("a2"), Check: has("a1"),

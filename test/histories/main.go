@@ -64,7 +64,7 @@ func endings(d saga.Definition) []string {
 		return []string{done}
 	case d.Name() == api.OpVMMigrate:
 		return []string{done, undone, cancelled, turned}
-	case d.Name() == api.OpVolumeResize: // what has grown does not shrink
+	case d.Name() == api.OpVolumeResize, d.Name() == api.OpVolumeFlatten: // what has grown, or stands alone, stays so
 		return []string{done, cancelled, turned}
 	default:
 		return []string{done, undone, cancelled}
@@ -132,7 +132,7 @@ func (r *recorder) failing() string {
 	last := ""
 	for i, s := range r.table.Plan() {
 		switch {
-		case r.end == turned && (s.Name == "move" || s.Name == "grow"):
+		case r.end == turned && (s.Name == "move" || s.Name == "grow" || s.Name == "flatten"):
 			return s.Name
 		case !r.table.Committed(i+1) && s.Name != "move" && s.Name != "repair": // without findings a repair makes no call
 			last = s.Name

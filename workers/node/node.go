@@ -110,7 +110,7 @@ func Run(ctx context.Context, cfg Config) error {
 	facts := &switchFacts{}
 	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, LiveTCG: cfg.LiveTCG, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()
-	if ceph := rbd.New(rbd.Config{Key: parts.keys.of, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), Log: cfg.Log}); ceph != nil {
+	if ceph := rbd.New(rbd.Config{Key: parts.keys.of, NewKey: parts.keys.wanted, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), Log: cfg.Log}); ceph != nil {
 		pools[api.PoolRBD] = ceph
 	}
 	parts.Driver, parts.Trim, parts.facts = driver, driver.TrimConsoles, facts
@@ -243,7 +243,9 @@ var errForgotten = errors.New("the server does not know this agent")
 
 // serve works for one identity: it takes steps and reports, each whether or not the other can.
 func (a *agent) serve(ctx context.Context, id *identity) error {
-	a.keys.set(func(ctx context.Context, pool string) (string, error) { return a.api.PoolKey(ctx, id.ID, pool) })
+	a.keys.set(func(ctx context.Context, pool, operation string) (string, error) {
+		return a.api.PoolKey(ctx, id.ID, pool, operation)
+	})
 	a.log.Info("agent runs", "name", a.cfg.Name, "id", id.ID, "server", a.api.Address(), "temporal", id.TemporalAddress)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -115,6 +115,8 @@ var (
 	RemoveDisk = Step[VMPlan, Nothing]{Name: "storage.remove_disk", Where: Node, Timeout: time.Minute}
 	// PreparePool makes the directory usable as a pool and checks that it really is.
 	PreparePool = Step[PoolOnNode, api.PoolUsage]{Name: "storage.prepare_pool", Where: Node, Timeout: time.Minute}
+	// CheckPool makes sure that the node reaches the pool at the source of the plan, and that it is the same pool there. It changes nothing.
+	CheckPool = Step[api.PoolCheck, Nothing]{Name: "storage.check_pool", Where: Node, Timeout: time.Minute}
 	// ReleasePool removes what PreparePool made; it refuses while a volume is in it.
 	ReleasePool = Step[PoolOnNode, Nothing]{Name: "storage.release_pool", Where: Node, Timeout: time.Minute}
 	// EvictImage removes an image's copy from a pool.

@@ -78,6 +78,20 @@ type Resize struct {
 // FenceKey says which resource the steps on it are ordered by.
 func (r Resize) FenceKey() string { return r.Volume.Volume }
 
+// Flatten is a volume that is to be independent of the image that it was made of.
+type Flatten struct {
+	Volume VolumePlan `json:"volume"`
+	VM     *VMPlan    `json:"vm,omitempty"` // that has it; nil: none
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (f Flatten) FenceKey() string { return f.Volume.Volume }
+
+// Flattened is how far that is.
+type Flattened struct {
+	Alone bool `json:"alone"` // the volume needs no image
+}
+
 // SnapshotPlan is a snapshot as it is taken, undone, dropped or gone back to on a node.
 type SnapshotPlan struct {
 	Snapshot string     `json:"snapshot"`     // ID
@@ -139,6 +153,10 @@ var (
 	RemoveVolume = Step[VolumePlan, Nothing]{Name: "storage.remove_volume", Where: Node, Timeout: 5 * time.Minute}
 	// ResizeVolume makes it bigger, and tells a guest that runs. One that is as big already is content; it never shrinks.
 	ResizeVolume = Step[Resize, Nothing]{Name: "volume.resize", Where: Node, Timeout: 5 * time.Minute}
+	// FlattenVolume copies what the volume shows of its image into it. One that needs no image is content. Undo: StopFlatten.
+	FlattenVolume = Step[Flatten, Nothing]{Name: "volume.flatten", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
+	// StopFlatten ends that where it is, which is as good as never begun, unless the volume stands alone already: the answer tells.
+	StopFlatten = Step[Flatten, Flattened]{Name: "volume.stop_flatten", Where: Node, Timeout: 5 * time.Minute}
 	// AttachDisk gives a VM a disk, whether it runs or not. Once more is content. Undo: DetachDisk.
 	AttachDisk = Step[DiskChange, Nothing]{Name: "compute.attach_disk", Where: Node, Timeout: 2 * time.Minute}
 	// DetachDisk takes the disk from the VM, and returns when the guest has let it go. It is content if the VM has no such disk.

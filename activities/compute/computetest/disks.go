@@ -2,6 +2,7 @@ package computetest
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -49,6 +50,7 @@ func Disks(t *testing.T, b Bench) {
 	t.Run("limits bite", func(t *testing.T) { limits(t, b) })
 	t.Run("snapshot and merge", func(t *testing.T) { snapshots(t, b, false) })
 	t.Run("snapshot of a guest with an agent", func(t *testing.T) { snapshots(t, b, true) })
+	t.Run("pull what is below", func(t *testing.T) { pulls(t, b) })
 	t.Run("root disk", func(t *testing.T) { rootLayers(t, b) })
 	t.Run("rest", func(t *testing.T) { rests(t, b) })
 }
@@ -241,6 +243,41 @@ func snapshots(t *testing.T, b Bench, agent bool) {
 	_, err = b.Start(t.Context(), vm)
 	require.NoError(t, err, "it is started with what is left")
 	g.Sees(t, disk.Volume, 64*api.MiB)
+}
+
+// pulls: the guest writes all the time, while its disk gets all that it shows of the layer below.
+func pulls(t *testing.T, b Bench) {
+	g := b.Boot(t, false)
+	vm := g.Plan.VM
+	disk, first := b.give(t, g, "vdc")
+	g.Steady(t, "vdc")
+	top := b.Layer(t, first)
+	_, err := b.SwitchDisk(t.Context(), vm, disk.Volume, top, false)
+	require.NoError(t, err)
+	g.Steady(t, "vdc")
+	require.NoError(t, b.StopPull(t.Context(), vm, disk.Volume), "there is none")
+	for range 2 {
+		running, err := b.PullDisk(t.Context(), vm, disk.Volume, func(api.Progress) {})
+		require.NoError(t, err)
+		require.True(t, running)
+	}
+	require.NoError(t, b.StopPull(t.Context(), vm, disk.Volume), "it is over")
+	t.Logf("pull: the guest's slowest write %s", g.Steady(t, "vdc"))
+	_, err = b.Stop(t.Context(), vm, true, 0, nil)
+	require.NoError(t, err)
+	_ = os.Remove(first.File) // what is real must do without
+	g.Intact(t, "vdc", top)
+	running, err := b.PullDisk(t.Context(), vm, disk.Volume, nil)
+	require.NoError(t, err)
+	require.False(t, running)
+	require.NoError(t, b.StopPull(t.Context(), vm, disk.Volume))
+	_, err = b.Start(t.Context(), vm)
+	require.NoError(t, err)
+	g.Sees(t, disk.Volume, 64*api.MiB)
+	_, err = b.PullDisk(t.Context(), vm, api.NewID(), nil)
+	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
+	_, err = b.PullDisk(t.Context(), api.NewID(), disk.Volume, nil)
+	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
 }
 
 func rootLayers(t *testing.T, b Bench) {

@@ -78,6 +78,13 @@ func Rebase(ctx context.Context, path, backing string) error {
 	return problem.Wrap(err, problem.Internal, "volume %s cannot be put on another one", path)
 }
 
+// Flatten copies all that a qcow2 image shows of its backing file into it, after which it has none. One that was interrupted shows the
+// same as before. An image that another process has open is in_use. Size is that of the image in bytes; progress is told the percentage.
+func Flatten(ctx context.Context, path string, size int64, progress func(percent float64)) error {
+	_, err := run(ctx, 2*cpuFor(size), progress, "rebase", "-p", "-f", "qcow2", "-b", "", "--", path)
+	return problem.Wrap(err, problem.Internal, "volume %s cannot be made independent of the one below", path)
+}
+
 // Same reports whether two qcow2 images of about this size show the same; what one has more must be zero.
 func Same(ctx context.Context, a, b string, size int64) (bool, error) {
 	_, err := run(ctx, 2*cpuFor(size), nil, "compare", "-q", "-f", "qcow2", "-F", "qcow2", "--", a, b)

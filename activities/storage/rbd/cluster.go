@@ -81,9 +81,14 @@ func (d *Driver) within(ctx context.Context, p steps.PoolOnNode, what string, f 
 	return explain(err, p, what)
 }
 
+// connection says by what a connection is made. Of the key it tells which one it is.
+func connection(p steps.PoolOnNode) string {
+	return p.Source.User + "#" + strconv.Itoa(p.Source.KeyVersion) + "@" + strings.Join(p.Source.Hosts, ",") + "/" + p.Source.Name
+}
+
 // connect returns the connection to the pool's cluster, whose users it has joined.
 func (d *Driver) connect(ctx context.Context, p steps.PoolOnNode) (*cluster, error) {
-	on := p.Source.User + "@" + strings.Join(p.Source.Hosts, ",") + "/" + p.Source.Name
+	on := connection(p)
 	for {
 		d.mu.Lock()
 		at := d.clusters[p.Pool]
@@ -134,7 +139,10 @@ func (d *Driver) drop(pool string, c *cluster) {
 func (d *Driver) dial(p steps.PoolOnNode, on string, at *connecting) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.cfg.OpTimeout)
 	defer cancel()
-	at.c, at.err = d.open(ctx, p)
+	var key string
+	if key, at.err = d.key(ctx, p); at.err == nil {
+		at.c, at.err = d.open(p, key)
+	}
 	if at.err != nil {
 		d.mu.Lock()
 		if d.clusters[p.Pool] == at {
@@ -147,11 +155,7 @@ func (d *Driver) dial(p steps.PoolOnNode, on string, at *connecting) {
 	close(at.done)
 }
 
-func (d *Driver) open(ctx context.Context, p steps.PoolOnNode) (*cluster, error) {
-	key, err := d.key(ctx, p)
-	if err != nil {
-		return nil, err
-	}
+func (d *Driver) open(p steps.PoolOnNode, key string) (*cluster, error) {
 	conn, err := rados.NewConnWithUser(p.Source.User)
 	if err != nil {
 		return nil, explain(err, p, "connect")

@@ -50,10 +50,60 @@ func (d *Driver) key(ctx context.Context, p steps.PoolOnNode) (string, error) {
 	if err != nil {
 		return "", problem.Wrap(err, problem.Unavailable, "the key of pool %s cannot be fetched", p.Pool)
 	}
+	return key, checkKey(key, p)
+}
+
+func checkKey(key string, p steps.PoolOnNode) error {
 	if !api.IsCephKey(key) {
-		return "", problem.New(problem.Invalid, "the key of pool %s is not one of Ceph", p.Pool).Try("see: ceph auth print-key client.%s", p.Source.User)
+		return problem.New(problem.Invalid, "the key of pool %s is not one of Ceph", p.Pool).Try("see: ceph auth print-key client.%s", p.Source.User)
 	}
-	return key, nil
+	return nil
+}
+
+// CheckSource implements storage.Checker. It uses a connection of its own, so that nobody else is served by it.
+func (d *Driver) CheckSource(ctx context.Context, p steps.PoolOnNode, secret string) error {
+	if err := storage.CheckRBDPool(p); err != nil {
+		return err
+	}
+	key, err := d.keyOf(ctx, p, secret)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1) // librados waits for nobody's context
+	go func() { done <- d.tryAt(ctx, p, key) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return late(ctx, p, "try it in another way")
+	}
+}
+
+func (d *Driver) keyOf(ctx context.Context, p steps.PoolOnNode, secret string) (string, error) {
+	if secret == "" {
+		return d.key(ctx, p)
+	}
+	if d.cfg.NewKey == nil {
+		return "", problem.New(problem.Unsupported, "this agent fetches no other keys")
+	}
+	key, err := d.cfg.NewKey(ctx, p.Pool, secret)
+	if err != nil {
+		return "", problem.Wrap(err, problem.Unavailable, "the new key of pool %s cannot be fetched", p.Pool)
+	}
+	return key, checkKey(key, p)
+}
+
+func (d *Driver) tryAt(ctx context.Context, p steps.PoolOnNode, key string) error {
+	c, err := d.open(p, key)
+	if err != nil {
+		return err
+	}
+	defer func() { c.io.Destroy(); c.conn.Shutdown() }()
+	p.Join = true // it must be there already, and be the same
+	if err := claim(c, p); err != nil {
+		return explain(err, p, "see which pool it is")
+	}
+	return explain(tryOut(ctx, c.io, p), p, "try it out")
 }
 
 // Keep implements storage.Keeper: of pools that are not this node's any more, connections end and the hypervisor forgets the keys.
@@ -98,6 +148,7 @@ func (d *Driver) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
 			errs = append(errs, d.cfg.Secrets.DropSecret(ctx, pool))
 		}
 	}
+	errs = append(errs, d.renew(ctx, pools, secrets))
 	if err := errors.Join(errs...); err != nil || waits {
 		return err
 	}
@@ -105,6 +156,22 @@ func (d *Driver) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
 	defer d.mu.Unlock()
 	d.kept = ids(pools)
 	return nil
+}
+
+// renew has the hypervisor know the keys that the pools have now, of those of which it knows one: another may have come.
+func (d *Driver) renew(ctx context.Context, pools []steps.PoolOnNode, known []string) error {
+	var errs []error
+	for _, p := range pools {
+		if p.Type != api.PoolRBD || !slices.Contains(known, p.Pool) {
+			continue
+		}
+		key, err := d.key(ctx, p)
+		if err == nil {
+			err = d.cfg.Secrets.SetSecret(ctx, p.Pool, key)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // settled reports whether nothing has changed since the hypervisor's keys were last seen to be right: a look at them with every report
@@ -115,10 +182,11 @@ func (d *Driver) settled(pools []steps.PoolOnNode) bool {
 	return d.kept != nil && slices.Equal(d.kept, ids(pools))
 }
 
+// ids says what the hypervisor's keys depend on.
 func ids(pools []steps.PoolOnNode) []string {
 	out := []string{}
 	for _, p := range pools {
-		out = append(out, p.Pool)
+		out = append(out, p.Pool+" "+connection(p))
 	}
 	slices.Sort(out)
 	return out

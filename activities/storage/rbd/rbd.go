@@ -23,6 +23,8 @@ import (
 type Config struct {
 	// Key fetches the key of the pool's Ceph user, by the pool's ID.
 	Key func(ctx context.Context, pool string) (string, error)
+	// NewKey fetches the key that an operation wants a pool to be tried with, by their IDs; nil: there are none.
+	NewKey func(ctx context.Context, pool, operation string) (string, error)
 	// Secrets is the hypervisor, which needs the keys, too; nil: there is none.
 	Secrets compute.Secrets
 	// TempDir holds images while they are brought into a pool, first as they come and then raw. What is in it is removed.

@@ -28,6 +28,9 @@ type FakeBacking interface {
 	MergeLayers(top, below DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
+	// WriteMemory does what a hypervisor does that writes the memory of a guest to a file, and ReadMemory returns what is in one.
+	WriteMemory(path, content string) error
+	ReadMemory(path string) (content string, there bool, err error)
 }
 
 // fakePause is how long a guest of a Fake waits.

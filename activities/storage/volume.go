@@ -7,7 +7,7 @@ import (
 )
 
 func dirCapabilities(p steps.PoolOnNode) Capabilities {
-	return Capabilities{Type: api.PoolDir, Shared: p.Shared, Files: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, MultiWriter: true, Discard: true}
+	return Capabilities{Type: api.PoolDir, Shared: p.Shared, Files: true, LiveSnapshot: true, Clone: true, GrowOnline: true, Thin: true, MultiWriter: true, Discard: true, Checkpoint: true}
 }
 
 // checkNew refuses a volume that cannot be made.

@@ -60,4 +60,5 @@ type Capabilities struct {
 	Thin         bool   // takes only the space that was written
 	MultiWriter  bool   // several guests may write to a volume at once
 	Discard      bool   // gives space back that guests have freed
+	Checkpoint   bool   // a VM is kept with its memory while it runs, and goes back to that moment
 }

@@ -23,6 +23,8 @@ type Checkpoints interface {
 	// SaveGuest writes the memory of a guest to a file and ends the guest; all it has written to its disks is there. One that does
 	// not run is content. Tell may be nil.
 	SaveGuest(ctx context.Context, vm, memory string, tell func(api.Progress)) error
+	// DropGuest ends a guest that has any of its disks on those layers. One that has others goes on: it is content.
+	DropGuest(ctx context.Context, vm string, disks []SwitchedDisk) error
 	// MemoryWhole reports whether a file has the whole memory of a guest.
 	MemoryWhole(ctx context.Context, memory string) (bool, error)
 	// RestoreGuest has a guest go on from a memory. One that runs, on those very disks, is content, and on others a conflict; one

@@ -106,6 +106,23 @@ func (f *Fake) SaveGuest(ctx context.Context, vm, memory string, _ func(api.Prog
 	return nil
 }
 
+// DropGuest implements Checkpoints.
+func (f *Fake) DropGuest(ctx context.Context, vm string, disks []SwitchedDisk) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err != nil || d.phase == api.PhaseStopped || d.onDisks(disks) == 0 {
+		return err
+	}
+	d.phase = api.PhaseStopped
+	d.stir()
+	go f.publish(vm)
+	return nil
+}
+
 // MemoryWhole implements Checkpoints.
 func (f *Fake) MemoryWhole(_ context.Context, memory string) (bool, error) {
 	if f.Backing == nil {

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"time"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
@@ -195,7 +194,13 @@ func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) err
 	if err := s.guests.EndCheckpoint(ctx, in.VM.VM); err != nil {
 		return err
 	}
-	if _, err := s.guests.Stop(ctx, in.VM.VM, true, time.Second, nil); absent(err) != nil {
+	after := in.After()
+	files, err := s.pool.Locate(after)
+	if err != nil {
+		return err
+	}
+	// Not one that has gone on from now already: this may be done once more after that.
+	if err := s.guests.DropGuest(ctx, in.VM.VM, compute.Restore{Plan: after, Files: files}.Disks()); err != nil {
 		return err
 	}
 	for _, d := range in.Disks {

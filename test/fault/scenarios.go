@@ -172,8 +172,11 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
 	maps.Copy(all, volumes())
-	for kind, more := range withVolumes() {
-		all[kind] = append(all[kind], more...)
+	maps.Copy(all, checkpoints())
+	for _, others := range []map[string][]Scenario{withVolumes(), withCheckpoints()} {
+		for kind, more := range others {
+			all[kind] = append(all[kind], more...)
+		}
 	}
 	return all
 }

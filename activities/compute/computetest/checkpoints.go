@@ -120,14 +120,18 @@ func backThen(t *testing.T, b Bench) {
 		require.NoError(t, s.RestoreGuest(t.Context(), back, func(api.Progress) {}))
 	}
 	require.Equal(t, 1, fresh)
+	require.NoError(t, s.DropGuest(t.Context(), vm, r.Disks()), "it is on others")
+	require.NoError(t, s.DropGuest(t.Context(), api.NewID(), r.Disks()))
 	first := s.g.Counts(t, "vdc")
 	t.Logf("the guest counted %d before the checkpoint, %d before it went back, and %d after", from, late, first)
 	require.GreaterOrEqual(t, first, from)
 	require.Less(t, first, late)
 	s.g.Steady(t, "vdc")
 	s.is(t, api.PhaseRunning)
-	_, err = s.Stop(t.Context(), vm, true, 0, nil)
-	require.NoError(t, err)
+	for range 2 {
+		require.NoError(t, s.DropGuest(t.Context(), vm, back.Disks()))
+	}
+	s.is(t, api.PhaseStopped)
 	s.g.Intact(t, "vdc", back.Files.Data[0])
 
 	// What it was started with then, it is started with.

@@ -158,6 +158,33 @@ func (d *Driver) SaveGuest(ctx context.Context, vm, memory string, tell func(api
 	return err
 }
 
+// DropGuest implements compute.Checkpoints.
+func (d *Driver) DropGuest(ctx context.Context, vm string, disks []compute.SwitchedDisk) error {
+	err := d.with(ctx, vm, "end the guest", func(dom *libvirt.Domain) error {
+		if active, err := dom.IsActive(); err != nil || !active {
+			return err
+		}
+		xml, err := scope{dom, true}.xml()
+		if err != nil {
+			return err
+		}
+		for _, k := range disks {
+			disk, err := domain.FindDisk(xml, k.Volume)
+			if err != nil {
+				return err
+			}
+			if disk != nil && disk.Writes(k.To) {
+				return cut(dom)
+			}
+		}
+		return nil
+	})
+	if missing(err) || problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	return err
+}
+
 // What libvirt begins a file with that has the whole memory of a guest; one that is not whole begins otherwise.
 const wholeMemory = "LibvirtQemudSave"
 

@@ -47,6 +47,9 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 		return out, err
 	}
 	c := compute.Checkpoint{}
+	if c.Memory, err = mem.PlaceMemory(ctx, m, in.VM.Memory); err != nil {
+		return out, err
+	}
 	for _, d := range in.Disks {
 		if !s.pool.Capabilities(d.Volume.Pool).Checkpoint {
 			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s", d.Volume.Pool.Type)
@@ -59,9 +62,6 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 			return out, err
 		}
 		c.Disks = append(c.Disks, compute.SwitchedDisk{Volume: d.Volume.Volume, To: to})
-	}
-	if c.Memory, err = mem.PlaceMemory(ctx, m, in.VM.Memory); err != nil {
-		return out, err
 	}
 	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, telling(ctx)); err != nil {
 		return out, err

@@ -174,7 +174,8 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 		require.Zero(t, Processes(t, vm))
 	})
 	return BenchGuest{Plan: steps.VMPlan{
-		VM: vm, Name: "bench", Project: "default", VCPUs: 1, Memory: 160 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()},
+		VM: vm, Name: "bench", Project: "default", VCPUs: 1, Memory: 160 * api.MiB,
+		Disk: steps.DiskPlan{Volume: api.NewID(), Size: 128 * api.MiB, Pool: n.Pool.Pool, PoolPath: n.Pool.Path, Type: n.Pool.Type},
 	}}
 }
 

@@ -9,6 +9,9 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
+// KeepVM asks for a checkpoint of the VM web1.
+func KeepVM(name string) Accept { return checkpoint(name) }
+
 func checkpoint(name string) Accept {
 	return with((*admit).CreateCheckpoint, api.CheckpointCreate{Name: name, VM: "web1"})
 }

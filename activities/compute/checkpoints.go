@@ -18,8 +18,9 @@ type Checkpoints interface {
 	// mean that it was done. Tell may be nil.
 	TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell func(api.Progress)) (pause time.Duration, err error)
 	// EndCheckpoint breaks off what the hypervisor does to the memory of a guest, if it does anything, and returns when it is over:
-	// then the guest goes on as before, unless it was too late. It is content if there is no domain.
-	EndCheckpoint(ctx context.Context, vm string) error
+	// then the guest goes on as before, unless it was too late. Layers that it was given and is not on, of disks that may be nil, it
+	// has closed then. It is content if there is no domain.
+	EndCheckpoint(ctx context.Context, vm string, disks []SwitchedDisk) error
 	// SaveGuest writes the memory of a guest to a file and ends the guest; all it has written to its disks is there. One that does
 	// not run is content. Tell may be nil.
 	SaveGuest(ctx context.Context, vm, memory string, tell func(api.Progress)) error

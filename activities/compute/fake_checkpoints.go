@@ -76,7 +76,7 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 }
 
 // EndCheckpoint implements Checkpoints.
-func (f *Fake) EndCheckpoint(ctx context.Context, vm string) error {
+func (f *Fake) EndCheckpoint(ctx context.Context, vm string, _ []SwitchedDisk) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, err := f.find(ctx, vm)

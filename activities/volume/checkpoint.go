@@ -54,14 +54,12 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 		if !s.pool.Capabilities(d.Volume.Pool).Checkpoint {
 			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s", d.Volume.Pool.Type)
 		}
-		to, err := s.locate(d.Volume, d.Layer)
-		if err == nil {
-			err = s.pool.AddSnapshot(ctx, d)
-		}
-		if err != nil {
+		if err := s.pool.AddSnapshot(ctx, d); err != nil {
 			return out, err
 		}
-		c.Disks = append(c.Disks, compute.SwitchedDisk{Volume: d.Volume.Volume, To: to})
+	}
+	if c.Disks, err = s.layers(in); err != nil {
+		return out, err
 	}
 	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, telling(ctx)); err != nil {
 		return out, err
@@ -70,9 +68,25 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	return out, err
 }
 
+// layers returns what the disks of a VM are written to after a checkpoint.
+func (s *service) layers(in steps.CheckpointPlan) (out []compute.SwitchedDisk, err error) {
+	for _, d := range in.Disks {
+		to, err := s.locate(d.Volume, d.Layer)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, compute.SwitchedDisk{Volume: d.Volume.Volume, To: to})
+	}
+	return out, nil
+}
+
 // undoCheckpoint: the guest, which may be on the new layers, goes on, and they are merged back.
 func (s *service) undoCheckpoint(ctx context.Context, in steps.CheckpointPlan) error {
-	if err := s.guests.EndCheckpoint(ctx, in.VM.VM); err != nil {
+	disks, err := s.layers(in)
+	if err != nil {
+		return err
+	}
+	if err := s.guests.EndCheckpoint(ctx, in.VM.VM, disks); err != nil {
 		return err
 	}
 	for _, d := range in.Disks {
@@ -115,7 +129,7 @@ func (s *service) undoSave(ctx context.Context, in steps.GuestSave) error {
 	if err != nil {
 		return err
 	}
-	if err := s.guests.EndCheckpoint(ctx, in.VM.VM); err != nil {
+	if err := s.guests.EndCheckpoint(ctx, in.VM.VM, nil); err != nil {
 		return err
 	}
 	phase, err := s.guests.State(ctx, in.VM.VM)
@@ -191,7 +205,7 @@ func (s *service) switchTo(ctx context.Context, in steps.CheckpointSwitch) error
 }
 
 func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) error {
-	if err := s.guests.EndCheckpoint(ctx, in.VM.VM); err != nil {
+	if err := s.guests.EndCheckpoint(ctx, in.VM.VM, nil); err != nil {
 		return err
 	}
 	after := in.After()

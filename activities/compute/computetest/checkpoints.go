@@ -163,8 +163,8 @@ func cutOff(t *testing.T, b Bench) {
 	s.Begun(t, c.Memory)
 	cancel()
 	<-over // whatever came of it
-	require.NoError(t, s.EndCheckpoint(t.Context(), vm))
-	require.NoError(t, s.EndCheckpoint(t.Context(), api.NewID()))
+	require.NoError(t, s.EndCheckpoint(t.Context(), vm, c.Disks))
+	require.NoError(t, s.EndCheckpoint(t.Context(), api.NewID(), c.Disks))
 	s.is(t, api.PhaseRunning)
 	s.g.Steady(t, "vdc")
 	_, err := s.TakeCheckpoint(t.Context(), vm, c, nil)

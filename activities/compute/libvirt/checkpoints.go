@@ -47,8 +47,7 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 		if err := keepable(vm, xml); err != nil {
 			return err
 		}
-		xml, err = domain.CheckpointXML(xml, c)
-		if err == nil {
+		if xml, err = domain.CheckpointXML(xml, c); err == nil {
 			order <- xml
 		}
 		return err
@@ -69,6 +68,12 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 			}
 			defer dom.Free() //nolint:errcheck // frees memory only
 			snap, err := dom.CreateSnapshotXML(xml, flags)
+			if err != nil && !lost(err) && ctx.Err() == nil { // a libvirtd that died may have left the layers open
+				if ferr := forget(dom, c.Disks); ferr != nil {
+					return errors.Join(ferr, err)
+				}
+				snap, err = dom.CreateSnapshotXML(xml, flags)
+			}
 			if err == nil {
 				snap.Free() //nolint:errcheck // frees memory only
 			}
@@ -127,8 +132,15 @@ func placeAll(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 }
 
 // EndCheckpoint implements compute.Checkpoints.
-func (d *Driver) EndCheckpoint(ctx context.Context, vm string) error {
-	_, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) })
+func (d *Driver) EndCheckpoint(ctx context.Context, vm string, disks []compute.SwitchedDisk) error {
+	s, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) })
+	if err != nil || !s.exists || len(disks) == 0 {
+		return err
+	}
+	err = d.with(ctx, vm, "close layers that are not used", func(dom *libvirt.Domain) error { return forget(dom, disks) })
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
 	return err
 }
 

@@ -3,6 +3,7 @@ package libvirt
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"libvirt.org/go/libvirt"
 
@@ -56,14 +57,20 @@ type blockNode struct {
 	File   string `json:"file"`
 }
 
-// opened returns the nodes of a file, those that stand on others first.
+// opened returns the nodes of a file, those that stand on others first: what is in it QEMU does not call by its path, so it is known
+// by the name that libvirt has given to both.
 func opened(nodes []blockNode, file string) (names []string) {
-	for _, raw := range []bool{false, true} {
-		for _, n := range nodes {
-			if n.File == file && (n.Driver == "file") == raw {
-				names = append(names, n.Name)
+	for _, n := range nodes {
+		if n.Driver != "file" || n.File != file {
+			continue
+		}
+		if base, ok := strings.CutSuffix(n.Name, "-storage"); ok {
+			format := base + "-format"
+			if slices.ContainsFunc(nodes, func(f blockNode) bool { return f.Name == format }) {
+				names = append(names, format)
 			}
 		}
+		names = append(names, n.Name)
 	}
 	return names
 }

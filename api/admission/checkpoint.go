@@ -93,25 +93,29 @@ func (c *acceptance) layer() string {
 
 // keepable checks that a disk of a VM can be kept together with the memory.
 func keepable(vm *api.VM, v *api.Volume, pool *api.Pool, snaps []*api.Snapshot, no *problem.Problem) error {
-	fix := []any{"detach it first (gnext vol detach %s --vm %s), or take snapshots one by one: gnext snap add NAME --volume %s", v.Name, vm.Name, v.Name}
-	if v.Spec.Root {
-		fix = []any{"take a snapshot of each of its volumes: gnext snap add NAME --volume %s", v.Name}
+	instead := func() error {
+		if v.Spec.Root {
+			return no.Try("take a snapshot of each of its volumes: gnext snap add NAME --volume %s", v.Name)
+		}
+		return no.Try("detach it first (gnext vol detach %s --vm %s), or take snapshots one by one: gnext snap add NAME --volume %s", v.Name, vm.Name, v.Name)
 	}
-	switch at := v.Attachment(vm.ID); {
+	at := v.Attachment(vm.ID)
+	if !pool.Spec.Files() || v.Spec.Shareable {
+		no.Kind = problem.Unsupported
+	}
+	switch {
 	case !pool.Spec.Files():
-		no.Kind = problem.Unsupported
-		no.Because("volume %s is in pool %s of type %s, whose volumes cannot be kept at one moment with the memory", v.Name, pool.Name, pool.Spec.Type)
+		no = no.Because("volume %s is in pool %s of type %s, whose volumes cannot be kept at one moment with the memory", v.Name, pool.Name, pool.Spec.Type)
 	case v.Spec.Shareable:
-		no.Kind = problem.Unsupported
-		no.Because("several VMs may write to volume %s, and going back would change it below their feet", v.Name)
+		no = no.Because("several VMs may write to volume %s, and going back would change it below their feet", v.Name)
 	case at != nil && at.ReadOnly:
-		no.Because("it has volume %s read-only, and its hypervisor does not change such a disk while it runs", v.Name)
+		no = no.Because("it has volume %s read-only, and its hypervisor does not change such a disk while it runs", v.Name)
 	case len(snaps) >= api.MaxSnapshots:
 		return no.Because("volume %s has %d snapshots, and each makes it slower", v.Name, len(snaps)).Try("delete one that is not needed: gnext cp list --vm %s, gnext snap list --volume %s", vm.Name, v.Name)
 	default:
 		return nil
 	}
-	return no.Try(fix[0].(string), fix[1:]...)
+	return instead()
 }
 
 // checkpoint finds a checkpoint and its VM.

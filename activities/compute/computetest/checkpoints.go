@@ -162,7 +162,7 @@ func cutOff(t *testing.T, b Bench) {
 	}()
 	s.Begun(t, c.Memory)
 	cancel()
-	<-over // whatever came of it
+	t.Logf("cut off: %v", <-over) // whatever came of it
 	require.NoError(t, s.EndCheckpoint(t.Context(), vm, c.Disks))
 	require.NoError(t, s.EndCheckpoint(t.Context(), api.NewID(), c.Disks))
 	s.is(t, api.PhaseRunning)

@@ -3,6 +3,7 @@ package workflows
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -70,8 +71,42 @@ func takeCheckpoint(r *saga.Run, s *checkpointState) error {
 }
 
 func undoCheckpoint(r *saga.Run, s *checkpointState) error {
-	_, err := steps.UndoCheckpoint.Call(r, s.VM.Plan.Agent, s.plan())
-	return err
+	plan := s.plan()
+	return s.whoever(r, func(agent string, lost bool) error {
+		if !lost {
+			_, err := steps.UndoCheckpoint.Call(r, agent, plan)
+			return err
+		}
+		for _, d := range plan.Disks {
+			d.Volume.Agent = agent
+			if _, err := steps.UndoSnapshot.Call(r, agent, d); err != nil {
+				return err
+			}
+		}
+		_, err := steps.RemoveMemory.Call(r, agent, s.memory(s.In.Checkpoint))
+		return err
+	})
+}
+
+// whoever has something done by the VM's node or, if that is proven not to run the guest any more, by another one that sees the same
+// disks: then the guest is lost with its node, and must not be waited for, since it may be started elsewhere. What others do not
+// see waits for the node.
+func (s *checkpointState) whoever(r *saga.Run, do func(agent string, lost bool) error) error {
+	vm := s.VM.Plan
+	err := do(vm.Agent, false)
+	if !errors.Is(err, steps.ErrNeverStarted) || !s.shared() || !off(r, vm) {
+		return err
+	}
+	other, err := otherOfPool(r, vm)
+	if err != nil {
+		return err
+	}
+	return do(other.Agent, true)
+}
+
+// shared reports whether all that the VM has is in shared pools.
+func (s *checkpointState) shared() bool {
+	return s.VM.Plan.Disk.Shared && !slices.ContainsFunc(s.Disks, func(v steps.VolumePlaced) bool { return !v.Plan.Pool.Shared })
 }
 
 // CheckpointDelete gives a checkpoint up. Without its memory it is none any more.
@@ -89,8 +124,10 @@ func (s *checkpointState) memory(id string) steps.MemoryFile {
 }
 
 func forgetMemory(r *saga.Run, s *checkpointState) error {
-	_, err := steps.RemoveMemory.Call(r, s.VM.Plan.Agent, s.memory(s.In.Checkpoint))
-	return err
+	return s.whoever(r, func(agent string, _ bool) error {
+		_, err := steps.RemoveMemory.Call(r, agent, s.memory(s.In.Checkpoint))
+		return err
+	})
 }
 
 // dropDisks gives up what the checkpoint keeps of each volume, whoever has that now.
@@ -101,7 +138,17 @@ func dropDisks(r *saga.Run, s *checkpointState) error {
 		if len(v.VMs) > 0 {
 			in.VM = &v.VMs[0].Plan
 		}
-		if _, err := steps.DropSnapshot.Call(r, v.Plan.Agent, in); err != nil {
+		_, err := steps.DropSnapshot.Call(r, v.Plan.Agent, in)
+		if in.VM != nil && errors.Is(err, steps.ErrNeverStarted) && v.Plan.Pool.Shared && off(r, *in.VM) { // its guest is lost with its node
+			vm := *in.VM
+			vm.Disk.Pool = v.Plan.Pool.Pool
+			var other steps.VMPlan
+			if other, err = otherOfPool(r, vm); err == nil {
+				in.VM = nil
+				_, err = steps.DropSnapshot.Call(r, other.Agent, in)
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -132,16 +179,19 @@ func saveGuest(r *saga.Run, s *checkpointState) error {
 	return err
 }
 
-// undoSave: a guest that ran on a node that is proven to be down is lost with its node, as if nobody had touched it.
+// undoSave: a guest that ran on a node that is proven not to run it any more is lost with its node, as if nobody had touched it.
 func undoSave(r *saga.Run, s *checkpointState) error {
 	if s.In.Save == "" {
 		return nil
 	}
-	_, err := steps.UndoSave.Call(r, s.VM.Plan.Agent, s.saved())
-	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.VM.Plan.Agent) != nil {
-		return nil
-	}
-	return err
+	return s.whoever(r, func(agent string, lost bool) error {
+		if lost {
+			_, err := steps.RemoveMemory.Call(r, agent, s.memory(s.In.Save))
+			return err
+		}
+		_, err := steps.UndoSave.Call(r, agent, s.saved())
+		return err
+	})
 }
 
 func (s *checkpointState) back() steps.CheckpointSwitch {
@@ -160,20 +210,34 @@ func switchCheckpoint(r *saga.Run, s *checkpointState) error {
 }
 
 func undoSwitch(r *saga.Run, s *checkpointState) error {
-	_, err := steps.UndoSwitch.Call(r, s.VM.Plan.Agent, s.back())
-	return err
+	back := s.back()
+	return s.whoever(r, func(agent string, lost bool) error {
+		if !lost {
+			_, err := steps.UndoSwitch.Call(r, agent, back)
+			return err
+		}
+		for _, d := range back.Disks {
+			d.Volume.Agent = agent
+			if _, err := steps.UndoRevert.Call(r, agent, d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // forgetNow removes what the VM was before it went back.
 func forgetNow(r *saga.Run, s *checkpointState) error {
-	for i := range s.Disks {
-		if _, err := steps.RemoveVolume.Call(r, s.VM.Plan.Agent, s.Disks[i].Plan); err != nil {
-			return err
+	return s.whoever(r, func(agent string, _ bool) error {
+		for i := range s.Disks {
+			if _, err := steps.RemoveVolume.Call(r, agent, s.Disks[i].Plan); err != nil {
+				return err
+			}
 		}
-	}
-	if s.In.Save == "" {
-		return nil
-	}
-	_, err := steps.RemoveMemory.Call(r, s.VM.Plan.Agent, s.memory(s.In.Save))
-	return err
+		if s.In.Save == "" {
+			return nil
+		}
+		_, err := steps.RemoveMemory.Call(r, agent, s.memory(s.In.Save))
+		return err
+	})
 }

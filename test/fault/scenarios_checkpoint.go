@@ -76,6 +76,17 @@ func checkpoints() map[string][]Scenario {
 	}
 }
 
+// checkpointsShared returns scenarios of a VM that can be started elsewhere when its node is dead, and so must not be waited for.
+func checkpointsShared() []Scenario {
+	remote := []Accept{makeVM("web1", ha), makeVolume("data", "shared", nil), then(attach("data", "web1"), lives("n=1", "one "))}
+	first := append(slices.Clone(remote), then(checkpoint("c1"), lives("n=2", "two ")))
+	return []Scenario{
+		{Name: "checkpoint.create, shared", Prepare: remote, Accept: checkpoint("c1")},
+		{Name: "checkpoint.revert, shared", Prepare: first, Accept: goBack("c1")},
+		{Name: "checkpoint.delete, shared", Prepare: first, Accept: uncheckpoint("c1")},
+	}
+}
+
 // withCheckpoints returns more scenarios of operations on VMs that have checkpoints.
 func withCheckpoints() map[string][]Scenario {
 	return map[string][]Scenario{

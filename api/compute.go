@@ -68,6 +68,8 @@ type VMStatus struct {
 	Addresses []string  `json:"addresses,omitempty"`
 	Volumes   []string  `json:"volumes,omitempty" doc:"Volume IDs, root disk first"`
 	Observed  time.Time `json:"observed,omitzero" doc:"When the agent last saw the VM"`
+
+	Checkpoint string `json:"checkpoint,omitempty" doc:"Checkpoint ID that it goes on from"`
 }
 
 // VMCreate is the request for a VM. Wherever a resource is named, its name or its ID will do.
@@ -266,7 +268,7 @@ func (r *VMStop) Validate() error {
 
 // VMDelete says how a VM is deleted.
 type VMDelete struct {
-	Snapshots bool `json:"snapshots,omitempty" doc:"With all snapshots of its root disk"`
+	Snapshots bool `json:"snapshots,omitempty" doc:"With all snapshots of its root disk, and all its checkpoints"`
 }
 
 // Seed is what a VM's cloud-init gets; only the agent that runs the VM may read it.

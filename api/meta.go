@@ -23,6 +23,7 @@ const (
 	KindPool          Kind = "pools"
 	KindVolume        Kind = "volumes"
 	KindSnapshot      Kind = "snapshots"
+	KindCheckpoint    Kind = "checkpoints"
 	KindVPC           Kind = "vpcs"
 	KindSubnet        Kind = "subnets"
 	KindPort          Kind = "ports"

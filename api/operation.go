@@ -77,6 +77,10 @@ const (
 	OpSGDelete       = "sg.delete"
 	OpAudit          = "audit"
 	OpNoop           = "noop"
+
+	OpCheckpointCreate = "checkpoint.create"
+	OpCheckpointDelete = "checkpoint.delete"
+	OpCheckpointRevert = "checkpoint.revert"
 )
 
 // Operation is one accepted change and what became of it. It is kept after it ended.

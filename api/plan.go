@@ -21,6 +21,7 @@ type OperationPlan struct {
 	Rewrites        []Rewrite       `json:"rewrites,omitempty"`        // claims that say something else afterwards
 	PutIfDone       []Claim         `json:"putIfDone,omitempty"`       // claims that have another value after success
 	PutIfUndone     []Claim         `json:"putIfUndone,omitempty"`     // claims that get their old value back with failure
+	Makes           []string        `json:"makes,omitempty"`           // names of files that it makes, of which no record tells yet
 
 	Journal int              `json:"journal,omitempty"` // number of the last journal that was written
 	Cause   *problem.Problem `json:"cause,omitempty"`   // why the operation goes back, once it does
@@ -301,6 +302,12 @@ func (s *Snapshot) GetPhase() Phase { return s.Status.Phase }
 func (s *Snapshot) SetPhase(p Phase, reason string) { s.Status.Phase, s.Status.Reason = p, reason }
 
 // GetPhase implements Phased.
+func (c *Checkpoint) GetPhase() Phase { return c.Status.Phase }
+
+// SetPhase implements Phased.
+func (c *Checkpoint) SetPhase(p Phase, reason string) { c.Status.Phase, c.Status.Reason = p, reason }
+
+// GetPhase implements Phased.
 func (v *VPC) GetPhase() Phase { return v.Status.Phase }
 
 // SetPhase implements Phased.
@@ -355,6 +362,8 @@ func New(kind Kind) Phased {
 		return &Volume{}
 	case KindSnapshot:
 		return &Snapshot{}
+	case KindCheckpoint:
+		return &Checkpoint{}
 	case KindVPC:
 		return &VPC{}
 	case KindSubnet:

@@ -20,6 +20,8 @@ func (*Snapshot) ResourceKind() Kind { return KindSnapshot }
 type SnapshotSpec struct {
 	Volume string `json:"volume" doc:"Volume ID"`
 	Parent string `json:"parent,omitempty" doc:"Snapshot ID that the volume went on from when it was taken; empty: it is the first"`
+	// Checkpoint has it live and die with the checkpoint.
+	Checkpoint string `json:"checkpoint,omitempty" doc:"Checkpoint ID that it belongs to; empty: it is one of its own"`
 }
 
 // SnapshotStatus says what it is like.

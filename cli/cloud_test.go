@@ -298,6 +298,8 @@ func (h *hands) result(ctx context.Context, op *api.Operation) (json.RawMessage,
 		})
 	case api.OpSnapshotCreate:
 		return json.Marshal(api.SnapshotTaken{Frozen: true, Pause: 12345 * time.Microsecond})
+	case api.OpCheckpointCreate:
+		return json.Marshal(api.CheckpointTaken{Memory: 42 * api.MiB, Pause: 67890 * time.Microsecond})
 	case api.OpHostUpdate:
 		return nil, h.applyHost(ctx, op)
 	case api.OpHostDrain, api.OpHostRecover, api.OpHostBalance:

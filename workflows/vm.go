@@ -16,7 +16,7 @@ type vmState struct {
 	Ref    steps.VMRef       `json:"ref"`
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
-	Layers api.VolumeRemoval `json:"layers,omitzero"` // of its root disk, if it has snapshots
+	Layers api.VMRemoval     `json:"layers,omitzero"` // of its root disk, if it has snapshots
 	Power  steps.PowerResult `json:"power"`
 	// Left: its domain was not removed, because its node is proven to be down.
 	Left bool           `json:"left,omitempty"`
@@ -263,7 +263,12 @@ func removeSnapshots(r *saga.Run, s *vmState) error {
 		return nil
 	}
 	return withDisk(r, s, func(vm steps.VMPlan) error {
-		return removeLayers(r, s.Layers, steps.VolumePlan{
+		for _, id := range s.Layers.Checkpoints {
+			if _, err := steps.RemoveMemory.Call(r, vm.Agent, steps.MemoryFile{Memory: id, Pool: vm.Disk.OnNode()}); err != nil {
+				return err
+			}
+		}
+		return removeLayers(r, s.Layers.VolumeRemoval, steps.VolumePlan{
 			Volume: vm.Disk.Volume, Name: vm.Name, Project: vm.Project, Agent: vm.Agent, Size: vm.Disk.Size,
 			Pool: vm.Disk.OnNode(),
 		})

@@ -22,6 +22,7 @@ func All() []saga.Definition {
 		ImageImport, ImageCapture, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
 		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeFlatten, VolumeDelete, VolumeRestore, VolumePurge,
 		SnapshotCreate, SnapshotDelete, SnapshotRevert,
+		CheckpointCreate, CheckpointDelete, CheckpointRevert,
 		Audit, Noop,
 	}, network()...)
 }

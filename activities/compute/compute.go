@@ -21,6 +21,7 @@ type Driver interface {
 	Observer
 	Migrator
 	Disks
+	Checkpoints
 	Secrets
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +28,11 @@ func (unasked) OpenImage(context.Context, string) (io.ReadCloser, int64, error) 
 }
 
 // TestFakeDisks: the guests of a fake write when they are looked at, and how fast follows from their limits.
-func TestFakeDisks(t *testing.T) {
+func TestFakeDisks(t *testing.T) { computetest.Disks(t, fakeBench(t)) }
+
+func TestFakeCheckpoints(t *testing.T) { computetest.Checkpoints(t, fakeBench(t)) }
+
+func fakeBench(t *testing.T) computetest.Bench {
 	f, pool := &compute.Fake{}, &storage.Fake{}
 	f.Backing = pool
 	place := steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: "/pool", Shared: true}
@@ -66,11 +72,16 @@ func TestFakeDisks(t *testing.T) {
 				require.Equal(t, size, has)
 			}
 		}
-		wrote := map[string]string{}
+		wrote, then := map[string]string{}, map[string]map[string]string{} // by what is in memory
 		g.Steady = func(t *testing.T, device string) time.Duration {
 			written++
 			text := strings.Repeat("x", written) + ";"
+			if was := then[f.Memory(g.Plan.VM)]; was != nil { // it may have gone back
+				wrote = maps.Clone(was)
+			}
 			wrote[device] += text
+			then[strconv.Itoa(written)] = maps.Clone(wrote)
+			f.Remember(g.Plan.VM, strconv.Itoa(written))
 			require.NoError(t, pool.Write(volumes[find(device).Source.File], text))
 			return time.Millisecond
 		}
@@ -86,9 +97,14 @@ func TestFakeDisks(t *testing.T) {
 			}
 			return 1000
 		}
+		g.Counts = func(t *testing.T, _ string) int {
+			n, err := strconv.Atoi("0" + f.Memory(g.Plan.VM))
+			require.NoError(t, err)
+			return n
+		}
 		return g
 	}
-	computetest.Disks(t, computetest.Bench{
+	return computetest.Bench{
 		Driver: f,
 		Boot: func(t *testing.T, agent bool) computetest.BenchGuest {
 			f.Mute(!agent)
@@ -106,7 +122,22 @@ func TestFakeDisks(t *testing.T) {
 			f.Clingy(true)
 			return boot(t)
 		},
-	})
+		Memory: func(t *testing.T) string {
+			path, err := pool.LocateMemory(steps.MemoryFile{Memory: api.NewID(), Pool: place})
+			require.NoError(t, err)
+			return path
+		},
+		Begun: func(t *testing.T, memory string) {
+			require.Eventually(t, func() bool {
+				_, there, err := pool.ReadMemory(memory)
+				return err == nil && there
+			}, computetest.Patience, time.Millisecond)
+		},
+	}
+}
+
+func TestRealCheckpoints(t *testing.T) {
+	computetest.Checkpoints(t, computetest.Sandbox(t, "a", "b").Bench(t))
 }
 
 func TestRealDisks(t *testing.T) {

@@ -47,6 +47,7 @@ type fakeDomain struct {
 	incoming chan struct{} // of a guest that is just arriving: closed when it has, or is gone
 	turnAway func()        // has the source of such a guest look again
 	disks    []FakeDisk
+	memory   string // nothing after a start
 }
 
 // stir has a move under way see that something has happened to its guest.
@@ -174,7 +175,7 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 		return AlreadyHere(vm)
 	}
 	if d.phase == api.PhaseStopped || d.broken {
-		d.boots++
+		d.boots, d.memory = d.boots+1, ""
 	}
 	d.phase, d.broken, d.left = api.PhaseRunning, false, false
 	go f.publish(vm)
@@ -225,7 +226,7 @@ func (f *Fake) Reboot(ctx context.Context, vm string, force bool, timeout time.D
 	if p, err := f.State(ctx, vm); err == nil && p == api.PhaseStopped {
 		return steps.PowerResult{}, NotRunning(vm)
 	}
-	return f.end(ctx, vm, force, timeout, func(d *fakeDomain) { d.phase, d.boots = api.PhaseRunning, d.boots+1 })
+	return f.end(ctx, vm, force, timeout, func(d *fakeDomain) { d.phase, d.boots, d.memory = api.PhaseRunning, d.boots+1, "" })
 }
 
 // NotRunning is the problem of a VM that should be running and is not.

@@ -127,7 +127,7 @@ func (f *Fake) welcome(vm string, from *fakeDomain, turnAway func()) error {
 	if d != nil && d.phase != api.PhaseStopped {
 		return AlreadyHere(vm)
 	}
-	f.put(vm, &fakeDomain{name: from.name, phase: api.PhasePaused, ours: true, incoming: make(chan struct{}), turnAway: turnAway, boots: from.boots, ha: from.ha, cpu: from.cpu, disks: slices.Clone(from.disks)})
+	f.put(vm, &fakeDomain{name: from.name, phase: api.PhasePaused, ours: true, incoming: make(chan struct{}), turnAway: turnAway, boots: from.boots, ha: from.ha, cpu: from.cpu, disks: slices.Clone(from.disks), memory: from.memory})
 	return nil
 }
 

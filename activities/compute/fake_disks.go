@@ -30,6 +30,9 @@ type FakeBacking interface {
 	GrowLayer(s DiskSource, size int64) error
 	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
 	PullLayer(s DiskSource) error
+	// WriteMemory does what a hypervisor does that writes the memory of a guest to a file, and ReadMemory returns what is in one.
+	WriteMemory(path, content string) error
+	ReadMemory(path string) (content string, there bool, err error)
 }
 
 // fakePause is how long a guest of a Fake waits.

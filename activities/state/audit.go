@@ -46,6 +46,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 	c.imageFiles(stored)
 	c.claims()
 	c.locks()
+	c.checkpointed()
 	return c.report, nil
 }
 
@@ -70,6 +71,8 @@ type books struct {
 	moving map[string]bool // IDs that an operation holds, or has held since the audit began
 	active bool            // some operation has not ended
 	all    map[string]api.Resource
+
+	checkpoints map[string]*api.Checkpoint
 }
 
 // books reads the claims first and the operations last. Whatever is accepted or settled in between has changed records and
@@ -88,6 +91,7 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		func() (err error) { b.vms, err = load[api.VM](ctx, s, b); return },
 		func() (err error) { b.volumes, err = load[api.Volume](ctx, s, b); return },
 		func() (err error) { b.snaps, err = load[api.Snapshot](ctx, s, b); return },
+		func() (err error) { b.checkpoints, err = load[api.Checkpoint](ctx, s, b); return },
 		func() (err error) { b.ports, err = load[api.Port](ctx, s, b); return },
 		func() (err error) { b.subnets, err = load[api.Subnet](ctx, s, b); return },
 		func() (err error) { b.vpcs, err = load[api.VPC](ctx, s, b); return },
@@ -108,6 +112,9 @@ func (s *State) books(ctx context.Context, audit string) (*books, error) {
 		if op.ID != me.ID && (!op.State.Ended() || op.Ended.After(b.since)) {
 			b.active = b.active || !op.State.Ended()
 			b.moving[op.ID] = true // layers that an operation makes are called as it is
+			for _, name := range op.Plan.Makes {
+				b.moving[name] = true
+			}
 			for _, l := range op.Plan.Locks {
 				b.moving[l.Ref.ID] = true
 			}

@@ -87,7 +87,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 		c.report.Checked[f.Kind]++
 		seen[f.Kind+f.ID] = true
 		l, known := c.layers[f.ID]
-		if f.Kind == "volume" {
+		if f.Kind == "volume" || f.Kind == kindMemory {
 			c.seenIn[f.Pool+"/"+f.ID] = true
 		}
 		if c.moving[f.ID] || f.Kind == "volume" && known && c.layerMoving(f.ID, l) {
@@ -97,7 +97,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 			c.astray(n, f)
 			continue
 		}
-		if f.Kind != "volume" && f.Kind != "seed" && c.active {
+		if f.Kind != "volume" && f.Kind != "seed" && f.Kind != kindMemory && c.active {
 			continue // it may be the half-made file of a running operation
 		}
 		if c.sharedPool(f.Pool) {
@@ -113,6 +113,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 			c.missing(sidePool, "volume", name, n.Agent, l.what())
 		}
 	}
+	c.memories(n, unread)
 }
 
 // fileOwned does not ask on which node the file was seen: agents may share a directory, and each of them sees all that is in it.
@@ -124,6 +125,9 @@ func (c *comparison) fileOwned(f steps.FileFound) bool {
 	case "seed":
 		vm := c.vms[f.ID]
 		return vm != nil && vm.Spec.Pool == f.Pool
+	case kindMemory:
+		cp := c.checkpoints[f.ID]
+		return cp != nil && cp.Status.Pool == f.Pool
 	case "backing":
 		for _, img := range c.images {
 			if img.Status.SHA256 == f.ID {
@@ -148,6 +152,8 @@ func (c *comparison) astray(n steps.NodeWorld, f steps.FileFound) {
 		owner = c.layers[f.ID].volume.Status.Agent
 	case "seed":
 		owner = c.vms[f.ID].Status.Agent
+	case kindMemory:
+		owner = c.memoryAgent(c.checkpoints[f.ID])
 	}
 	if owner == "" || owner == n.Agent || c.sharedPool(f.Pool) {
 		return
@@ -302,6 +308,8 @@ func (c *comparison) due() map[string]dueClaim {
 			if r.Spec.Fence != nil {
 				out[store.SecretKey(id)] = dueClaim{owner: id}
 			}
+		case *api.Checkpoint:
+			out[store.QuotaClaim(m.Project, id)] = dueClaim{owner: id}
 		case *api.Snapshot:
 			uses(api.KindVolume, r.Spec.Volume)
 		case *api.Volume:

@@ -103,6 +103,27 @@ func TestEveryKindOfLeakIsFound(t *testing.T) {
 		"seed":       {func(t *testing.T, w *fault.World) { node(w).Stray(ctx, "seed", id) }, "pool", "seed", true},
 		"image copy": {func(t *testing.T, w *fault.World) { node(w).Stray(ctx, "backing", strings.Repeat("ab", 32)) }, "pool", "backing", true},
 		"other file": {func(t *testing.T, w *fault.World) { node(w).Stray(ctx, "other", "x") }, "pool", "other", true},
+		"memory":     {func(t *testing.T, w *fault.World) { node(w).Stray(ctx, "memory", id) }, "pool", "memory", true},
+		"memory lost": {func(t *testing.T, w *fault.World) {
+			_, err := w.Do(ctx, fault.KeepVM("c1"))
+			require.NoError(t, err)
+			home(t, w).Lose(ctx, "memory", get[api.Checkpoint](t, w, opts.Project, "c1").ID)
+		}, "pool", "memory", false},
+		"memory lost in a shared pool": {func(t *testing.T, w *fault.World) {
+			_, err := w.Do(ctx, fault.KeepVM("c1"))
+			require.NoError(t, err)
+			p := get[api.Pool](t, w, "", "vms")
+			p.Spec.Shared = true
+			write(t, w, func(d *store.Draft) { d.Update(p) })
+			home(t, w).Lose(ctx, "memory", get[api.Checkpoint](t, w, opts.Project, "c1").ID)
+		}, "pool", "memory", false},
+		"checkpoint without a snapshot": {func(t *testing.T, w *fault.World) {
+			_, err := w.Do(ctx, fault.KeepVM("c1"))
+			require.NoError(t, err)
+			s := get[api.Snapshot](t, w, opts.Project, get[api.Checkpoint](t, w, opts.Project, "c1").Status.Disks[0].Snapshot)
+			s.Spec.Checkpoint = ""
+			write(t, w, func(d *store.Draft) { d.Update(s) })
+		}, "store", "checkpoint", false},
 		"router": {func(t *testing.T, w *fault.World) {
 			require.NoError(t, w.Network.WireVPC(ctx, steps.VPCWiring{VPC: id, Name: "v", Project: "p", CIDR: "10.9.0.0/16"}))
 		}, "ovn", "vpc", true},

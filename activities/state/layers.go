@@ -55,4 +55,5 @@ func (c *comparison) sharedVolumes(nodes []steps.NodeWorld) {
 			c.missing(sidePool, "volume", name, n.Agent, l.what())
 		}
 	}
+	c.sharedMemories(looked)
 }

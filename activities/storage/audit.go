@@ -24,7 +24,7 @@ func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, er
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
 	var out []steps.FileFound
-	for _, dir := range []string{volumesDir, backingDir, seedsDir} {
+	for _, dir := range []string{volumesDir, backingDir, seedsDir, checkpointsDir} {
 		entries, err := fs.ReadDir(root.FS(), dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -59,6 +59,10 @@ func classify(dir, name string) (kind, id string) {
 	case backingDir:
 		if isSHA256(name) {
 			return KindBacking, name
+		}
+	case checkpointsDir:
+		if id, ok := strings.CutSuffix(name, memoryExt); ok && api.IsUUID(id) {
+			return KindMemory, id
 		}
 	}
 	return KindOther, ""
@@ -115,7 +119,7 @@ func (d *Dir) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound)
 func inside(pool, path string) (dir, name string, err error) {
 	rest, ok := strings.CutPrefix(path, pool+"/")
 	dir, name, two := strings.Cut(rest, "/")
-	known := dir == volumesDir || dir == backingDir || dir == seedsDir
+	known := dir == volumesDir || dir == backingDir || dir == seedsDir || dir == checkpointsDir
 	if !ok || !two || !known || name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || filepath.Clean(path) != path {
 		return "", "", problem.New(problem.Invalid, "%q is not a file of pool %s", path, pool)
 	}

@@ -23,6 +23,7 @@ import (
 //	volumes/ID.qcow2      root disks, children of
 //	backing/SHA256        copies of images, read-only
 //	seeds/VM.iso          cloud-init seeds
+//	checkpoints/ID.memory the memory of guests, as their hypervisor has written it
 //
 // Files that are being made are called NAME.tmp until they are whole. Nothing but these names is ever touched.
 //
@@ -71,7 +72,7 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 	if err := claim(root, p); err != nil {
 		return api.PoolUsage{}, err
 	}
-	for _, name := range []string{volumesDir, backingDir, seedsDir} {
+	for _, name := range []string{volumesDir, backingDir, seedsDir, checkpointsDir} {
 		if err := ensureDir(root, name); err != nil {
 			return api.PoolUsage{}, unusable(p.Path, err)
 		}
@@ -214,16 +215,18 @@ func (d *Dir) Release(ctx context.Context, p steps.PoolOnNode) error {
 		return err
 	}
 	defer leave()
-	volumes, err := fs.ReadDir(root.FS(), volumesDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return problem.Wrap(err, problem.Unavailable, "pool %s cannot be read", p.Path)
-	}
-	if len(volumes) > 0 {
-		return problem.New(problem.InUse, "pool %s is not empty", p.Path).Because("%s has %d files, the first is %s", volumesDir, len(volumes), volumes[0].Name()).
-			Try("delete the VMs in it, or run an audit with repair if nobody owns them")
-	}
-	if err := root.Remove(volumesDir); err != nil && !errors.Is(err, fs.ErrNotExist) { // never with what is in it
-		return problem.Wrap(err, problem.InUse, "%s of pool %s cannot be removed", volumesDir, p.Path)
+	for _, dir := range []string{volumesDir, checkpointsDir} {
+		files, err := fs.ReadDir(root.FS(), dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return problem.Wrap(err, problem.Unavailable, "pool %s cannot be read", p.Path)
+		}
+		if len(files) > 0 {
+			return problem.New(problem.InUse, "pool %s is not empty", p.Path).Because("%s has %d files, the first is %s", dir, len(files), files[0].Name()).
+				Try("delete the VMs in it, or run an audit with repair if nobody owns them")
+		}
+		if err := root.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // never with what is in it
+			return problem.Wrap(err, problem.InUse, "%s of pool %s cannot be removed", dir, p.Path)
+		}
 	}
 	// The marker goes last, so that an interrupted release can be done again.
 	for _, name := range []string{backingDir, seedsDir, markerName} {

@@ -167,7 +167,7 @@ func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
 		return nil
 	}
 	for path, file := range pool.files {
-		if file.kind == KindVolume {
+		if file.kind == KindVolume || file.kind == KindMemory {
 			return problem.New(problem.InUse, "pool %s is not empty: %s", p.Path, path)
 		}
 	}

@@ -69,6 +69,9 @@ func (f *Fake) Describe(p steps.PoolOnNode) (out []string) {
 		return nil
 	}
 	for _, path := range slices.Sorted(maps.Keys(pool.files)) {
+		if file := pool.files[path]; file.kind == KindMemory {
+			out = append(out, fmt.Sprintf("%s keeps the memory %q", path, file.data))
+		}
 		if file := pool.files[path]; file.kind == KindVolume {
 			line := fmt.Sprintf("%s has %d bytes, is made on %q and shows %q", path, file.virtual, filepath.Base(file.below)+file.child, pool.shows(path))
 			if n := len(file.snaps); n > 0 {

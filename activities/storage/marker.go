@@ -55,7 +55,7 @@ func tryClaim(root *os.Root, p steps.PoolOnNode) error {
 	case p.Join:
 		return notJoined(p, "its marker "+markerName+" is missing here")
 	}
-	for _, name := range []string{volumesDir, backingDir, seedsDir} {
+	for _, name := range []string{volumesDir, backingDir, seedsDir, checkpointsDir} {
 		if entries, err := fs.ReadDir(root.FS(), name); err == nil && len(entries) > 0 {
 			return problem.New(problem.Conflict, "%s cannot be a pool", p.Path).Because("%s in it is not empty, and was not made by NextStack", name).Try("choose another directory")
 		}

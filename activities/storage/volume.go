@@ -9,7 +9,7 @@ import (
 func dirCapabilities(p steps.PoolOnNode) Capabilities {
 	return Capabilities{
 		Type: api.PoolDir, Access: "the file system of the node", Shared: p.Shared, Files: true, Clone: true, Flatten: true, Thin: true, Discard: true,
-		GrowOnline: true, MultiWriter: true, LiveSnapshot: true, Capture: true,
+		GrowOnline: true, MultiWriter: true, LiveSnapshot: true, Checkpoint: true, Capture: true,
 	}
 }
 

@@ -64,6 +64,7 @@ type Capabilities struct {
 	MultiWriter  bool   `doc:"Several guests may write to a volume at once (shareable)"`
 	SharedSnaps  bool   `doc:"Snapshots of shareable volumes"`
 	LiveSnapshot bool   `doc:"Snapshots while a guest writes, without its memory"`
+	Checkpoint   bool   `doc:"Checkpoints: a VM is kept with its memory while it runs, and goes back to that moment"`
 	DropAnywhere bool   `doc:"Snapshots can be deleted where their tree branches, and without copying anything"`
 	Capture      bool   `doc:"An image can be made of a volume or snapshot"`
 	Checksum     bool   `doc:"The storage itself keeps checksums, and notices data that has changed by itself"` // file systems of others may, which we do not know

@@ -17,11 +17,23 @@ type Pool interface {
 	storage.Volumes
 	storage.Snapshots
 	storage.Flattener
+	// Locate says how a hypervisor of this node opens the disks of a VM.
+	Locate(plan steps.VMPlan) (compute.DomainFiles, error)
+}
+
+// Guests is what is needed of the hypervisor of a node.
+type Guests interface {
+	compute.Disks
+	compute.Checkpoints
+	compute.Creator
+	compute.Power
+	State(ctx context.Context, vm string) (api.Phase, error)
 }
 
 // Register registers the implementations of the steps in reg.
-func Register(reg activities.Registry, h *activities.Host, disks compute.Disks, pool Pool) {
-	s := &service{disks: disks, pool: pool}
+func Register(reg activities.Registry, h *activities.Host, guests Guests, pool Pool) {
+	s := &service{disks: guests, guests: guests, pool: pool}
+	s.registerCheckpoints(reg, h)
 	activities.Implement(reg, h, steps.ResizeVolume, step(s.resize, "cannot resize volume %s", func(in steps.Resize) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.FlattenVolume, step(s.flatten, "cannot make volume %s independent of its image", func(in steps.Flatten) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.StopFlatten, func(ctx context.Context, _ steps.Token, in steps.Flatten) (steps.Flattened, error) {
@@ -46,8 +58,9 @@ func step[In any](do func(context.Context, In) error, what string, name func(In)
 }
 
 type service struct {
-	disks compute.Disks
-	pool  Pool
+	disks  compute.Disks
+	guests Guests
+	pool   Pool
 }
 
 // absent makes nothing of the problem that a VM has no domain, or that its domain has no such disk: then no guest has it open,

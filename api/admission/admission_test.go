@@ -45,6 +45,9 @@ func (d *desk) settle(op *api.Operation, state api.OperationState) {
 	if op.Kind == api.OpImageImport {
 		out.Result = []byte(`{"sha256":"ab","size":1000,"virtualSize":1073741824}`)
 	}
+	if op.Kind == api.OpCheckpointCreate {
+		out.Result = []byte(`{"memory":1048576,"pause":5}`)
+	}
 	if op.Kind == api.OpSnapshotCreate {
 		out.Result = []byte(`{"frozen":true,"pause":1000}`)
 	}

@@ -187,7 +187,7 @@ func (a *Admission) attachment(c *acceptance, v *api.Volume, ref string, no *pro
 
 // leaveVM takes a volume from a VM that is deleted: a root disk goes with it, and its snapshots if they were mentioned; all other
 // volumes stay.
-func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VMDelete) error {
+func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VMDelete, checkpoints []string) error {
 	if !v.Spec.Root {
 		after := changed(v)
 		after.Status.Attachments = slices.DeleteFunc(after.Status.Attachments, func(x api.Attachment) bool { return x.VM == vm.ID })
@@ -204,7 +204,7 @@ func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VM
 			return err
 		}
 		removal, err := a.removal(c, v, snaps)
-		if err := firstOf(err, c.input(removal), c.holdAll(snaps, api.PhaseDeleting, "")); err != nil {
+		if err := firstOf(err, c.input(api.VMRemoval{VolumeRemoval: removal, Checkpoints: checkpoints}), c.holdAll(snaps, api.PhaseDeleting, "")); err != nil {
 			return err
 		}
 		for _, s := range snaps {

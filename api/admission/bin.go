@@ -126,6 +126,9 @@ func (a *Admission) deletable(c *acceptance, ref string, req api.VolumeDelete) (
 		return nil, nil, no.Because("vm %s has it", vms[0].Name).Try("detach it first: gnext vol detach %s --vm %s", v.Name, vms[0].Name)
 	case v.Spec.Protected:
 		return nil, nil, no.Because("it is protected against that").Try("take the protection away first: gnext vol update %s --no-protect", v.Name)
+	case slices.ContainsFunc(snaps, func(s *api.Snapshot) bool { return s.Spec.Checkpoint != "" }):
+		i := slices.IndexFunc(snaps, func(s *api.Snapshot) bool { return s.Spec.Checkpoint != "" })
+		return nil, nil, a.ownSnapshot(c, snaps[i], "del", no)
 	case len(snaps) > 0 && !req.Snapshots && v.Status.Phase != api.PhaseDeleted:
 		var names []string
 		for _, s := range snaps {

@@ -138,6 +138,7 @@ var retries = map[string]retry{
 	api.OpSubnetCreate: retryBody((*Admission).CreateSubnet), api.OpSubnetUpdate: retryUpdate((*Admission).UpdateSubnet), api.OpSubnetDelete: retryRef((*Admission).DeleteSubnet),
 	api.OpPortCreate: retryBody((*Admission).CreatePort), api.OpPortUpdate: retryUpdate((*Admission).UpdatePort), api.OpPortDelete: retryRef((*Admission).DeletePort),
 	api.OpSGCreate: retryBody((*Admission).CreateSecurityGroup), api.OpSGUpdate: retryUpdate((*Admission).UpdateSecurityGroup), api.OpSGDelete: retryRef((*Admission).DeleteSecurityGroup),
+	api.OpCheckpointCreate: retryBody((*Admission).CreateCheckpoint), api.OpCheckpointDelete: retryRef((*Admission).DeleteCheckpoint), api.OpCheckpointRevert: retryRef((*Admission).RevertCheckpoint),
 	api.OpAudit: retryBody((*Admission).Audit),
 	api.OpNoop: func(a *Admission, ctx context.Context, h auth.Handle, o Options, _ json.RawMessage) (*api.Operation, error) {
 		return a.Noop(ctx, h, o)

@@ -162,6 +162,12 @@ func finish(r api.Phased, op *api.Operation, result json.RawMessage) (api.Phased
 			err = json.Unmarshal(result, &taken)
 			r.Status.Frozen, r.Status.Pause = taken.Frozen, taken.Pause
 		}
+	case *api.Checkpoint:
+		if op.Kind == api.OpCheckpointCreate {
+			var taken api.CheckpointTaken
+			err = json.Unmarshal(result, &taken)
+			r.Status.Memory, r.Status.Pause = taken.Memory, taken.Pause
+		}
 	}
 	return r, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
 }

@@ -81,6 +81,9 @@ func (a *Admission) DeleteSnapshot(ctx context.Context, h auth.Handle, o Options
 			return err
 		}
 		no := problem.New(problem.Conflict, "snapshot %s cannot be deleted", snap.Name)
+		if err := a.ownSnapshot(c, snap, "del", no); err != nil {
+			return err
+		}
 		pool, all, err := a.tree(c, v)
 		if err != nil {
 			return err
@@ -174,6 +177,9 @@ func (a *Admission) RevertSnapshot(ctx context.Context, h auth.Handle, o Options
 			return err
 		}
 		no := problem.New(problem.Conflict, "volume %s cannot go back to snapshot %s", v.Name, snap.Name)
+		if err := a.ownSnapshot(c, snap, "switch", no); err != nil {
+			return err
+		}
 		if err := firstOf(c.target(snap), ready(snap), c.keeps(snap), ready(v), c.keeps(v)); err != nil {
 			return err
 		}

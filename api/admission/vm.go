@@ -198,12 +198,16 @@ func (a *Admission) DeleteVMWith(ctx context.Context, h auth.Handle, o Options, 
 		if vm.Spec.Group != "" {
 			c.releases(groupClaim(vm.Spec.Group, vm))
 		}
+		checkpoints, err := a.leaveCheckpoints(c, vm, req)
+		if err != nil {
+			return err
+		}
 		for _, id := range vm.Status.Volumes {
 			v, err := store.Get[api.Volume](ctx, a.kv, h, vm.Project, id)
 			if err != nil {
 				return err
 			}
-			if err := a.leaveVM(c, vm, v, req); err != nil {
+			if err := a.leaveVM(c, vm, v, req, checkpoints); err != nil {
 				return err
 			}
 		}

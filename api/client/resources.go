@@ -143,7 +143,7 @@ func (c *Client) write(ctx context.Context, w Write, method, path string, body a
 
 // Creation is a request for a new resource.
 type Creation interface {
-	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VolumeCreate | *api.SnapshotCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
+	*api.VMCreate | *api.VMGroupCreate | *api.ImageCreate | *api.PoolCreate | *api.VolumeCreate | *api.SnapshotCreate | *api.CheckpointCreate | *api.VPCCreate | *api.SubnetCreate | *api.PortCreate | *api.SecurityGroupCreate
 	Validate() error
 }
 
@@ -170,6 +170,8 @@ func kindOf(body any) api.Kind {
 		return api.KindVolume
 	case *api.SnapshotCreate:
 		return api.KindSnapshot
+	case *api.CheckpointCreate:
+		return api.KindCheckpoint
 	case *api.VPCCreate, *api.VPCUpdate:
 		return api.KindVPC
 	case *api.SubnetCreate, *api.SubnetUpdate:

@@ -73,3 +73,8 @@ func (c *Client) RevertSnapshot(ctx context.Context, project, ref string, how ap
 	}
 	return c.write(ctx, w, http.MethodPost, item(api.KindSnapshot, project, ref)+"/revert", how)
 }
+
+// RevertCheckpoint asks for a VM to go back to the moment of a checkpoint.
+func (c *Client) RevertCheckpoint(ctx context.Context, project, ref string, w Write) (*api.Operation, error) {
+	return c.write(ctx, w, http.MethodPost, item(api.KindCheckpoint, project, ref)+"/revert", nil)
+}

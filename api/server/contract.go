@@ -51,6 +51,10 @@ type Admission interface {
 	DeleteSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
 	RevertSnapshot(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.SnapshotRevert) (*api.Operation, error)
 
+	CreateCheckpoint(ctx context.Context, h auth.Handle, o admission.Options, req api.CheckpointCreate) (*api.Operation, error)
+	DeleteCheckpoint(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	RevertCheckpoint(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+
 	CreateVPC(ctx context.Context, h auth.Handle, o admission.Options, req api.VPCCreate) (*api.Operation, error)
 	UpdateVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VPCUpdate) (*api.Operation, error)
 	DeleteVPC(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)

@@ -41,6 +41,7 @@ var decoders = map[api.Kind]func() api.Resource{
 	api.KindPool:          func() api.Resource { return &api.Pool{} },
 	api.KindVolume:        func() api.Resource { return &api.Volume{} },
 	api.KindSnapshot:      func() api.Resource { return &api.Snapshot{} },
+	api.KindCheckpoint:    func() api.Resource { return &api.Checkpoint{} },
 	api.KindVPC:           func() api.Resource { return &api.VPC{} },
 	api.KindSubnet:        func() api.Resource { return &api.Subnet{} },
 	api.KindPort:          func() api.Resource { return &api.Port{} },

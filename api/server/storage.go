@@ -12,4 +12,5 @@ func (s *Server) routeStorage() {
 
 	s.routeImages()
 	s.routeVolumes()
+	s.routeCheckpoints()
 }

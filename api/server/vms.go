@@ -51,7 +51,7 @@ func (s *Server) createVM(ctx context.Context, in *createVMInput) (*outcome, err
 
 type deleteVMInput struct {
 	ActInProject
-	Snapshots bool `query:"snapshots" doc:"With all snapshots of its root disk"`
+	Snapshots bool `query:"snapshots" doc:"With all snapshots of its root disk, and all its checkpoints"`
 }
 
 func (s *Server) deleteVM(ctx context.Context, in *deleteVMInput) (*accepted, error) {

@@ -31,6 +31,15 @@ func (s *Server) routeVolumes() {
 		"The volume becomes again what it was. What was written since the last snapshot is lost. A VM that has it must not run, or is restarted."), api.KindSnapshot, Admission.RevertSnapshot)
 }
 
+func (s *Server) routeCheckpoints() {
+	readable[api.Checkpoint](s)
+	creatable(s, api.KindCheckpoint, "Of a VM that runs: its memory and all its disks as of one moment. The guest goes on, but for the end of it.", Admission.CreateCheckpoint)
+	deletable(s, api.KindCheckpoint, "What goes on from it stays. No more than one thing may go on from what it keeps of a disk.", Admission.DeleteCheckpoint)
+	acting(s, writeOperation("revert-checkpoint", http.MethodPost, itemPath(api.KindCheckpoint)+"/revert", api.KindCheckpoint, "Go back to a checkpoint",
+		"The VM goes on from that very moment, whether it runs now or not. What it has in memory now is lost, and what was written since its last checkpoint or snapshot. "+
+			"It must have the volumes that it had then."), api.KindCheckpoint, Admission.RevertCheckpoint)
+}
+
 func volumeVerb(verb, summary, doc string) huma.Operation {
 	return writeOperation(verb+"-volume", http.MethodPost, itemPath(api.KindVolume)+"/"+verb, api.KindVolume, summary, doc)
 }

@@ -118,7 +118,7 @@ func (a *app) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkGlobals() },
 	}
-	a.group(root, a.agentCmd(), a.hostCmd(), a.vmCmd(), a.groupCmd(), a.imgCmd(), a.volCmd(), a.snapCmd(), a.poolCmd(), a.vpcCmd(), a.subnetCmd(), a.portCmd(), a.sgCmd(),
+	a.group(root, a.agentCmd(), a.hostCmd(), a.vmCmd(), a.groupCmd(), a.imgCmd(), a.volCmd(), a.snapCmd(), a.cpCmd(), a.poolCmd(), a.vpcCmd(), a.subnetCmd(), a.portCmd(), a.sgCmd(),
 		a.opCmd(), a.auditCmd(), a.projectCmd(), a.loginCmd(), a.logoutCmd(), a.eventsCmd(), a.serviceCmd(), a.versionCmd())
 	help := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {

@@ -46,6 +46,8 @@ func listNames(ctx context.Context, c *client.Client, kind api.Kind, project str
 		return collectNames[*api.Volume](ctx, c, project)
 	case api.KindSnapshot:
 		return collectNames[*api.Snapshot](ctx, c, project)
+	case api.KindCheckpoint:
+		return collectNames[*api.Checkpoint](ctx, c, project)
 	case api.KindPool:
 		return collectNames[*api.Pool](ctx, c, project)
 	case api.KindVPC:

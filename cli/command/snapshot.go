@@ -24,6 +24,7 @@ var snapshots = &noun[*api.Snapshot]{
 	},
 	more: []column[*api.Snapshot]{
 		col("REASON", func(s *api.Snapshot) cell { return text(s.Status.Reason) }),
+		refCol("CHECKPOINT", api.KindCheckpoint, func(s *api.Snapshot) string { return s.Spec.Checkpoint }),
 		col("FROZEN", func(s *api.Snapshot) cell { return yes(s.Status.Frozen) }),
 		col("PAUSE", func(s *api.Snapshot) cell { return pause(s.Status.Pause) }),
 		col("LAYER", func(s *api.Snapshot) cell { return text(s.Status.Layer) }),

@@ -83,7 +83,7 @@ func (a *app) vmDelCmd() *cobra.Command {
 	del := vms.delWith(a, func(cmd *cobra.Command, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
 		return c.DeleteVM(cmd.Context(), a.project, ref, how, w)
 	})
-	del.Flags().BoolVar(&how.Snapshots, "snapshots", false, "with all snapshots of their root disks")
+	del.Flags().BoolVar(&how.Snapshots, "snapshots", false, "with all snapshots of their root disks, and all their checkpoints")
 	return del
 }
 

@@ -96,9 +96,21 @@ func (d *disks) clone() *disks {
 
 // Stray leaves a file of this kind in every pool of the node, which nobody asked for.
 func (n *Node) Stray(ctx context.Context, kind, id string) {
-	dirs := map[string]string{storage.KindVolume: "volumes", storage.KindSeed: "seeds", storage.KindBacking: "backing"}
+	dirs := map[string]string{storage.KindVolume: "volumes", storage.KindSeed: "seeds", storage.KindBacking: "backing", storage.KindMemory: "checkpoints"}
 	for _, p := range n.disks.pools(ctx) {
 		n.disks.Put(p, filepath.Join(dirs[kind], id), kind, id)
+	}
+}
+
+// Lose takes a file of this kind from the node, behind everybody's back.
+func (n *Node) Lose(ctx context.Context, kind, id string) {
+	for _, p := range n.disks.pools(ctx) {
+		files, _ := n.disks.List(ctx, p)
+		for _, f := range files {
+			if f.Kind == kind && f.ID == id {
+				_ = n.disks.Remove(ctx, p, f)
+			}
+		}
 	}
 }
 

@@ -59,6 +59,9 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 				continue // whether they still run is asked elsewhere
 			}
 			out = append(out, fmt.Sprintf("%s: domain %s is %s, ha %v", n.Name, d.ID, d.Phase, n.Compute.HA(d.ID)))
+			if memory := n.Compute.Memory(d.ID); memory != "" {
+				out = append(out, fmt.Sprintf("%s: domain %s remembers %q", n.Name, d.ID, memory))
+			}
 			for _, k := range n.Compute.Disks(d.ID) {
 				out = append(out, fmt.Sprintf("%s: domain %s has %+v", n.Name, d.ID, k))
 			}
@@ -95,6 +98,7 @@ func record(value []byte) (string, error) {
 	if status, ok := r["status"].(map[string]any); ok {
 		delete(status, "observed")
 		delete(status, "since")
+		delete(status, "pause") // whoever finds it done does not know
 		for _, when := range []string{"deleted", "expires"} {
 			if status[when] != nil {
 				status[when] = "then"
@@ -113,8 +117,8 @@ func record(value []byte) (string, error) {
 
 var (
 	uuidRE = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
-	partRE = regexp.MustCompile(`-(root|eth[0-9]+)-[0-9a-f]{8}`) // the names of a VM's parts
-	sumRE  = regexp.MustCompile(`\b[0-9a-f]{64}\b`)              // of images, whose content is their ID
+	partRE = regexp.MustCompile(`-(root|eth[0-9]+|vd[a-z])-[0-9a-f]{8}`) // the names of a VM's parts
+	sumRE  = regexp.MustCompile(`\b[0-9a-f]{64}\b`)                      // of images, whose content is their ID
 	macRE  = regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}`)
 )
 

@@ -95,6 +95,7 @@ func TestOperationsWhoseNodeDies(t *testing.T) {
 	for _, kind := range []string{api.OpVMCreate, api.OpVMDelete, api.OpVMStart, api.OpVMStop, api.OpVMReboot} {
 		list = append(list, all[kind][0])
 	}
+	list = append(list, checkpointsShared()...) // others wait for the node
 	for _, s := range list {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()

@@ -85,6 +85,7 @@ func (n *Node) cloneTo(ctx context.Context, w *World) error {
 			return err
 		}
 		c.Compute.SetDisks(d.ID, n.Compute.Disks(d.ID))
+		c.Compute.Remember(d.ID, n.Compute.Memory(d.ID))
 	}
 	return nil
 }

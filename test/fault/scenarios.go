@@ -172,7 +172,8 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, hosts())
 	maps.Copy(all, pools())
 	maps.Copy(all, volumes())
-	for _, others := range []map[string][]Scenario{withVolumes(), flattening()} {
+	maps.Copy(all, checkpoints())
+	for _, others := range []map[string][]Scenario{withVolumes(), flattening(), withCheckpoints()} {
 		for kind, more := range others {
 			all[kind] = append(all[kind], more...)
 		}

@@ -145,6 +145,21 @@ func TestHAGuestsNeedALease(t *testing.T) {
 	require.Equal(t, problem.Unavailable, problem.KindOf(start(ha)), "too little is left of it")
 	require.NoError(t, f.lease.renew(t.Context(), now, 0))
 	require.Error(t, start(ha), "an answer without a lease renews nothing")
+
+	// Nor does a guest go on from its memory.
+	now += time.Hour
+	goOn := func(plan steps.VMPlan) []error {
+		_, back := env.ExecuteActivity(steps.SwitchCheckpoint.Name, steps.Envelope[steps.CheckpointSwitch]{In: steps.CheckpointSwitch{VM: plan}})
+		_, undo := env.ExecuteActivity(steps.UndoSave.Name, steps.Envelope[steps.GuestSave]{In: steps.GuestSave{VM: plan}})
+		return []error{steps.FromActivity("switch", "n1", back), steps.FromActivity("undo save", "n1", undo)}
+	}
+	for _, err := range goOn(ha) {
+		require.Contains(t, err.Error(), "is HA, and this node may not run such VMs now")
+	}
+	for _, err := range goOn(other) { // refused later, for want of a pool
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "is HA")
+	}
 }
 
 func TestPace(t *testing.T) {

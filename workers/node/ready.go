@@ -30,6 +30,10 @@ func (r readied) RegisterActivityWithOptions(do any, o activity.RegisterOptions)
 		do = afterReady(r.pools, steps.DefineDomain, do, plan)
 	case steps.CheckIncoming.Name:
 		do = afterReady(r.pools, steps.CheckIncoming, do, func(i steps.IncomingRequest) []steps.PoolOnNode { return poolsOf(i.Plan) })
+	case steps.SwitchCheckpoint.Name:
+		do = afterReady(r.pools, steps.SwitchCheckpoint, do, func(c steps.CheckpointSwitch) []steps.PoolOnNode { return poolsOf(c.VM) })
+	case steps.UndoSave.Name:
+		do = afterReady(r.pools, steps.UndoSave, do, func(g steps.GuestSave) []steps.PoolOnNode { return poolsOf(g.VM) })
 	case steps.AttachDisk.Name:
 		do = afterReady(r.pools, steps.AttachDisk, do, func(d steps.DiskChange) []steps.PoolOnNode { return []steps.PoolOnNode{d.Disk.Pool} })
 	}

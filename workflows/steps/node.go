@@ -86,8 +86,8 @@ type DomainFound struct {
 type FileFound struct {
 	Pool string `json:"pool"`
 	Path string `json:"path"`
-	Kind string `json:"kind"` // volume, seed, backing, other
-	ID   string `json:"id"`   // volume ID, VM ID or SHA-256, as the kind says
+	Kind string `json:"kind"` // volume, seed, backing, memory, other
+	ID   string `json:"id"`   // volume ID, VM ID, SHA-256 or checkpoint ID, as the kind says
 }
 
 // PortFound is an interface on the integration bridge that is bound to a logical port.

@@ -88,6 +88,7 @@ type observed struct {
 	console func(vm string) []byte
 	mu      sync.Mutex
 	from    map[string]int
+	anew    map[string]int
 }
 
 func (o *observed) mark(vm string) {
@@ -103,6 +104,26 @@ func (o *observed) Start(ctx context.Context, vm string) (api.Phase, error) {
 	return o.Driver.Start(ctx, vm)
 }
 
+// RestoreGuest implements compute.Checkpoints. What the guest has said before may be of a time that never was.
+func (o *observed) RestoreGuest(ctx context.Context, r compute.Restore, tell func(api.Progress)) error {
+	phase, err := o.State(ctx, r.Plan.VM)
+	if err != nil || phase != api.PhaseRunning {
+		o.mark(r.Plan.VM)
+		o.mu.Lock()
+		o.anew[r.Plan.VM] = o.from[r.Plan.VM]
+		o.mu.Unlock()
+	}
+	return o.Driver.RestoreGuest(ctx, r, tell)
+}
+
+// counted returns what the guest has said since it began to count, or went on counting from another number.
+func (o *observed) counted(vm string) []byte {
+	b := o.console(vm)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return b[min(o.anew[vm], len(b)):]
+}
+
 // says returns what the guest has said since its start.
 func (o *observed) says(vm string) []byte {
 	b := o.console(vm)
@@ -116,7 +137,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 	t.Helper()
 	driver := libvirt.New(n.Options(t, 0))
 	t.Cleanup(driver.Close)
-	o := &observed{Driver: driver, from: map[string]int{}, console: func(vm string) []byte {
+	o := &observed{Driver: driver, from: map[string]int{}, anew: map[string]int{}, console: func(vm string) []byte {
 		b, _ := os.ReadFile(domain.ConsoleLog(filepath.Join(n.Dir, "consoles-"+n.Names[0]), vm))
 		return b
 	}}
@@ -124,6 +145,10 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 		Driver: o,
 		Boot:   func(t *testing.T, agent bool) BenchGuest { return n.benchGuest(t, o, agent) },
 		Empty:  n.empty,
+		Memory: func(*testing.T) string { return filepath.Join(n.Dir, api.NewID()+".memory") },
+		Begun: func(t *testing.T, memory string) {
+			begun(t, func() bool { _, err := os.Stat(memory); return err == nil })
+		},
 		Layer: func(t *testing.T, below compute.DiskSource) compute.DiskSource {
 			info, err := qemuimg.InspectOpen(t.Context(), below.File, api.FormatQCOW2)
 			require.NoError(t, err)
@@ -149,7 +174,8 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 		require.Zero(t, Processes(t, vm))
 	})
 	return BenchGuest{Plan: steps.VMPlan{
-		VM: vm, Name: "bench", Project: "default", VCPUs: 1, Memory: 160 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()},
+		VM: vm, Name: "bench", Project: "default", VCPUs: 1, Memory: 160 * api.MiB,
+		Disk: steps.DiskPlan{Volume: api.NewID(), Size: 128 * api.MiB, Pool: n.Pool.Pool, PoolPath: n.Pool.Path, Type: n.Pool.Type},
 	}}
 }
 
@@ -205,7 +231,17 @@ func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	}
 	g.Intact = func(t *testing.T, device string, s compute.DiskSource) {
 		t.Helper()
-		intact(t, device, s, wrotes(o.console(vm), device))
+		intact(t, device, s, wrotes(o.counted(vm), device))
+	}
+	g.Counts = func(t *testing.T, device string) int {
+		t.Helper()
+		before := len(wrotes(o.says(vm), device))
+		var all []wrote
+		until(t, "the guest does not count", func() bool {
+			all = wrotes(o.says(vm), device)
+			return len(all) > before
+		})
+		return all[before].n
 	}
 	require.NoError(t, o.Create(t.Context(), g.Plan, g.Files))
 	until(t, "the guest does not come up", func() bool { return bytes.Contains(o.says(vm), []byte("tiny: READY")) })

@@ -25,6 +25,9 @@ type Bench struct {
 	Layer func(t *testing.T, below compute.DiskSource) compute.DiskSource
 	// Stubborn makes a guest that lets no disk go.
 	Stubborn func(t *testing.T) BenchGuest
+	// Memory returns a path for the memory of a guest, and Begun waits until one is being written there, or was.
+	Memory func(t *testing.T) string
+	Begun  func(t *testing.T, memory string)
 }
 
 // BenchGuest is a guest of a Bench.
@@ -37,6 +40,8 @@ type BenchGuest struct {
 	Rate func(t *testing.T, device string) int
 	// Steady waits until the guest has written on since now, and returns how long it had to wait for its slowest write.
 	Steady func(t *testing.T, device string) time.Duration
+	// Counts returns how far the guest has counted, in its memory, the writes to a disk; it is told anew each time.
+	Counts func(t *testing.T, device string) int
 	// Intact checks that all that the guest has written to a disk and was told to be safe is there, in a layer that nobody has open.
 	Intact func(t *testing.T, device string, s compute.DiskSource)
 }

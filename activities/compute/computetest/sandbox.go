@@ -25,6 +25,8 @@ import (
 type Nodes struct {
 	Names [2]string
 	Dir   string // with the files of the guests; both nodes see it
+	// Pool is where guests of a Bench have their disks, as in a pool of files that is prepared; no path: in Dir.
+	Pool  steps.PoolOnNode
 	dir   string // of the sandbox
 	image string
 }
@@ -143,9 +145,17 @@ func (n *Nodes) boot(t *testing.T, d [2]*libvirt.Driver, shared, restless bool) 
 
 func (n *Nodes) disk(t *testing.T, name string) string {
 	t.Helper()
-	path := filepath.Join(n.Dir, name+".qcow2")
+	path := filepath.Join(n.in("volumes"), name+".qcow2")
 	require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, n.image, 128*api.MiB))
 	return path
+}
+
+// in returns a directory of the pool; without a pool they all are one.
+func (n *Nodes) in(dir string) string {
+	if n.Pool.Path == "" {
+		return n.Dir
+	}
+	return filepath.Join(n.Pool.Path, dir)
 }
 
 // empty makes an empty disk.
@@ -159,7 +169,7 @@ func (n *Nodes) empty(t *testing.T, size int64) compute.DiskSource {
 func (n *Nodes) seed(t *testing.T, vm, userData string) string {
 	t.Helper()
 	dir := t.TempDir()
-	path := filepath.Join(n.Dir, vm+".seed")
+	path := filepath.Join(n.in("seeds"), vm+".iso")
 	for name, text := range map[string]string{"user-data": userData, "meta-data": "instance-id: " + vm + "\nlocal-hostname: mover\n"} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}

@@ -1,0 +1,103 @@
+package libvirt
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// TestOutageOfCheckpoints kills libvirtd in the middle of taking a checkpoint, putting a guest aside and having it go on. Whoever comes
+// next has it done, and the guest is never lost.
+func TestOutageOfCheckpoints(t *testing.T) {
+	node, uri := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("NEXTSTACK_TEST_LIBVIRT")
+	if node == "" || uri == "" {
+		t.Skip("SKIPPED, NOT TESTED: checkpoints of a libvirtd that is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
+			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
+	}
+	sandbox := func(verb string) {
+		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
+		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
+	}
+	dir := t.TempDir()
+	layer := func(below string) compute.DiskSource {
+		s := compute.QCOW2(filepath.Join(dir, api.NewID()+".qcow2"))
+		args := []string{"create", "-q", "-f", "qcow2"}
+		if below != "" {
+			args = append(args, "-F", "qcow2", "-b", below)
+		}
+		args = append(args, s.File)
+		if below == "" {
+			args = append(args, "64M")
+		}
+		out, err := exec.Command("qemu-img", args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return s
+	}
+	d, ctx := New(Options{URI: uri, ConsoleDir: dir}), t.Context()
+	t.Cleanup(d.Close)
+	plan := steps.VMPlan{VM: api.NewID(), Name: "outage", VCPUs: 1, Memory: 256 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()}}
+	t.Cleanup(func() {
+		sandbox("libvirtd")
+		require.NoError(t, d.Remove(context.Background(), plan.VM))
+	})
+	top := layer("")
+	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: top}))
+	is := func(want api.Phase) {
+		t.Helper()
+		p, err := d.State(ctx, plan.VM)
+		require.NoError(t, err)
+		require.Equal(t, want, p)
+	}
+	whole := func(memory string) bool {
+		t.Helper()
+		yes, err := d.MemoryWhole(ctx, memory)
+		require.NoError(t, err)
+		return yes
+	}
+	// killed does something while libvirtd is killed, a moment after it has begun to write or read the memory, and then once more.
+	killed := func(after time.Duration, begun func() bool, do func() error) {
+		t.Helper()
+		over := make(chan error, 1)
+		go func() { over <- do() }()
+		require.Eventually(t, func() bool { return begun() || len(over) > 0 }, 20*time.Second, time.Millisecond)
+		pause := time.NewTimer(after)
+		<-pause.C
+		sandbox("kill-libvirtd")
+		sandbox("libvirtd")
+		first := <-over // lost, or it was faster
+		require.NoError(t, do(), "after: %v", first)
+	}
+	for round := range 4 {
+		delay := time.Duration(round) * 40 * time.Millisecond
+		exists := func(path string) func() bool {
+			return func() bool { _, err := os.Stat(path); return err == nil }
+		}
+		c := compute.Checkpoint{Memory: filepath.Join(dir, api.NewID()), Disks: []compute.SwitchedDisk{{Volume: plan.Disk.Volume, To: layer(top.File)}}}
+		killed(delay, exists(c.Memory), func() error { _, err := d.TakeCheckpoint(ctx, plan.VM, c, nil); return err })
+		top = c.Disks[0].To
+		require.True(t, whole(c.Memory))
+		is(api.PhaseRunning)
+
+		aside := filepath.Join(dir, api.NewID())
+		killed(delay, exists(aside), func() error { return d.SaveGuest(ctx, plan.VM, aside, nil) })
+		require.True(t, whole(aside))
+		is(api.PhaseStopped)
+
+		used := 0
+		r := compute.Restore{Plan: plan, Files: compute.DomainFiles{Disk: top}, Memory: aside, Used: func() error { used++; return nil }}
+		killed(delay, func() bool { p, err := d.State(ctx, plan.VM); return err == nil && p != api.PhaseStopped }, func() error { return d.RestoreGuest(ctx, r, nil) })
+		require.Positive(t, used)
+		is(api.PhaseRunning)
+		require.NoError(t, d.EndCheckpoint(ctx, plan.VM, c.Disks))
+		is(api.PhaseRunning)
+	}
+}

@@ -56,6 +56,7 @@ const (
 	OpVolumeAttach   = "volume.attach"
 	OpVolumeDetach   = "volume.detach"
 	OpVolumeResize   = "volume.resize"
+	OpVolumeMigrate  = "volume.migrate"
 	OpVolumeDelete   = "volume.delete" // into the recycle bin
 	OpVolumeRestore  = "volume.restore"
 	OpVolumePurge    = "volume.purge" // for good

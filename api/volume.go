@@ -215,6 +215,22 @@ func (r *VolumeResize) Validate() error {
 	return v.Err("resize request")
 }
 
+// VolumeMigrate asks for a volume to be brought into another pool.
+type VolumeMigrate struct {
+	Pool string `json:"pool" doc:"Pool that it goes to"`
+	Node string `json:"node,omitempty" doc:"Agent to keep it, if that pool is not shared and no VM has the volume; empty: the one with the most space"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeMigrate) Validate() error {
+	var v problem.Validation
+	CheckRef(&v, "pool", r.Pool)
+	if r.Node != "" {
+		CheckRef(&v, "node", r.Node)
+	}
+	return v.Err("request to move a volume")
+}
+
 // VolumeDelete says how a volume is deleted.
 type VolumeDelete struct {
 	Now       bool `json:"now,omitempty" doc:"For good, instead of into the recycle bin"`
@@ -242,6 +258,14 @@ type DiskOrder struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	// Had: the VM has had it before, and keeps it whatever becomes of the operation.
 	Had bool `json:"had,omitempty"`
+}
+
+// VolumeMove is what the acceptance of a volume's move to another pool decided.
+type VolumeMove struct {
+	From  PoolOnNode `json:"from"`
+	To    PoolOnNode `json:"to"`
+	Layer string     `json:"layer,omitempty"` // its file in the other pool; empty: the volume's ID
+	Agent AgentRef   `json:"agent"`           // that has both pools, and makes the copy
 }
 
 // VolumeRemoval is what has to be removed of a volume, in this order.

@@ -33,6 +33,14 @@ type Disks interface {
 	// merge that is under way, whoever began it, is joined. Running is false, and nothing has happened, if no guest has either
 	// of them open; otherwise Top is not used any more, and need not have been. Tell may be nil.
 	MergeDisk(ctx context.Context, vm, volume string, m Merge, tell func(api.Progress)) (running bool, err error)
+	// MoveDisk has the hypervisor of a guest that runs copy a disk to another place, while the guest goes on and writes, and then has
+	// the guest go on with the copy. The place is there, with the size of the disk, and all of it is written. A copy that is under
+	// way, whoever began it, is joined. If no guest has the disk open nothing happens; Moved.There tells what it is started with.
+	// Tell may be nil.
+	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (Moved, error)
+	// SettleDisk ends a copy that is under way, and reports whether the VM has the disk at the other place. If so, it has it there at
+	// its next start, too, and may have written to it.
+	SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error)
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)
@@ -46,6 +54,13 @@ type Switched struct {
 	Running bool
 	Frozen  bool          // the guest's file systems were at rest
 	Pause   time.Duration // how long the guest could not write
+}
+
+// Moved is what became of a disk that was to be moved.
+type Moved struct {
+	Running bool          // a guest has it open
+	There   bool          // the VM has it at the other place
+	Pause   time.Duration // how long the guest could not run; 0: it was there already
 }
 
 // Merge is two layers of a disk that become one.

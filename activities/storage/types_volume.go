@@ -22,7 +22,7 @@ func (b ByType) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
 		return compute.DomainFiles{}, err
 	}
 	for _, disk := range data {
-		source, err := b.LocateVolume(steps.VolumePlan{Volume: disk.Volume, Pool: disk.Pool, Layer: disk.Layer})
+		source, err := b.LocateVolume(steps.VolumePlan{Volume: disk.Volume, Pool: disk.Pool, Layer: disk.Layer, Shareable: disk.Shareable})
 		if err != nil {
 			return compute.DomainFiles{}, err
 		}

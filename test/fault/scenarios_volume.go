@@ -255,6 +255,7 @@ func volumes() map[string][]Scenario {
 			},
 		},
 	}
+	all[api.OpVolumeMigrate] = betweenPools()
 	for kind, more := range inCeph() {
 		all[kind] = append(all[kind], more...)
 	}

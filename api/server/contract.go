@@ -43,6 +43,7 @@ type Admission interface {
 	UpdateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeUpdate) (*api.Operation, error)
 	AttachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeAttach) (*api.Operation, error)
 	DetachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDetach) (*api.Operation, error)
+	MigrateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeMigrate) (*api.Operation, error)
 	ResizeVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeResize) (*api.Operation, error)
 	DeleteVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDelete) (*api.Operation, error)
 	RestoreVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)

@@ -21,6 +21,7 @@ func (s *Server) routeVolumes() {
 	changing(s, volumeVerb("attach", "Give a volume to a VM", "Whether the VM runs or not. A VM that has it already keeps it."), api.KindVolume, Admission.AttachVolume)
 	asking(s, volumeVerb("detach", "Take a volume from a VM", "Whether the VM runs or not. A guest that does not let it go keeps it."), api.KindVolume, Admission.DetachVolume)
 	changing(s, volumeVerb("resize", "Make a volume bigger", "Whether the VM that has it runs or not. A volume never shrinks."), api.KindVolume, Admission.ResizeVolume)
+	changing(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), api.KindVolume, Admission.MigrateVolume)
 
 	readable[api.Snapshot](s)
 	creatable(s, api.KindSnapshot, "Of a volume, whether a VM that has it runs or not: the guest goes on.", Admission.CreateSnapshot)

@@ -62,15 +62,15 @@ func Copy(ctx context.Context, from, to Disk, progress func(percent float64)) er
 		}
 		names = append(names, "json:"+string(b))
 	}
-	var more []string
+	space := int64(addressSpace)
 	if len(keys) > 0 {
-		more = []string{"--as=" + strconv.FormatInt(clusterSpace, 10)}
+		space = clusterSpace
 	}
 	run := func(cmd *exec.Cmd) error {
 		cmd.ExtraFiles = keys
 		return cmd.Run()
 	}
-	_, err := start(ctx, cpuFor(from.Size), more, run, progress, append(append(args, "--"), names...)...)
+	_, err := startIn(ctx, space, cpuFor(from.Size), nil, run, progress, append(append(args, "--"), names...)...)
 	return problem.Wrap(err, problem.Internal, "the disk cannot be copied")
 }
 

@@ -142,7 +142,9 @@ func (r *recorder) failing() string {
 }
 
 // arrives reports whether a step may turn out to have happened, so that its failure ends nothing.
-func (r *recorder) arrives(step string) bool { return r.table.Name() == api.OpVolumeMigrate && step == "copy" }
+func (r *recorder) arrives(step string) bool {
+	return r.table.Name() == api.OpVolumeMigrate && step == "copy"
+}
 
 // spared reports whether an attempt is not what is recorded: bookkeeping, or a step of an operation that this one has ordered.
 func (r *recorder) spared(t steps.Token) bool { return bookkeeping(t) || t.Kind != r.table.Name() }

@@ -87,7 +87,9 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 		if err != nil {
 			return copyState{}, err
 		}
-		return copyState{}, s.dom.BlockCopy(disk.Device, xml, nil, libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT)
+		// A job of a domain that is defined must be said to be lost when the guest ends: it is begun anew then.
+		const flags = libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+		return copyState{}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY || !disk.Mirror.Same(to):
 		return copyState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
 	case disk.Ready:

@@ -83,7 +83,7 @@ func movesUnder(v *api.Volume, vm *api.VM, to *api.Pool, no *problem.Problem) er
 	case !to.Spec.Shared && vm.Spec.HA:
 		return no.Because("vm %s is to be restarted elsewhere when its node is dead, and the pool is not shared: no other node reaches it", vm.Name).
 			Try("use a shared pool, or turn that off: gnext vm update %s --no-ha", vm.Name)
-	case v.Spec.Shareable && vm.Operation == "" && vm.Status.Phase != api.PhaseStopped:
+	case v.Spec.Shareable && vm.Status.Phase != api.PhaseStopped:
 		return no.Because("vm %s runs, and has it as a disk that others may write to: a hypervisor does not copy those", vm.Name).
 			Try("stop the VM first (gnext vm poweroff %s), or detach the volume: gnext vol detach %s", vm.Name, v.Name)
 	}

@@ -57,6 +57,7 @@ const (
 	OpVolumeDetach   = "volume.detach"
 	OpVolumeResize   = "volume.resize"
 	OpVolumeMigrate  = "volume.migrate"
+	OpVolumeExport   = "volume.export"
 	OpVolumeDelete   = "volume.delete" // into the recycle bin
 	OpVolumeRestore  = "volume.restore"
 	OpVolumePurge    = "volume.purge" // for good

@@ -2,6 +2,7 @@ package api
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nextstack/nextstack/api/problem"
@@ -229,6 +230,23 @@ func (r *VolumeMigrate) Validate() error {
 		CheckRef(&v, "node", r.Node)
 	}
 	return v.Err("request to move a volume")
+}
+
+// VolumeExport asks for what a volume shows, or one of its snapshots, as a file to download. The operation's result is an
+// ImageExported.
+type VolumeExport struct {
+	Format   string `json:"format,omitempty" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" default:"qcow2"`
+	Snapshot string `json:"snapshot,omitempty" doc:"Snapshot of the volume to export instead; empty: the volume as it is, which no VM that runs may have"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeExport) Validate() error {
+	var v problem.Validation
+	v.Check(r.Format == "" || IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
+	if r.Snapshot != "" {
+		CheckRef(&v, "snapshot", r.Snapshot)
+	}
+	return v.Err("export")
 }
 
 // VolumeDelete says how a volume is deleted.

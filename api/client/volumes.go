@@ -39,6 +39,14 @@ func (c *Client) MigrateVolume(ctx context.Context, project, ref string, how api
 	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/migrate", how)
 }
 
+// ExportVolume asks for a file of a volume, to download. The result of the operation is an api.ImageExported.
+func (c *Client) ExportVolume(ctx context.Context, project, ref string, how api.VolumeExport, w Write) (*api.Operation, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/export", how)
+}
+
 // DeleteVM asks for the end of a VM. Client.Delete does, too, unless its root disk has snapshots.
 func (c *Client) DeleteVM(ctx context.Context, project, ref string, how api.VMDelete, w Write) (*api.Operation, error) {
 	return c.remove(ctx, api.KindVM, project, ref, map[string]bool{"snapshots": how.Snapshots}, w)

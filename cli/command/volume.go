@@ -96,7 +96,7 @@ func (a *app) sawVolume(ctx context.Context) func(*api.Operation) error {
 
 func (a *app) volCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"},
-		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volMigrateCmd(), a.volRestoreCmd(), a.volUpdateCmd())
+		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
 }
 
 func (a *app) volAddCmd() *cobra.Command {

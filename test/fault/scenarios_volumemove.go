@@ -53,6 +53,9 @@ func betweenPools() []Scenario {
 		{Name: "volume.migrate from Ceph of one that no vm has", Prepare: []Accept{cephOn(), texts(fast)}, Accept: relocate("data", "shared"), Check: settledIn("shared", "data", "one ")},
 	}
 	for i := range out {
+		if i > 0 { // as elsewhere
+			out[i].Every = 3
+		}
 		out[i].TurnsAt = "copy"
 	}
 	return out

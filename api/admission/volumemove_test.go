@@ -131,3 +131,42 @@ func TestTheNodeWithTheMostSpaceKeepsAVolume(t *testing.T) {
 	_ = d.refuse(problem.Invalid, none, err)
 	d.clean()
 }
+
+func TestWhatIsExportedStaysMeanwhile(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	export := func(volume string, e api.VolumeExport) (*api.Operation, error) {
+		return a.ExportVolume(ctx, h, opts, volume, e)
+	}
+	d.done(a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1"}))
+	none, err := export("data", api.VolumeExport{})
+	p := d.refuse(problem.Conflict, none, err)
+	require.Contains(t, p.Why, "vm web1 has it, and is running")
+	require.Contains(t, p.Fix, "gnext snap add")
+	d.takes("s1", "data")
+	op := d.ask(export("data", api.VolumeExport{Format: api.FormatRaw, Snapshot: "s1"}))
+	var in api.VolumeExportWork
+	require.NoError(t, json.Unmarshal(op.Plan.Input, &in))
+	require.Equal(t, []string{api.FormatRaw, op.ID, d.vol("data").ID, d.snap("s1").ID}, []string{in.Format, in.Image, in.From.Volume, in.From.Snapshot})
+	require.Equal(t, api.RefTo(d.vol("data")), op.Target)
+	none, err = a.DeleteSnapshot(ctx, h, opts, "s1")
+	_ = d.refuse(problem.Locked, none, err)
+	d.settle(op, api.OpFailed)
+	none, err = export("here", api.VolumeExport{Snapshot: "s1"})
+	require.Contains(t, d.refuse(problem.Invalid, none, err).Why, "is of volume data")
+	none, err = export("here", api.VolumeExport{Format: "pdf"})
+	_ = d.refuse(problem.Invalid, none, err)
+	op = d.ask(export("here", api.VolumeExport{}))
+	require.NoError(t, json.Unmarshal(op.Plan.Input, &in))
+	require.Equal(t, []string{api.FormatQCOW2, d.Nodes[0].ID}, []string{in.Format, in.Agent.ID})
+	none, err = a.AttachVolume(ctx, h, opts, "here", api.VolumeAttach{VM: "web1"})
+	_ = d.refuse(problem.Locked, none, err)
+	d.settle(op, api.OpSucceeded)
+	d.done(a.AttachVolume(ctx, h, opts, "here", api.VolumeAttach{VM: "web1"}))
+
+	d.cephPool("rados")
+	d.volume("block", "rados", nil)
+	d.done(export("block", api.VolumeExport{}))
+	d.settle(d.ask(a.CreateImage(ctx, h, opts, api.ImageCreate{Name: "shot", Volume: "block"})), api.OpCancelled)
+	d.clean()
+}

@@ -249,3 +249,45 @@ func TestDisksGoToCephAndBack(t *testing.T) {
 	b.do("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", raw, b.from.File)
 	b.do("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", back.File, b.from.File)
 }
+
+// TestOutageOfCopies: libvirtd is killed under copies. QEMU goes on with them, and libvirt finds them again.
+func TestOutageOfCopies(t *testing.T) {
+	node := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE")
+	if node == "" || os.Getenv("NEXTSTACK_TEST_LIBVIRT") == "" {
+		t.Skip("SKIPPED, NOT TESTED: copies whose libvirtd is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
+			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
+	}
+	sandbox := func(verb string) {
+		t.Helper()
+		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
+		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
+	}
+	b := newCopyBench(t)
+	t.Cleanup(func() { sandbox("libvirtd") })
+	again := func() {
+		t.Helper()
+		sandbox("kill-libvirtd")
+		_, err := b.driver().SettleDisk(t.Context(), b.plan.VM, b.disk.Volume, b.from)
+		require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
+		sandbox("libvirtd")
+	}
+	to := b.empty("to")
+	b.begin(to)
+	again()
+	require.False(t, b.settle(to))
+	b.has(b.from)
+	b.begin(to)
+	again()
+	require.True(t, b.move(to).There)
+	b.has(to)
+	back := b.empty("back")
+	b.cutOver(back)
+	again()
+	require.True(t, b.settle(back))
+	b.has(back)
+	_, err := b.driver().Stop(t.Context(), b.plan.VM, true, 0, nil)
+	require.NoError(t, err)
+	for _, s := range []compute.DiskSource{to, back} {
+		b.do("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", b.from.File, s.File)
+	}
+}

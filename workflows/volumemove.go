@@ -22,6 +22,7 @@ var VolumeMigrate = saga.Table[volumeMoveState]{
 	Steps: []saga.Step[volumeMoveState]{
 		{Name: "place", Where: control, Do: placeVolumeMove, Detail: func(s *volumeMoveState) any { return s.decision() }}, // reads only
 		{Name: "make", Where: node, On: (*volumeMoveState).on, Do: makeMoved, Undo: removeMoved},
+		{Name: "seed", Where: node, On: (*volumeMoveState).on, Do: moveSeed, Undo: moveSeedBack},
 		{Name: "copy", Where: node, On: (*volumeMoveState).on, Do: copyMoved, Undo: settleMoved, Detail: func(s *volumeMoveState) any { return s.Copied }},
 		{Name: "clean", Where: node, On: (*volumeMoveState).on, Do: removeLeft, Commit: true},
 	},
@@ -48,13 +49,47 @@ func (s *volumeMoveState) copy() steps.VolumeCopy {
 	return steps.VolumeCopy{From: s.Placed.Plan, To: s.there(), VM: s.vm()}
 }
 
+// rooted returns the VM whose root disk the volume is, as it is and as it will be; ok is false for all other volumes.
+func (s *volumeMoveState) rooted() (move steps.SeedMove, ok bool) {
+	vm := s.vm()
+	if vm == nil || vm.Disk.Volume != s.Ref.Volume {
+		return move, false
+	}
+	move.From, move.To = *vm, *vm
+	d, to := &move.To.Disk, s.In.To
+	d.Pool, d.PoolPath, d.Type, d.Source, d.Shared, d.Layer = to.Pool, to.Path, to.Type, to.Source, to.Shared, s.In.Layer
+	d.Image, d.ImageSHA256, d.ImageSize = "", "", 0
+	return move, true
+}
+
 func makeMoved(r *saga.Run, s *volumeMoveState) error {
 	_, err := steps.MakeVolume.Call(r, s.In.Agent.ID, s.there())
+	if root, ok := s.rooted(); ok && err == nil {
+		_, err = steps.MakeSeed.Call(r, s.In.Agent.ID, root.To)
+	}
 	return err
 }
 
 func removeMoved(r *saga.Run, s *volumeMoveState) error {
 	_, err := steps.RemoveVolume.Call(r, s.In.Agent.ID, s.there())
+	if root, ok := s.rooted(); ok && err == nil {
+		_, err = steps.RemoveSeed.Call(r, s.In.Agent.ID, root.To)
+	}
+	return err
+}
+
+// moveSeed goes first: both seeds say the same, so it can be taken back.
+func moveSeed(r *saga.Run, s *volumeMoveState) (err error) {
+	if root, ok := s.rooted(); ok {
+		_, err = steps.MoveSeed.Call(r, s.In.Agent.ID, root)
+	}
+	return err
+}
+
+func moveSeedBack(r *saga.Run, s *volumeMoveState) (err error) {
+	if root, ok := s.rooted(); ok {
+		_, err = steps.MoveSeed.Call(r, s.In.Agent.ID, steps.SeedMove{From: root.To, To: root.From})
+	}
 	return err
 }
 
@@ -78,5 +113,8 @@ func settleMoved(r *saga.Run, s *volumeMoveState) error {
 // removeLeft removes what is left in the old pool.
 func removeLeft(r *saga.Run, s *volumeMoveState) error {
 	_, err := steps.RemoveVolume.Call(r, s.In.Agent.ID, s.Placed.Plan)
+	if root, ok := s.rooted(); ok && err == nil {
+		_, err = steps.RemoveSeed.Call(r, s.In.Agent.ID, root.From)
+	}
 	return err
 }

@@ -8,6 +8,9 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
+// SeedDisk is what the seed of a VM goes by where disks are known by their volume's ID. It can be moved, settled and placed.
+const SeedDisk = "seed"
+
 // Disks changes the disks of domains, whether they run or not. Disks are known by their volume's ID, which is the beginning
 // of their serial number. A VM that has no domain is not_found.
 type Disks interface {

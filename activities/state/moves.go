@@ -91,6 +91,8 @@ func (t *traffic) fixedBy(vm *api.VM) string {
 		case p == nil || p.Spec.Shared:
 		case !v.Spec.Root:
 			return fmt.Sprintf("it has volume %s in pool %s, which is not shared: detach it first", v.Name, p.Name)
+		case v.Spec.Image == "":
+			return fmt.Sprintf("its root disk %s has come from another pool, and is in pool %s, which is not shared: bring it into one that is", v.Name, p.Name)
 		case v.Status.Snapshot != "":
 			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, p.Name)
 		}

@@ -191,7 +191,7 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 		VM: vm.Name, Amount: admission.PromiseOf(vm).Amount, Pool: vm.Spec.Pool, Network: len(vm.Spec.NICs) > 0, Seed: seed(vm.ID),
 		Arch: vm.Spec.Arch, CPUModel: vm.Spec.CPUModel, NodeID: vm.Spec.NodeID, NodeLabels: vm.Spec.NodeLabels, Strategy: s.strategy(vm),
 	}
-	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
+	image, err := s.imageOf(ctx, vm)
 	if err != nil {
 		return req, err
 	}
@@ -282,6 +282,14 @@ func known[T any, P interface {
 	return store.Get[T, P](ctx, s.kv, s.h, project, id)
 }
 
+// imageOf returns the image that a VM's root disk is made on. One that has gone to another pool is made on none: then it is empty.
+func (s *State) imageOf(ctx context.Context, vm *api.VM) (*api.Image, error) {
+	if vm.Spec.Image == "" {
+		return &api.Image{}, nil
+	}
+	return known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
+}
+
 // placement says what the VM's node and its network need to know.
 func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, error) {
 	out := steps.Placement{Phase: vm.Status.Phase, Plan: steps.VMPlan{
@@ -304,7 +312,7 @@ func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, err
 		}
 		out.Ports = append(out.Ports, w)
 	}
-	image, err := known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
+	image, err := s.imageOf(ctx, vm)
 	if err != nil {
 		return out, err
 	}

@@ -59,6 +59,20 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		err := pool.CreateVolume(ctx, v, src, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
 	})
+	activities.Implement(reg, h, steps.MakeSeed, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		seeds, err := seedsOf(pool, plan.Disk.Type)
+		if err == nil {
+			err = seeds.MakeSeed(ctx, plan, src)
+		}
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make the seed of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.RemoveSeed, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		seeds, err := seedsOf(pool, plan.Disk.Type)
+		if err == nil {
+			err = seeds.RemoveSeed(ctx, plan)
+		}
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot remove the seed of vm %s", plan.Name)
+	})
 	activities.Implement(reg, h, steps.SendVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeSend) (steps.VolumeSent, error) {
 		sent, err := sendVolume(ctx, pool, src, in, func(p api.Progress) { activities.Tell(ctx, p) })
 		return sent, problem.Wrap(err, problem.Internal, "cannot send volume %s", in.Volume.Name)

@@ -64,3 +64,17 @@ func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.Vo
 	out.Moved, err = s.disks.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
 	return out, absent(err)
 }
+
+// moveSeed: a guest that runs has it open, and reads it at most.
+func (s *service) moveSeed(ctx context.Context, in steps.SeedMove) error {
+	files, err := s.pool.Locate(in.To)
+	if err != nil {
+		return err
+	}
+	done, err := s.disks.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, func(p api.Progress) { activities.Tell(ctx, p) })
+	if err != nil || done.There {
+		return absent(err)
+	}
+	_, err = s.disks.PlaceDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed)
+	return absent(err)
+}

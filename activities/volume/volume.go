@@ -16,6 +16,7 @@ import (
 type Pool interface {
 	storage.Volumes
 	storage.Snapshots
+	Locate(plan steps.VMPlan) (compute.DomainFiles, error) // as storage.Pool
 }
 
 // Register registers the implementations of the steps in reg.
@@ -33,6 +34,7 @@ func Register(reg activities.Registry, h *activities.Host, disks compute.Disks, 
 		copied, err := s.copy(ctx, in)
 		return copied, problem.Wrap(err, problem.Internal, "cannot copy volume %s", in.From.Name)
 	})
+	activities.Implement(reg, h, steps.MoveSeed, step(s.moveSeed, "cannot move the seed of vm %s", func(in steps.SeedMove) string { return in.From.Name }))
 	activities.Implement(reg, h, steps.SettleVolumeCopy, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeSettled, error) {
 		settled, err := s.settle(ctx, in)
 		return settled, problem.Wrap(err, problem.Internal, "cannot tell where volume %s is", in.From.Name)

@@ -141,6 +141,9 @@ func (a *Admission) disksMovable(c *acceptance, vm *api.VM) error {
 		case !v.Spec.Root:
 			return no.Because("it has volume %s in pool %s, which is not shared, so no other node reaches it", v.Name, pool.Name).
 				Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
+		case v.Spec.Image == "":
+			return no.Because("its root disk %s has come from another pool, and is in pool %s, which is not shared: only what is made on an image is copied to other nodes", v.Name, pool.Name).
+				Try("bring it into a shared pool: gnext vol migrate %s --pool NAME", v.Name)
 		case v.Status.Snapshot != "":
 			return no.Because("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, pool.Name).
 				Try("delete those first: gnext snap list --volume %s", v.Name)

@@ -44,9 +44,6 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 		if err != nil {
 			return err
 		}
-		if v.Spec.Root {
-			return no.Because("it is the root disk of vm %s", vm.Name).Try("make a copy of it that is a volume of its own, and move that: gnext vol add NAME --from-volume %s", v.Name)
-		}
 		if vm != nil {
 			if err := movesUnder(v, vm, to, no); err != nil {
 				return err
@@ -72,6 +69,13 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 		c.releases(store.UseClaim(api.RefTo(from), me))
 		if v.Spec.Image != "" {
 			c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me))
+		}
+		if v.Spec.Root { // its seed goes along
+			vmAfter := *vm
+			vmAfter.Spec.Pool, vmAfter.Spec.Image = to.ID, ""
+			if err := c.becomes(&vmAfter); err != nil {
+				return err
+			}
 		}
 		return firstOf(c.becomes(after), c.input(move))
 	})

@@ -77,7 +77,6 @@ func TestAVolumeGoesWhereItsVMReachesIt(t *testing.T) {
 	refused("data", "nowhere", problem.NotFound, "nowhere")
 	refused("nothing", "net", problem.NotFound, "nothing")
 	refused("here", "far", problem.Conflict, "the node that it is on does not have both pools")
-	refused(find[api.VM](d, opts.Project, "web1").Status.Volumes[0], "vms", problem.Conflict, "root disk")
 	op := d.ask(d.moves("data", "far"))
 	d.settle(op, api.OpSucceeded)
 	require.Equal(t, find[api.Agent](d, "", "a2").ID, d.vol("data").Status.Agent)
@@ -168,5 +167,25 @@ func TestWhatIsExportedStaysMeanwhile(t *testing.T) {
 	d.volume("block", "rados", nil)
 	d.done(export("block", api.VolumeExport{}))
 	d.settle(d.ask(a.CreateImage(ctx, h, opts, api.ImageCreate{Name: "shot", Volume: "block"})), api.OpCancelled)
+	d.clean()
+}
+
+func TestARootDiskTakesItsVMAlong(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	vm := func() *api.VM { return find[api.VM](d, opts.Project, "web1") }
+	root := vm().Status.Volumes[0]
+	before := vm()
+	op := d.ask(d.moves(root, "vms"))
+	none, err := a.StopVM(ctx, h, opts, "web1", api.VMStop{})
+	_ = d.refuse(problem.Locked, none, err)
+	d.settle(op, api.OpFailed)
+	require.Equal(t, before.Spec, vm().Spec)
+	d.done(d.moves(root, "vms"))
+	require.Equal(t, []string{find[api.Pool](d, "", "vms").ID, ""}, []string{vm().Spec.Pool, vm().Spec.Image})
+	none, err = a.MigrateVM(ctx, h, opts, "web1", api.VMMigrate{CopyStorage: true})
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Fix, "gnext vol migrate")
+	d.done(d.moves(root, "net"))
+	d.settle(d.ask(a.MigrateVM(ctx, h, opts, "web1", api.VMMigrate{})), api.OpCancelled)
 	d.clean()
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/store"
+	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 func relocate(volume, pool string) Accept {
@@ -52,6 +55,19 @@ func betweenPools() []Scenario {
 		{Name: "volume.migrate from Ceph", Prepare: []Accept{cephOn(), createVM, fast, texts(attach("data", "web1"))}, Accept: relocate("data", "vms"), Check: settledIn("vms", "data", "one ")},
 		{Name: "volume.migrate from Ceph of one that no vm has", Prepare: []Accept{cephOn(), texts(fast)}, Accept: relocate("data", "shared"), Check: settledIn("shared", "data", "one ")},
 	}
+	toPool := func(pool string) func(volume string) Accept {
+		return func(volume string) Accept { return relocate(volume, pool) }
+	}
+	out = append(out,
+		Scenario{Name: "volume.migrate of a root disk", Prepare: []Accept{createVM}, Accept: root("web1", toPool("shared")), Check: rootedIn("web1", "shared")},
+		Scenario{Name: "volume.migrate of a root disk, stopped", Prepare: []Accept{createVM, stopVM}, Accept: root("web1", toPool("shared")), Check: rootedIn("web1", "shared")},
+		Scenario{Name: "volume.migrate of a root disk out of a shared pool", Prepare: []Accept{makeVM("web1", nil)}, Accept: root("web1", toPool("vms")), Check: rootedIn("web1", "vms")},
+		Scenario{Name: "volume.migrate of a root disk to Ceph", Prepare: []Accept{cephOn(), createVM}, Accept: root("web1", toPool("fast")), Check: rootedIn("web1", "fast")},
+		Scenario{
+			Name: "volume.migrate of a root disk back from Ceph", Prepare: []Accept{cephOn(), createVM, root("web1", toPool("fast")), stopVM},
+			Accept: root("web1", toPool("vms")), Check: rootedIn("web1", "vms"),
+		},
+	)
 	for i := range out {
 		if i > 0 { // as elsewhere
 			out[i].Every = 3
@@ -80,5 +96,38 @@ func alone(volume, pool string) func(ctx context.Context, w *World) (string, err
 			return "volume " + volume + " still needs the image", nil
 		}
 		return "", err
+	}
+}
+
+// rootedIn checks that the root disk of a VM is in a pool, whole, and its seed with it.
+func rootedIn(vm, pool string) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		m, err := store.Find[api.VM](ctx, w.KV, w.User, api.DefaultProject, vm)
+		if err != nil {
+			return "", err
+		}
+		p, err := store.Find[api.Pool](ctx, w.KV, w.User, "", pool)
+		if err != nil {
+			return "", err
+		}
+		v, err := store.Get[api.Volume](ctx, w.KV, w.User, m.Project, m.Status.Volumes[0])
+		if err != nil {
+			return "", err
+		}
+		if m.Spec.Pool != p.ID || v.Spec.Pool != p.ID || v.Spec.Image+m.Spec.Image != "" || v.Status.Agent != m.Status.Agent {
+			return fmt.Sprintf("the vm is in pool %s and its root disk in %s on %q, and needs image %q", m.Spec.Pool, v.Spec.Pool, v.Status.Agent, v.Spec.Image), nil
+		}
+		node, plan, err := w.find(ctx, v)
+		if err != nil {
+			return "", err
+		}
+		if got, _, err := node.disks.Shows(plan); err != nil || !strings.HasPrefix(got, "a disk of ") {
+			return fmt.Sprintf("the root disk shows %q", got), err
+		}
+		files, err := node.disks.List(ctx, p.OnNode())
+		if err != nil || slices.ContainsFunc(files, func(f steps.FileFound) bool { return f.Kind == storage.KindSeed && f.ID == m.ID }) {
+			return "", err
+		}
+		return "its seed is not in the pool", nil
 	}
 }

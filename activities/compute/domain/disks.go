@@ -100,13 +100,21 @@ type Disk struct {
 	XML    libvirtxml.DomainDisk
 }
 
-// FindDisk returns the disk of a volume in the XML of a domain; nil: there is none.
+// seedDevice is what hypervisors call the seed.
+const seedDevice = "vdb"
+
+// FindDisk returns the disk of a volume, or the seed, in the XML of a domain; nil: there is none.
 func FindDisk(xml, volume string) (*Disk, error) {
 	disks, err := disksOf(xml)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(disks, func(d libvirtxml.DomainDisk) bool { return d.Serial == Serial(volume) && d.Target != nil })
+	i := slices.IndexFunc(disks, func(d libvirtxml.DomainDisk) bool {
+		if volume == compute.SeedDisk {
+			return d.Target != nil && d.Target.Dev == seedDevice
+		}
+		return d.Serial == Serial(volume) && d.Target != nil
+	})
 	if i < 0 {
 		return nil, nil
 	}

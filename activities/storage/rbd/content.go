@@ -21,6 +21,7 @@ import (
 var (
 	_ storage.Contents = (*Driver)(nil)
 	_ storage.Opened   = (*Driver)(nil)
+	_ storage.Seeds    = (*Driver)(nil)
 )
 
 // What goes to pools of other types, or comes from them, is copied by qemu-img, which has the cluster's library in it: in a process

@@ -145,3 +145,32 @@ func conformCopies(t *testing.T, c storage.Copier, from, to *stand) {
 		require.Zero(t, to.kinds(t)[storage.KindVolume])
 	})
 }
+
+// conformSeeds is what every driver passes for the seeds of VMs whose root disks come from other pools.
+func conformSeeds(t *testing.T, w *world) {
+	seeds, plan := w.Pool.(storage.Seeds), w.plan()
+	plan.Disk.Image, plan.Disk.ImageSHA256, plan.Disk.ImageSize = "", "", 0
+	require.NoError(t, seeds.RemoveSeed(t.Context(), plan), "there is none")
+	for range 2 {
+		require.NoError(t, seeds.MakeSeed(t.Context(), plan, w.src))
+	}
+	require.Equal(t, map[string]int{storage.KindSeed: 1}, w.kinds(t))
+	for range 2 {
+		require.NoError(t, seeds.RemoveSeed(t.Context(), plan))
+	}
+	require.Empty(t, w.kinds(t))
+	require.NoError(t, seeds.MakeSeed(t.Context(), plan, w.src))
+	require.NoError(t, w.RemoveDisk(t.Context(), plan), "it goes with the disk")
+	require.Empty(t, w.kinds(t))
+	plan.Disk.Pool = api.NewID()
+	require.Error(t, seeds.MakeSeed(t.Context(), plan, w.src))
+}
+
+func TestSeedsOfDisksFromOtherPools(t *testing.T) {
+	dir := storage.NewDir(nil)
+	conformSeeds(t, newStand(t, dir).world)
+	conformSeeds(t, newStand(t, &storage.Fake{}).world)
+	w := newStand(t, dir).world
+	w.Pool = storage.ByType{api.PoolDir: dir}
+	conformSeeds(t, w)
+}

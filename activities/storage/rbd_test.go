@@ -409,6 +409,11 @@ func TestRBDCopiesVolumes(t *testing.T) {
 	t.Run("rbd to rbd", func(t *testing.T) {
 		conformCopies(t, storage.ByType{api.PoolRBD: byPool{b[api.PoolRBD], drivers}}, stands["copies"], stands["copies2"])
 	})
+	t.Run("seeds", func(t *testing.T) {
+		s := stands["copies2"]
+		require.NoError(t, s.EvictImage(t.Context(), s.world.cached()))
+		conformSeeds(t, s.world)
+	})
 	t.Run("a volume is sent as a file", func(t *testing.T) {
 		s := stands["copies"]
 		v := s.volume()

@@ -141,9 +141,10 @@ func (r *recorder) failing() string {
 	return last
 }
 
-// arrives reports whether a step may turn out to have happened, so that its failure ends nothing.
+// arrives reports whether a step of a volume's move may turn out to have happened, so that its failure ends nothing, or makes no
+// call unless the volume is a root disk.
 func (r *recorder) arrives(step string) bool {
-	return r.table.Name() == api.OpVolumeMigrate && step == "copy"
+	return r.table.Name() == api.OpVolumeMigrate && (step == "copy" || step == "seed")
 }
 
 // spared reports whether an attempt is not what is recorded: bookkeeping, or a step of an operation that this one has ordered.

@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"net"
@@ -29,6 +30,8 @@ type copyBench struct {
 	plan steps.VMPlan
 	disk steps.DataDisk
 	from compute.DiskSource
+	root compute.DiskSource
+	seed compute.DiskSource
 }
 
 const copied = 48 * api.MiB // of the disk have data
@@ -44,7 +47,10 @@ func newCopyBench(t *testing.T) *copyBench {
 	b.from = b.empty("from")
 	b.do("qemu-io", "-f", "qcow2", "-c", "write -P 97 0 48M", b.from.File)
 	t.Cleanup(func() { require.NoError(t, b.driver().Remove(context.Background(), b.plan.VM)) })
-	require.NoError(t, b.driver().Create(t.Context(), b.plan, compute.DomainFiles{Disk: root, Data: []compute.DiskSource{b.from}}))
+	b.seed = compute.Raw(filepath.Join(b.dir, "seed.iso"))
+	require.NoError(t, os.WriteFile(b.seed.File, bytes.Repeat([]byte("seed"), 4096), 0o644))
+	b.root = root
+	require.NoError(t, b.driver().Create(t.Context(), b.plan, compute.DomainFiles{Disk: root, Seed: b.seed, Data: []compute.DiskSource{b.from}}))
 	return b
 }
 
@@ -290,4 +296,56 @@ func TestOutageOfCopies(t *testing.T) {
 	for _, s := range []compute.DiskSource{to, back} {
 		b.do("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", b.from.File, s.File)
 	}
+}
+
+// TestARootDiskGoesWithItsSeed, which nobody may write to, and back again when the guest is off.
+func TestARootDiskGoesWithItsSeed(t *testing.T) {
+	b := newCopyBench(t)
+	d, ctx, vm := b.driver(), t.Context(), b.plan.VM
+	seed := compute.Raw(filepath.Join(b.dir, "other.iso"))
+	want, err := os.ReadFile(b.seed.File)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(seed.File, want, 0o644))
+	for range 2 {
+		moved, err := d.MoveDisk(ctx, vm, compute.SeedDisk, seed, nil)
+		require.NoError(t, err)
+		require.True(t, moved.Running && moved.There)
+	}
+	root := b.empty("other")
+	moved, err := d.MoveDisk(ctx, vm, b.plan.Disk.Volume, root, nil)
+	require.NoError(t, err)
+	require.True(t, moved.There)
+	xml, err := d.LiveXML(ctx, vm)
+	require.NoError(t, err)
+	require.NotContains(t, xml, b.seed.File)
+	require.NotContains(t, xml, b.root.File)
+	disk, err := domain.FindDisk(xml, compute.SeedDisk)
+	require.NoError(t, err)
+	require.NotNil(t, disk.XML.ReadOnly, "nobody may write to it")
+	require.NoError(t, os.Remove(b.seed.File))
+	require.NoError(t, os.Remove(b.root.File))
+
+	_, err = d.Reboot(ctx, vm, true, 0, nil)
+	require.NoError(t, err)
+	_, err = d.Stop(ctx, vm, true, 0, nil)
+	require.NoError(t, err)
+	_, err = d.Start(ctx, vm)
+	require.NoError(t, err, "it is started with both")
+	_, err = d.Stop(ctx, vm, true, 0, nil)
+	require.NoError(t, err)
+	got, err := os.ReadFile(seed.File)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	require.NoError(t, os.WriteFile(b.seed.File, want, 0o644))
+	back, err := d.MoveDisk(ctx, vm, compute.SeedDisk, b.seed, nil)
+	require.NoError(t, err)
+	require.Equal(t, compute.Moved{}, back)
+	running, err := d.PlaceDisk(ctx, vm, compute.SeedDisk, b.seed)
+	require.NoError(t, err)
+	require.False(t, running)
+	_, err = d.Start(ctx, vm)
+	require.NoError(t, err)
+	there, err := d.SettleDisk(ctx, vm, compute.SeedDisk, b.seed)
+	require.NoError(t, err)
+	require.True(t, there)
 }

@@ -57,7 +57,9 @@ const (
 	OpVolumeDetach   = "volume.detach"
 	OpVolumeResize   = "volume.resize"
 	OpVolumeFlatten  = "volume.flatten" // make it independent of its image
-	OpVolumeDelete   = "volume.delete"  // into the recycle bin
+	OpVolumeMigrate  = "volume.migrate" // into another pool
+	OpVolumeExport   = "volume.export"
+	OpVolumeDelete   = "volume.delete" // into the recycle bin
 	OpVolumeRestore  = "volume.restore"
 	OpVolumePurge    = "volume.purge" // for good
 	OpSnapshotCreate = "snapshot.create"

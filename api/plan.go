@@ -154,6 +154,22 @@ type ImageCapture struct {
 	From  VolumeOrigin `json:"from"`
 }
 
+// VolumeExportWork is a volume that is made a file. Its Image, and that of the upload, is the operation: there is no image.
+type VolumeExportWork struct {
+	ImageCapture
+	Format string `json:"format"`
+}
+
+// UploadExport is an upload of a volume, and the format that it is wanted in.
+type UploadExport struct {
+	ID     string `json:"id"` // of the upload, and of what is made of it
+	Format string `json:"format"`
+	SHA256 string `json:"sha256"` // of the upload
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (u UploadExport) FenceKey() string { return u.ID }
+
 // ImageExportWork is an image and the format that it is wanted in.
 type ImageExportWork struct {
 	Image  string `json:"image"`

@@ -2,6 +2,7 @@ package api
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nextstack/nextstack/api/problem"
@@ -220,6 +221,39 @@ type VolumeFlatten struct {
 	Image string `json:"image"` // that it needs no more
 }
 
+// VolumeMigrate asks for a volume to be brought into another pool.
+type VolumeMigrate struct {
+	Pool string `json:"pool" doc:"Pool that it goes to"`
+	Node string `json:"node,omitempty" doc:"Agent to keep it, if that pool is not shared and no VM has the volume; empty: the one with the most space"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeMigrate) Validate() error {
+	var v problem.Validation
+	CheckRef(&v, "pool", r.Pool)
+	if r.Node != "" {
+		CheckRef(&v, "node", r.Node)
+	}
+	return v.Err("request to move a volume")
+}
+
+// VolumeExport asks for what a volume shows, or one of its snapshots, as a file to download. The operation's result is an
+// ImageExported.
+type VolumeExport struct {
+	Format   string `json:"format,omitempty" enum:"qcow2,raw,vmdk,vdi,vhdx,vpc" default:"qcow2"`
+	Snapshot string `json:"snapshot,omitempty" doc:"Snapshot of the volume to export instead; empty: the volume as it is, which no VM that runs may have"`
+}
+
+// Validate checks the shape of the request.
+func (r *VolumeExport) Validate() error {
+	var v problem.Validation
+	v.Check(r.Format == "" || IsImageFormat(r.Format), "format", r.Format, "must be one of %s", strings.Join(ImageFormats(), ", "))
+	if r.Snapshot != "" {
+		CheckRef(&v, "snapshot", r.Snapshot)
+	}
+	return v.Err("export")
+}
+
 // VolumeDelete says how a volume is deleted.
 type VolumeDelete struct {
 	Now       bool `json:"now,omitempty" doc:"For good, instead of into the recycle bin"`
@@ -247,6 +281,14 @@ type DiskOrder struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 	// Had: the VM has had it before, and keeps it whatever becomes of the operation.
 	Had bool `json:"had,omitempty"`
+}
+
+// VolumeMove is what the acceptance of a volume's move to another pool decided.
+type VolumeMove struct {
+	From  PoolOnNode `json:"from"`
+	To    PoolOnNode `json:"to"`
+	Layer string     `json:"layer,omitempty"` // its file in the other pool; empty: the volume's ID
+	Agent AgentRef   `json:"agent"`           // that has both pools, and makes the copy
 }
 
 // VolumeRemoval is what has to be removed of a volume, in this order.

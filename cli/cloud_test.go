@@ -3,6 +3,8 @@ package cli_test
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -79,6 +81,10 @@ func newCloud(dir string, cleanup func(func())) (_ *cloud, err error) {
 		KV: kv, Cache: cache, Admission: adm, Engine: c.hands, Planner: &planner{kv, adm}, Accounts: accts, Version: "1.2.3", Dir: dir, Log: quiet,
 		Fleet:     fleet.New(fleet.Options{KV: kv, Cache: cache, Credentials: accts, Vault: vault, TemporalAddress: "127.0.0.1:7233", Namespace: "nextstack", Log: quiet}),
 		ImageFile: func(i *api.Image) string { return filepath.Join(dir, "images", i.ID) },
+		ExportFile: func(id, format string) (string, string, error) {
+			path := filepath.Join(dir, id+"."+format)
+			return path, exportSum, os.WriteFile(path, []byte(exportText), 0o600)
+		},
 	})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -128,6 +134,14 @@ func (c *cloud) report(ctx context.Context) error {
 	_, err = agent.Report(ctx, c.joined.ID, r)
 	return err
 }
+
+// exportText is what everything is that is exported, and exportSum its SHA-256.
+const exportText = "a disk\n"
+
+var exportSum = func() string {
+	sum := sha256.Sum256([]byte(exportText))
+	return hex.EncodeToString(sum[:])
+}()
 
 // hands carry operations out by saying that they are done. The name of the target decides what happens: bad-* fails in its
 // second step, slow-* waits until it is cancelled or told to go on, stuck-* until it is resumed.
@@ -296,6 +310,12 @@ func (h *hands) result(ctx context.Context, op *api.Operation) (json.RawMessage,
 			_, err = d.Commit(ctx, h.kv)
 			return err
 		})
+	case api.OpVolumeExport:
+		var work api.VolumeExportWork
+		if err := json.Unmarshal(op.Plan.Input, &work); err != nil {
+			return nil, err
+		}
+		return json.Marshal(api.ImageExported{Format: work.Format, SHA256: exportSum, Size: int64(len(exportText))})
 	case api.OpSnapshotCreate:
 		return json.Marshal(api.SnapshotTaken{Frozen: true, Pause: 12345 * time.Microsecond})
 	case api.OpCheckpointCreate:

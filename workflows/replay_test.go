@@ -50,7 +50,7 @@ func endings(d saga.Definition) []string {
 	switch {
 	case len(d.Plan()) == 0 || d.Committed(1): // it cannot go back
 		return []string{"done"}
-	case d.Name() == api.OpVMMigrate:
+	case d.Name() == api.OpVMMigrate, d.Name() == api.OpVolumeMigrate:
 		return []string{"done", "undone", "cancelled", "turned"}
 	case d.Name() == api.OpVolumeResize, d.Name() == api.OpVolumeFlatten: // what has grown, or stands alone, stays so
 		return []string{"done", "cancelled", "turned"}

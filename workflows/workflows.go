@@ -20,7 +20,7 @@ func All() []saga.Definition {
 		VMCreate, VMDelete, VMStart, VMStop, VMReboot, VMUpdate, VMMigrate, VMRecover, GroupCreate, GroupDelete,
 		HostUpdate, HostDrain, HostBalance, HostRecover, HostDelete,
 		ImageImport, ImageCapture, ImageUpdate, ImageExport, ImageDelete, PoolAdd, PoolUpdate, PoolDelete,
-		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeFlatten, VolumeDelete, VolumeRestore, VolumePurge,
+		VolumeCreate, VolumeUpdate, VolumeAttach, VolumeDetach, VolumeResize, VolumeFlatten, VolumeMigrate, VolumeExport, VolumeDelete, VolumeRestore, VolumePurge,
 		SnapshotCreate, SnapshotDelete, SnapshotRevert,
 		CheckpointCreate, CheckpointDelete, CheckpointRevert,
 		Audit, Noop,

@@ -131,6 +131,14 @@ type RBDImage struct {
 // IsSet reports whether there is a disk.
 func (s DiskSource) IsSet() bool { return s.File != "" || s.RBD != nil }
 
+// Same reports whether two are one and the same, however they are opened.
+func (s DiskSource) Same(o DiskSource) bool {
+	if s.RBD == nil || o.RBD == nil {
+		return s.IsSet() && s.RBD == o.RBD && s.File == o.File
+	}
+	return s.RBD.Pool == o.RBD.Pool && s.RBD.Image == o.RBD.Image && s.RBD.Secret == o.RBD.Secret
+}
+
 // String implements fmt.Stringer.
 func (s DiskSource) String() string {
 	if s.RBD != nil {

@@ -8,6 +8,9 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
+// SeedDisk is what the seed of a VM goes by where disks are known by their volume's ID. It can be moved, settled and placed.
+const SeedDisk = "seed"
+
 // Disks changes the disks of domains, whether they run or not. Disks are known by their volume's ID, which is the beginning
 // of their serial number. A VM that has no domain is not_found.
 type Disks interface {
@@ -42,6 +45,14 @@ type Disks interface {
 	PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error)
 	// StopPull ends a pull where it is: the disk shows the same as ever. None is fine.
 	StopPull(ctx context.Context, vm, volume string) error
+	// MoveDisk has the hypervisor of a guest that runs copy a disk to another place, while the guest goes on and writes, and then has
+	// the guest go on with the copy. The place is there, with the size of the disk, and all of it is written. A copy that is under
+	// way, whoever began it, is joined. If no guest has the disk open nothing happens; Moved.There tells what it is started with.
+	// Tell may be nil.
+	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (Moved, error)
+	// SettleDisk ends a copy that is under way, and reports whether the VM has the disk at the other place. If so, it has it there at
+	// its next start, too, and may have written to it.
+	SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error)
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.
 	Resting(ctx context.Context, vm string, do func() error) (rested bool, pause time.Duration, err error)
@@ -55,6 +66,13 @@ type Switched struct {
 	Running bool
 	Frozen  bool          // the guest's file systems were at rest
 	Pause   time.Duration // how long the guest could not write
+}
+
+// Moved is what became of a disk that was to be moved.
+type Moved struct {
+	Running bool          // a guest has it open
+	There   bool          // the VM has it at the other place
+	Pause   time.Duration // how long the guest could not run; 0: it was there already
 }
 
 // Merge is two layers of a disk that become one.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -26,6 +27,8 @@ type FakeBacking interface {
 	Chain(s DiskSource) ([]DiskSource, error)
 	// MergeLayers does to files what a hypervisor does that merges a layer into the one below.
 	MergeLayers(top, below DiskSource) error
+	// CopyLayer does what a hypervisor does that copies a disk to another place, which is there.
+	CopyLayer(from, to DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
 	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
@@ -307,4 +310,39 @@ func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested 
 		return false, 0, err
 	}
 	return rested, pause, do()
+}
+
+// MoveDisk implements Disks.
+func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (done Moved, err error) {
+	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
+		done = Moved{Running: d.phase != api.PhaseStopped, There: disk.Source.Same(to)}
+		if !done.Running || done.There {
+			return nil
+		}
+		if f.Backing == nil {
+			return errors.New("there is nothing behind the disks of this fake")
+		}
+		if tell != nil {
+			tell(api.Progress{Text: "copying the disk", Done: 1, Total: 1})
+		}
+		if ctx.Err() != nil {
+			return problem.New(problem.Cancelled, "the copy was given up")
+		}
+		if err := f.Backing.CopyLayer(disk.Source, to); err != nil {
+			return err
+		}
+		disk.Source = to
+		done.There, done.Pause = true, fakePause
+		return nil
+	})
+	return done, err
+}
+
+// SettleDisk implements Disks.
+func (f *Fake) SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error) {
+	err = f.onDisk(ctx, vm, volume, func(_ *fakeDomain, disk *FakeDisk) error {
+		there = disk.Source.Same(to)
+		return nil
+	})
+	return there, err
 }

@@ -214,6 +214,9 @@ func (c *comparison) imageFiles(stored []string) {
 	for _, id := range stored {
 		c.report.Checked["image file"]++
 		seen[id] = true
+		if op := c.ops[id]; op != nil && op.Kind == api.OpVolumeExport && op.State == api.OpSucceeded {
+			continue // what it has made is kept for a while
+		}
 		if c.images[id] == nil && !c.moving[id] {
 			c.extra(sideImages, "image", id, "", "", "the file of image "+id+" exists")
 		}

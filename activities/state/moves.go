@@ -92,7 +92,7 @@ func (t *traffic) fixedBy(vm *api.VM) string {
 		case !v.Spec.Root:
 			return fmt.Sprintf("it has volume %s in pool %s, which is not shared: detach it first", v.Name, p.Name)
 		case v.Spec.Image == "":
-			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and is not made on an image any more: it cannot be copied", v.Name, p.Name)
+			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and is not made on an image any more, so it cannot be copied: bring it into a pool that is", v.Name, p.Name)
 		case v.Status.Snapshot != "":
 			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, p.Name)
 		}

@@ -208,7 +208,7 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 	return req, nil
 }
 
-// imageOf returns the image that the root disk of a VM is made on; nothing is in it if it stands alone.
+// imageOf returns the image that the root disk of a VM is made on; nothing is in it if it is made on none any more.
 func (s *State) imageOf(ctx context.Context, vm *api.VM) (*api.Image, error) {
 	if vm.Spec.Image == "" {
 		return &api.Image{}, nil

@@ -16,6 +16,7 @@ func (s *State) registerVolumes(reg activities.Registry, host *activities.Host) 
 	activities.Implement(reg, host, steps.PlaceVolume, s.placeVolume)
 	activities.Implement(reg, host, steps.UnplaceVolume, s.unplaceVolume)
 	activities.Implement(reg, host, steps.LoadVolume, s.loadVolume)
+	activities.Implement(reg, host, steps.PlaceVolumeMove, s.placeVolumeMove)
 }
 
 // heldVolume is held for volumes.

@@ -52,6 +52,15 @@ func origin(root *os.Root, v steps.VolumePlan) (steps.VolumePlan, error) {
 	return from, noLayer(from)
 }
 
+// blank makes an empty raw file as large as a volume.
+func blank(root *os.Root, v steps.VolumePlan, tmp string) error {
+	f, err := root.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = errors.Join(f.Truncate(v.Size), f.Close())
+	}
+	return problem.Wrap(err, problem.Internal, "volume %s cannot be made", v.Name)
+}
+
 // createRaw makes a volume that several VMs may write to.
 func (d *Dir) createRaw(ctx context.Context, root *os.Root, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
 	if v.From != nil {
@@ -66,11 +75,7 @@ func (d *Dir) createRaw(ctx context.Context, root *os.Root, v steps.VolumePlan, 
 	}
 	return d.standing(ctx, root, v, func(tmp string) error {
 		if image == "" {
-			f, err := root.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-			if err == nil {
-				err = errors.Join(f.Truncate(v.Size), f.Close())
-			}
-			return problem.Wrap(err, problem.Internal, "volume %s cannot be made", v.Name)
+			return blank(root, v, tmp)
 		}
 		h, err := header(root, backingDir+"/"+v.Image.SHA256)
 		if err == nil {

@@ -159,8 +159,7 @@ func (d *Dir) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
 		return d.awayOrGone(err, plan.Disk.PoolPath)
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	volume, iso := volumesDir+"/"+rootLayer(plan)+volumeExt, seedsDir+"/"+plan.VM+seedExt
-	err = errors.Join(removeFile(root, volume), removeFile(root, volume+tempExt), removeFile(root, iso), removeFile(root, iso+tempExt),
-		root.RemoveAll(seedsDir+"/"+plan.VM+workExt))
+	volume := volumesDir + "/" + rootLayer(plan) + volumeExt
+	err = errors.Join(removeFile(root, volume), removeFile(root, volume+tempExt), removeSeed(root, plan.VM))
 	return problem.Wrap(err, problem.Internal, "the disk of vm %s cannot be removed", plan.Name)
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/activities/storage/rbd"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -447,4 +448,84 @@ func TestRBDVolumesConform(t *testing.T) {
 		require.NoError(t, err)
 		return &stand{world: w, hand: devices{c}}
 	})
+}
+
+// TestRBDCopiesVolumes: into Ceph, out of it, and from one of its pools to another.
+func TestRBDCopiesVolumes(t *testing.T) {
+	c := needCeph(t)
+	stands := map[string]*stand{}
+	drivers := map[string]storage.Pool{}
+	for _, name := range []string{"copies", "copies2"} {
+		p, key := c.pool(t, name)
+		d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir(), WatchPatience: time.Second})
+		w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, func(path string) {
+			program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 0 %d", imageByte, slot), path)
+		})
+		_, err := w.Prepare(t.Context(), w.pool)
+		require.NoError(t, err)
+		stands[name], drivers[w.pool.Pool] = &stand{world: w, hand: devices{c}}, d
+	}
+	dir := storage.NewDir(nil)
+	here := newStand(t, dir)
+	b := storage.ByType{api.PoolDir: dir, api.PoolRBD: stands["copies"].Pool}
+	t.Run("dir to rbd", func(t *testing.T) { conformCopies(t, b, here, stands["copies"]) })
+	t.Run("rbd to dir", func(t *testing.T) { conformCopies(t, b, stands["copies"], here) })
+	t.Run("rbd to rbd", func(t *testing.T) {
+		conformCopies(t, storage.ByType{api.PoolRBD: byPool{b[api.PoolRBD], drivers}}, stands["copies"], stands["copies2"])
+	})
+	t.Run("seeds", func(t *testing.T) {
+		s := stands["copies2"]
+		require.NoError(t, s.EvictImage(t.Context(), s.world.cached()))
+		conformSeeds(t, s.world)
+	})
+	t.Run("a volume is sent as a file", func(t *testing.T) {
+		s := stands["copies"]
+		v := s.volume()
+		s.make(t, v)
+		s.write(t, v, 3, 'a')
+		var sums []string
+		for range 2 { // what is sent a second time is the same, so that it can be gone on with
+			disk, err := s.Pool.(storage.Opened).OpenVolume(t.Context(), v)
+			require.NoError(t, err)
+			b := make([]byte, disk.Size())
+			_, err = disk.ReadAt(b, 0)
+			require.NoError(t, err)
+			require.NoError(t, disk.Close())
+			sums = append(sums, string(b))
+		}
+		require.Equal(t, sums[0], sums[1])
+		file := filepath.Join(t.TempDir(), "sent")
+		require.NoError(t, os.WriteFile(file, []byte(sums[0]), 0o600))
+		raw := filepath.Join(t.TempDir(), "raw")
+		program(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", file, raw)
+		got, size := shows(t, raw)
+		require.Equal(t, shown{3: 'a'}, got)
+		require.Equal(t, v.Size, size)
+	})
+}
+
+// byPool is a driver of two pools, each with a key of its own.
+type byPool struct {
+	storage.Pool
+	drivers map[string]storage.Pool
+}
+
+// Lend implements storage.Contents.
+func (b byPool) Lend(ctx context.Context, v steps.VolumePlan, use func(context.Context, qemuimg.Disk) error) error {
+	return b.of(v.Pool.Pool).Lend(ctx, v, use)
+}
+
+// Fill implements storage.Contents.
+func (b byPool) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk, progress func(float64)) error {
+	return b.of(v.Pool.Pool).Fill(ctx, v, from, progress)
+}
+
+func (b byPool) of(pool string) storage.Contents {
+	if d := b.drivers[pool]; d != nil {
+		return d.(storage.Contents)
+	}
+	for _, d := range b.drivers { // which refuses it
+		return d.(storage.Contents)
+	}
+	return nil
 }

@@ -17,6 +17,9 @@ type ImageStore interface {
 	Import(ctx context.Context, in steps.ImageImport, tell func(api.Progress)) (steps.ImageImported, error)
 	// Export makes an image in another format. One that is there already is told again. Tell may be nil.
 	Export(ctx context.Context, in steps.ImageExport, tell func(api.Progress)) (steps.ImageExported, error)
+	// ExportUpload makes a file of an upload that is no image, after it was checked like one. One that is there already is told
+	// again. Remove removes it. Tell may be nil.
+	ExportUpload(ctx context.Context, in api.UploadExport, tell func(api.Progress)) (steps.ImageExported, error)
 	// RemoveExport removes what Export made, whole or half-made. It is content if there is nothing.
 	RemoveExport(ctx context.Context, in steps.ImageExport) error
 	// Remove removes an image's file, what an import left half-made, and all exports. It is content if there is nothing.
@@ -55,6 +58,20 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
 		err := pool.CreateVolume(ctx, v, src, func(p api.Progress) { activities.Tell(ctx, p) })
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
+	})
+	activities.Implement(reg, h, steps.MakeSeed, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		seeds, err := seedsOf(pool, plan.Disk.Type)
+		if err == nil {
+			err = seeds.MakeSeed(ctx, plan, src)
+		}
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make the seed of vm %s", plan.Name)
+	})
+	activities.Implement(reg, h, steps.RemoveSeed, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
+		seeds, err := seedsOf(pool, plan.Disk.Type)
+		if err == nil {
+			err = seeds.RemoveSeed(ctx, plan)
+		}
+		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot remove the seed of vm %s", plan.Name)
 	})
 	activities.Implement(reg, h, steps.SendVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeSend) (steps.VolumeSent, error) {
 		sent, err := sendVolume(ctx, pool, src, in, func(p api.Progress) { activities.Tell(ctx, p) })
@@ -117,6 +134,13 @@ func RegisterControl(reg activities.Registry, h *activities.Host, store ImageSto
 	})
 	activities.Implement(reg, h, steps.ExportImage, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.ImageExported, error) {
 		return store.Export(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+	})
+	activities.Implement(reg, h, steps.ExportUpload, func(ctx context.Context, _ steps.Token, in api.UploadExport) (steps.ImageExported, error) {
+		out, err := store.ExportUpload(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		if err == nil {
+			err = store.RemoveUpload(in.ID)
+		}
+		return out, problem.Wrap(err, problem.Internal, "the volume cannot be exported")
 	})
 	activities.Implement(reg, h, steps.RemoveUpload, func(_ context.Context, _ steps.Token, f steps.ImageFile) (steps.Nothing, error) {
 		return steps.Nothing{}, store.RemoveUpload(f.Image)

@@ -179,6 +179,19 @@ func openDisk(f *os.File) (*diskFile, error) {
 	return &diskFile{f, info}, nil
 }
 
+// OpenFile opens a file as a disk, which is sent as it is.
+func OpenFile(path string) (Disk, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Unavailable, "file %s cannot be opened", path)
+	}
+	d, err := openDisk(f)
+	if err != nil {
+		return nil, problem.Wrap(err, problem.Unavailable, "file %s cannot be looked at", path)
+	}
+	return d, nil
+}
+
 // Size implements Disk.
 func (d *diskFile) Size() int64 { return d.info.Size() }
 

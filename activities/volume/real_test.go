@@ -181,3 +181,85 @@ func TestRealVolumes(t *testing.T) {
 	require.NoError(t, run(b, steps.RemoveVolume, b.v))
 	require.Zero(t, files())
 }
+
+// TestRealVolumesGoToOtherPools: a guest writes all the time while its volume goes to another pool, and back when the guest is off.
+// What it was told to be safe is there at the end, and nothing is left behind.
+func TestRealVolumesGoToOtherPools(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	guests, pools := nodes.Bench(t), storage.ByType{api.PoolDir: storage.NewDir(nil)}
+	var suite testsuite.WorkflowTestSuite
+	b := &bench{t: t, env: suite.NewTestActivityEnvironment()}
+	b.env.SetTestTimeout(computetest.Patience)
+	host := &activities.Host{Log: slog.New(slog.DiscardHandler)}
+	storage.RegisterNode(b.env, host, pools, none{}, nil)
+	compute.Register(b.env, host, guests, pools)
+	volume.Register(b.env, host, guests, pools)
+	at := func(name string) steps.PoolOnNode {
+		p := steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: filepath.Join(nodes.Dir, name)}
+		_, err := pools.Prepare(t.Context(), p)
+		require.NoError(t, err)
+		return p
+	}
+	slow, fast := at("slow"), at("fast")
+	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: 64 * api.MiB, Pool: slow}
+	require.NoError(t, run(b, steps.MakeVolume, b.v))
+	g := guests.Boot(t, true)
+	b.vm = &g.Plan
+	require.NoError(t, run(b, steps.AttachDisk, steps.DiskChange{Plan: g.Plan, Disk: b.disk()}))
+	g.Sees(t, b.v.Volume, b.v.Size)
+	g.Steady(t, "vdc")
+	files := func(p steps.PoolOnNode) int {
+		list, err := os.ReadDir(filepath.Join(p.Path, "volumes"))
+		require.NoError(t, err)
+		return len(list)
+	}
+	to := func(p steps.PoolOnNode) steps.VolumeCopy {
+		c := steps.VolumeCopy{From: b.v, To: b.v, VM: b.vm}
+		c.To.Pool, c.To.Layer = p, api.NewID()
+		require.NoError(t, run(b, steps.MakeVolume, c.To))
+		return c
+	}
+	settled := func(c steps.VolumeCopy) bool {
+		out, err := ask(b, steps.SettleVolumeCopy, c)
+		require.NoError(t, err)
+		return out.Moved
+	}
+
+	undone := to(fast)
+	require.False(t, settled(undone))
+	require.NoError(t, run(b, steps.RemoveVolume, undone.To))
+	require.Equal(t, []int{1, 0}, []int{files(slow), files(fast)})
+	g.Steady(t, "vdc")
+
+	live := to(fast)
+	copied, err := ask(b, steps.CopyVolume, live)
+	require.NoError(t, err)
+	require.True(t, copied.Live)
+	t.Logf("live: %s, the guest did not run for %s, and its slowest write took %s", copied.Took, copied.Pause, g.Steady(t, "vdc"))
+	require.NoError(t, run(b, steps.CopyVolume, live))
+	require.True(t, settled(live))
+	require.Equal(t, problem.InUse, problem.KindOf(run(b, steps.RemoveVolume, live.To)), "the guest has it")
+	require.NoError(t, run(b, steps.RemoveVolume, live.From))
+	b.v = live.To
+	require.Equal(t, []int{0, 1}, []int{files(slow), files(fast)})
+	g.Steady(t, "vdc")
+
+	_, err = guests.Stop(t.Context(), b.vm.VM, true, 0, nil)
+	require.NoError(t, err)
+	back := to(slow)
+	require.False(t, settled(back))
+	require.NoError(t, run(b, steps.CopyVolume, back))
+	require.True(t, settled(back))
+	require.NoError(t, run(b, steps.RemoveVolume, back.From))
+	b.v = back.To
+	source, err := pools.LocateVolume(b.v)
+	require.NoError(t, err)
+	g.Intact(t, "vdc", source)
+	_, err = guests.Start(t.Context(), b.vm.VM)
+	require.NoError(t, err)
+	g.Sees(t, b.v.Volume, b.v.Size)
+	g.Steady(t, "vdc")
+	require.Equal(t, []int{1, 0}, []int{files(slow), files(fast)})
+	require.NoError(t, run(b, steps.DetachDisk, steps.DiskChange{Plan: g.Plan, Disk: b.disk()}))
+	require.NoError(t, run(b, steps.RemoveVolume, b.v))
+}

@@ -47,6 +47,15 @@ func Register(reg activities.Registry, h *activities.Host, guests Guests, pool P
 	activities.Implement(reg, h, steps.UndoSnapshot, step(s.undoTake, "cannot undo the snapshot of volume %s", func(in steps.SnapshotPlan) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.DropSnapshot, step(s.drop, "cannot drop the snapshot of volume %s", func(in steps.SnapshotDrop) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.RevertVolume, step(s.revert, "cannot revert volume %s", func(in steps.VolumeRevert) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.CopyVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeCopied, error) {
+		copied, err := s.copy(ctx, in)
+		return copied, problem.Wrap(err, problem.Internal, "cannot copy volume %s", in.From.Name)
+	})
+	activities.Implement(reg, h, steps.MoveSeed, step(s.moveSeed, "cannot move the seed of vm %s", func(in steps.SeedMove) string { return in.From.Name }))
+	activities.Implement(reg, h, steps.SettleVolumeCopy, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeSettled, error) {
+		settled, err := s.settle(ctx, in)
+		return settled, problem.Wrap(err, problem.Internal, "cannot tell where volume %s is", in.From.Name)
+	})
 	activities.Implement(reg, h, steps.UndoRevert, step(s.undoRevert, "cannot bring volume %s back", func(in steps.VolumeRevert) string { return in.Volume.Name }))
 }
 

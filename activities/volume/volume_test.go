@@ -257,3 +257,44 @@ func TestResizeAndDisks(t *testing.T) {
 		require.Len(t, b.guest.Disks(b.vm.VM), 2, "it is defined again, with the disk")
 	})
 }
+
+// TestAVolumeGoesToAnotherPool: once it is there it stays there, whoever asks again, and until then it is where it was.
+func TestAVolumeGoesToAnotherPool(t *testing.T) {
+	phases(t, func(t *testing.T, b *bench) {
+		there := b.v
+		there.Layer, there.Pool = api.NewID(), steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: "/other"}
+		_, err := b.pool.Prepare(t.Context(), there.Pool)
+		require.NoError(t, err)
+		move := steps.VolumeCopy{From: b.v, To: there, VM: b.vm}
+		settled, err := ask(b, steps.SettleVolumeCopy, move)
+		require.NoError(t, err)
+		require.False(t, settled.Moved)
+		require.NoError(t, run(b, steps.MakeVolume, there))
+		settled, err = ask(b, steps.SettleVolumeCopy, move)
+		require.NoError(t, err)
+		require.False(t, settled.Moved)
+		b.shows("one ")
+		copied, err := ask(b, steps.CopyVolume, move)
+		require.NoError(t, err)
+		running := b.vm != nil && b.guest.Boots(b.vm.VM) > 0
+		require.Equal(t, running, copied.Live)
+		require.Equal(t, running, copied.Pause > 0)
+		require.Positive(t, copied.Took)
+		b.v = there
+		b.shows("one ")
+		if b.vm != nil {
+			b.write("two ")
+		}
+		_, err = ask(b, steps.CopyVolume, move)
+		require.NoError(t, err)
+		settled, err = ask(b, steps.SettleVolumeCopy, move)
+		require.NoError(t, err)
+		require.Equal(t, b.vm != nil, settled.Moved)
+		require.NoError(t, run(b, steps.RemoveVolume, move.From))
+		if b.vm != nil {
+			b.shows("one two ")
+		} else {
+			b.shows("one ")
+		}
+	})
+}

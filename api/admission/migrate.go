@@ -142,8 +142,8 @@ func (a *Admission) disksMovable(c *acceptance, vm *api.VM) error {
 			return no.Because("it has volume %s in pool %s, which is not shared, so no other node reaches it", v.Name, pool.Name).
 				Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
 		case v.Spec.Image == "":
-			return no.Because("its root disk %s is in pool %s, which is not shared, and is not made on an image any more: it cannot be copied", v.Name, pool.Name).
-				Try("leave it where it is, or make a VM elsewhere of an image of it: gnext img add NAME --volume %s", v.Name)
+			return no.Because("its root disk %s is in pool %s, which is not shared, and is not made on an image any more, so it cannot be copied to other nodes", v.Name, pool.Name).
+				Try("bring it into a shared pool: gnext vol migrate %s --pool NAME", v.Name)
 		case v.Status.Snapshot != "":
 			return no.Because("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, pool.Name).
 				Try("delete those first: gnext snap list --volume %s", v.Name)

@@ -130,6 +130,8 @@ var retries = map[string]retry{
 	api.OpVolumeDetach:   retryOf((*Admission).DetachVolume, func(r detachRequest) (string, api.VolumeDetach) { return r.Ref, r.VolumeDetach }),
 	api.OpVolumeResize:   retryOf((*Admission).ResizeVolume, func(r resizeRequest) (string, api.VolumeResize) { return r.Ref, r.VolumeResize }),
 	api.OpVolumeFlatten:  retryRef((*Admission).FlattenVolume),
+	api.OpVolumeMigrate:  retryUpdate((*Admission).MigrateVolume),
+	api.OpVolumeExport:   retryUpdate((*Admission).ExportVolume),
 	api.OpVolumeDelete:   retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
 	api.OpVolumePurge:    retryOf((*Admission).DeleteVolume, func(r deleteRequest) (string, api.VolumeDelete) { return r.Ref, r.VolumeDelete }),
 	api.OpSnapshotCreate: retryBody((*Admission).CreateSnapshot), api.OpSnapshotDelete: retryRef((*Admission).DeleteSnapshot),

@@ -201,6 +201,15 @@ func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *pro
 			on = append(on, fmt.Sprintf("volume %s of project %s", v.Name, v.Project))
 		}
 	}
+	users, err := store.UserIDs(c.ctx, c.kv, pool, api.KindVolume)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes { // one that needs the pool and is not in it is on its way there
+		if v.Spec.Pool != pool.ID && slices.Contains(users, v.ID) {
+			return no.Because("volume %s of project %s is being moved into the pool", v.Name, v.Project).Try("wait for operation %s", v.Operation)
+		}
+	}
 	if len(on) == 0 {
 		return nil
 	}

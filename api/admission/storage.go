@@ -41,19 +41,9 @@ func (a *Admission) captureImage(ctx context.Context, h auth.Handle, o Options, 
 		if err != nil {
 			return err
 		}
-		if !pool.Spec.Files() {
-			return problem.New(problem.Unsupported, "no image can be made of %s", src.what).Because("pools of type %s keep no files", pool.Spec.Type).
-				Try("export it with the tools of that storage, and import the file")
-		}
-		agents, err := a.poolAgents(c, pool)
+		agent, err := a.reader(c, src, pool)
 		if err != nil {
 			return err
-		}
-		if !pool.Spec.Shared {
-			agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return ag.ID != src.volume.Status.Agent })
-		}
-		if len(agents) == 0 {
-			return problem.New(problem.Unavailable, "no node reaches %s", src.what).Try("see gnext pool get %s", pool.Name)
 		}
 		img := &api.Image{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.ImageSpec{Format: api.FormatQCOW2, Source: "volume:" + src.origin.Volume}}
 		if src.origin.Snapshot != "" {
@@ -61,9 +51,24 @@ func (a *Admission) captureImage(ctx context.Context, h auth.Handle, o Options, 
 		}
 		c.makes(img, api.PhaseReady)
 		return firstOf(c.target(img), c.input(api.ImageCapture{
-			Image: img.ID, Name: img.Name, Agent: agentRef(agents[0]), Pool: pool.OnNode(), Size: src.size, From: *src.origin,
+			Image: img.ID, Name: img.Name, Agent: agentRef(agent), Pool: pool.OnNode(), Size: src.size, From: *src.origin,
 		}))
 	})
+}
+
+// reader finds a node that can read a volume.
+func (a *Admission) reader(c *acceptance, src volumeSource, pool *api.Pool) (*api.Agent, error) {
+	agents, err := a.poolAgents(c, pool)
+	if err != nil {
+		return nil, err
+	}
+	if !pool.Spec.Shared {
+		agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return ag.ID != src.volume.Status.Agent })
+	}
+	if len(agents) == 0 {
+		return nil, problem.New(problem.Unavailable, "no node reaches %s", src.what).Try("see gnext pool get %s", pool.Name)
+	}
+	return agents[0], nil
 }
 
 // UpdateImage accepts a change of what is said of an image.

@@ -386,6 +386,12 @@ func TestVolumeOperationsThatFailedCanBeRetried(t *testing.T) {
 		api.OpVolumeResize: func() (*api.Operation, error) {
 			return a.ResizeVolume(ctx, h, opts, "data", api.VolumeResize{Size: 2 * api.GiB})
 		},
+		api.OpVolumeExport: func() (*api.Operation, error) {
+			return a.ExportVolume(ctx, h, opts, "data", api.VolumeExport{Format: api.FormatVMDK, Snapshot: "s1"})
+		},
+		api.OpVolumeMigrate: func() (*api.Operation, error) {
+			return a.MigrateVolume(ctx, h, opts, "used", api.VolumeMigrate{Pool: "vms"})
+		},
 		api.OpVolumeDelete: func() (*api.Operation, error) {
 			return a.DeleteVolume(ctx, h, opts, "data", api.VolumeDelete{Snapshots: true})
 		},

@@ -21,11 +21,13 @@ import (
 type Download struct {
 	Image  string // name or ID
 	Format string // one that it was exported to; empty: qcow2, as it is kept
-	SHA256 string // that it must have
-	Size   int64  // bytes
+	// Volume and Export are, for a volume, its name or ID and the operation that has exported it. Then there is no Image.
+	Volume, Export string
+	SHA256         string // that it must have
+	Size           int64  // bytes
 }
 
-// DownloadImage writes an image to the new file path. What an earlier download has left there, in path.part, is gone on with, and
+// DownloadImage writes an image, or an exported volume, to the new file path. What an earlier download has left there, in path.part, is gone on with, and
 // so is a transfer that breaks. Progress, unless nil, is told how many bytes are there. Only what has the checksum gets the name.
 func (c *Client) DownloadImage(ctx context.Context, project string, d Download, path string, progress func(have int64)) error {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -85,8 +87,12 @@ func (c *Client) fill(ctx context.Context, project string, d Download, f *os.Fil
 
 // piece brings what one connection gives. That it is lost is no error.
 func (c *Client) piece(ctx context.Context, project string, d Download, to *filler) error {
+	path, query := item(api.KindImage, project, d.Image)+"/content", url.Values{"format": {d.Format}}
+	if d.Volume != "" {
+		path, query = item(api.KindVolume, project, d.Volume)+"/exports/"+url.PathEscape(d.Export), nil
+	}
 	resp, err := c.open(ctx, &request{
-		method: http.MethodGet, path: item(api.KindImage, project, d.Image) + "/content", query: url.Values{"format": {d.Format}},
+		method: http.MethodGet, path: path, query: query,
 		header: http.Header{"Accept": {"application/octet-stream, application/problem+json"}, "If-Range": {etagOf(d.SHA256)}, "Range": {fmt.Sprintf("bytes=%d-", to.have)}},
 	})
 	if err != nil {

@@ -36,6 +36,22 @@ func (c *Client) FlattenVolume(ctx context.Context, project, ref string, w Write
 	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/flatten", nil)
 }
 
+// MigrateVolume asks for a volume to be brought into another pool.
+func (c *Client) MigrateVolume(ctx context.Context, project, ref string, how api.VolumeMigrate, w Write) (*api.Operation, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/migrate", how)
+}
+
+// ExportVolume asks for a file of a volume, to download. The result of the operation is an api.ImageExported.
+func (c *Client) ExportVolume(ctx context.Context, project, ref string, how api.VolumeExport, w Write) (*api.Operation, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/export", how)
+}
+
 // DeleteVM asks for the end of a VM. Client.Delete does, too, unless its root disk has snapshots.
 func (c *Client) DeleteVM(ctx context.Context, project, ref string, how api.VMDelete, w Write) (*api.Operation, error) {
 	return c.remove(ctx, api.KindVM, project, ref, map[string]bool{"snapshots": how.Snapshots}, w)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"reflect"
@@ -83,10 +84,10 @@ func (s *Server) routeAgents() {
 	}, s.imageContent)
 	handle(s, huma.Operation{
 		OperationID: "put-image-upload", Method: http.MethodPut, Path: "/v1/agents/{id}/images/{image}/upload", Tags: []string{tag}, Metadata: ofAgents,
-		Summary: "Send what an image is made of", Description: "For agents only, and for images that are being made of a volume.",
+		Summary: "Send what an image is made of", Description: "For agents only, and for images that are being made of a volume, or exports of one: those go by the ID of their operation.",
 		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
 	}, func(ctx context.Context, in *imageUploadInput) (*struct{ Body *Uploaded }, error) {
-		if err := s.captured(ctx, in.Image); err != nil {
+		if err := s.captured(ctx, in.ID, in.Image); err != nil {
 			return nil, err
 		}
 		return s.takeUpload(in.Image, in.FileBody)
@@ -95,7 +96,7 @@ func (s *Server) routeAgents() {
 		OperationID: "get-image-upload", Method: http.MethodGet, Path: "/v1/agents/{id}/images/{image}/upload", Tags: []string{tag}, Metadata: ofAgents,
 		Summary: "Tell how much has arrived of what an image is made of", Description: "For agents only.",
 	}, func(ctx context.Context, in *ImageOfAgent) (*struct{ Body *UploadState }, error) {
-		if err := s.captured(ctx, in.Image); err != nil {
+		if err := s.captured(ctx, in.ID, in.Image); err != nil {
 			return nil, err
 		}
 		state, err := s.uploads.state(in.Image)
@@ -110,9 +111,13 @@ type imageUploadInput struct {
 	FileBody
 }
 
-// captured checks that an image is being made of a volume: agents send nothing else.
-func (s *Server) captured(ctx context.Context, id string) error {
+// captured checks that an image is being made of a volume, or that an operation exports one from this agent: agents send nothing
+// else.
+func (s *Server) captured(ctx context.Context, agent, id string) error {
 	image, err := s.anyImage(ctx, id)
+	if problem.Is(err, problem.NotFound) && s.exporting(ctx, agent, id) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -120,6 +125,16 @@ func (s *Server) captured(ctx context.Context, id string) error {
 		return problem.New(problem.Conflict, "image %s is not being made of a volume", image.Name)
 	}
 	return nil
+}
+
+// exporting reports whether an operation exports a volume from an agent. Agents may read no operations by themselves.
+func (s *Server) exporting(ctx context.Context, agent, id string) bool {
+	op, err := store.Get[api.Operation](ctx, s.o.KV, auth.ControlPlane("uploads"), "", id)
+	if err != nil || op.Kind != api.OpVolumeExport || op.State.Ended() || op.Plan == nil {
+		return false
+	}
+	var work api.VolumeExportWork
+	return json.Unmarshal(op.Plan.Input, &work) == nil && work.Agent.ID == agent
 }
 
 // accept makes the server ignore what it does not know in a T, however deep it stands. Agents are upgraded one by one, and one

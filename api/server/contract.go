@@ -44,6 +44,8 @@ type Admission interface {
 	AttachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeAttach) (*api.Operation, error)
 	DetachVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDetach) (*api.Operation, error)
 	FlattenVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
+	ExportVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeExport) (*api.Operation, error)
+	MigrateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeMigrate) (*api.Operation, error)
 	ResizeVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeResize) (*api.Operation, error)
 	DeleteVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeDelete) (*api.Operation, error)
 	RestoreVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string) (*api.Operation, error)
@@ -105,8 +107,9 @@ type Options struct {
 	MaxUpload int64
 	// ImageFile returns the path of an image's file on the server.
 	ImageFile func(*api.Image) string
-	// ExportFile returns the path and SHA-256 of an image's file in another format; not_found if there is none. Nil: there are none.
-	ExportFile func(image *api.Image, format string) (path, sum string, err error)
+	// ExportFile returns the path and SHA-256 of a file that an export has made, by the ID of the image, or that of the operation if it
+	// was made of a volume; not_found if there is none. Nil: there are none.
+	ExportFile func(id, format string) (path, sum string, err error)
 	// PageKey signs page tokens. Servers that share clients share it; empty: a random one, so that tokens end with the
 	// process.
 	PageKey []byte

@@ -58,7 +58,7 @@ func (s *Server) downloadImage(ctx context.Context, in *downloadInput) (*huma.St
 	if s.o.ExportFile == nil {
 		return nil, problem.New(problem.Unsupported, "this server exports no images")
 	}
-	path, sum, err := s.o.ExportFile(image, in.Format)
+	path, sum, err := s.o.ExportFile(image.ID, in.Format)
 	if err != nil {
 		return nil, err
 	}

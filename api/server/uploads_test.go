@@ -236,8 +236,8 @@ func TestImageContent(t *testing.T) {
 	k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 501, nil)
 	k.call(k.admin, http.MethodGet, user+"?format=passwd", nil, 422, nil)
 	k.call(agent.Credential, http.MethodGet, user, nil, 403, nil)
-	k.server.o.ExportFile = func(i *api.Image, format string) (string, string, error) {
-		return filepath.Join(k.dir, "images", i.ID), "sum of " + format, nil
+	k.server.o.ExportFile = func(id, format string) (string, string, error) {
+		return filepath.Join(k.dir, "images", id), "sum of " + format, nil
 	}
 	r = k.call(k.admin, http.MethodGet, user+"?format=vmdk", nil, 200, nil)
 	require.Equal(t, `"sum of vmdk"`, r.Header.Get("ETag"))

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -9,6 +10,8 @@ import (
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
 	"github.com/nextstack/nextstack/api/auth"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
 )
 
 func (s *Server) routeVolumes() {
@@ -23,6 +26,13 @@ func (s *Server) routeVolumes() {
 	changing(s, volumeVerb("resize", "Make a volume bigger", "Whether the VM that has it runs or not. A volume never shrinks."), api.KindVolume, Admission.ResizeVolume)
 	acting(s, volumeVerb("flatten", "Make a volume independent of its image",
 		"What it shows of the image is copied into it, whether the VM that has it runs or not. In a pool of files it must have no snapshots."), api.KindVolume, Admission.FlattenVolume)
+	changing(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), api.KindVolume, Admission.MigrateVolume)
+	asking(s, volumeVerb("export", "Make a file of a volume", "Of it as it is, if no VM that runs has it, or of one of its snapshots. The operation's result tells size and SHA-256. Then download it: GET .../exports/OPERATION. It is kept for a day."), api.KindVolume, Admission.ExportVolume)
+	handle(s, huma.Operation{
+		OperationID: "download-volume", Method: http.MethodGet, Path: itemPath(api.KindVolume) + "/exports/{operation}", Tags: []string{string(api.KindVolume)}, Summary: "Download a volume",
+		Description: "As the operation that is named has exported it. The ETag is its SHA-256. Ranges are understood, so that a download that broke can go on.",
+		Responses:   map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
+	}, s.downloadVolume)
 
 	readable[api.Snapshot](s)
 	creatable(s, api.KindSnapshot, "Of a volume, whether a VM that has it runs or not: the guest goes on.", Admission.CreateSnapshot)
@@ -42,6 +52,56 @@ func (s *Server) routeCheckpoints() {
 
 func volumeVerb(verb, summary, doc string) huma.Operation {
 	return writeOperation(verb+"-volume", http.MethodPost, itemPath(api.KindVolume)+"/"+verb, api.KindVolume, summary, doc)
+}
+
+type downloadVolumeInput struct {
+	InProject
+	Ref       string `path:"ref" doc:"Name or ID"`
+	Operation string `path:"operation" doc:"ID of the operation that has exported it"`
+}
+
+func (s *Server) downloadVolume(ctx context.Context, in *downloadVolumeInput) (*huma.StreamResponse, error) {
+	if err := checkRef(in.Ref); err != nil {
+		return nil, err
+	}
+	h := handleOf(ctx)
+	if err := h.Check(auth.Read, api.KindVolume, in.Project); err != nil {
+		return nil, err
+	}
+	if err := s.knownProject(ctx, api.KindVolume, in.Project); err != nil {
+		return nil, err
+	}
+	v, err := store.Find[api.Volume](ctx, s.o.KV, h, in.Project, in.Ref)
+	if err != nil {
+		return nil, err
+	}
+	none := problem.New(problem.NotFound, "volume %s has no export %q", v.Name, in.Operation).Try("export it: POST .../export")
+	if !api.IsUUID(in.Operation) {
+		return nil, none
+	}
+	op, err := store.Get[api.Operation](ctx, s.o.KV, h, "", in.Operation)
+	switch {
+	case problem.Is(err, problem.NotFound):
+		return nil, none
+	case err != nil:
+		return nil, err
+	case op.Kind != api.OpVolumeExport || op.Target.ID != v.ID:
+		return nil, none
+	case op.State != api.OpSucceeded:
+		return nil, problem.New(problem.Conflict, "volume %s is not exported by operation %s", v.Name, op.ID).Because("it is %s", op.State).Try("wait until it has succeeded")
+	}
+	var made api.ImageExported
+	if err := json.Unmarshal(op.Result, &made); err != nil {
+		return nil, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
+	}
+	if s.o.ExportFile == nil {
+		return nil, problem.New(problem.Unsupported, "this server exports nothing")
+	}
+	path, sum, err := s.o.ExportFile(op.ID, made.Format)
+	if err != nil {
+		return nil, err
+	}
+	return sendFile(path, sum, v.Name)
 }
 
 type deleteVolumeInput struct {

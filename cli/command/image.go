@@ -198,16 +198,10 @@ func (a *app) imgExportCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if file == "" {
-				return problem.New(problem.Invalid, "it is not said where to write the image").Try("give --file")
-			}
 			return a.exportImage(cmd.Context(), ref, file, format)
 		},
 	}
-	cmd.Flags().StringVar(&file, "file", "", "file to write, which must not be there yet")
-	cmd.Flags().StringVar(&format, "format", api.FormatQCOW2, "qcow2, raw, vmdk, vdi, vhdx or vpc (VHD)")
-	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(api.ImageFormats(), cobra.ShellCompDirectiveNoFileComp)))
-	must(cmd.MarkFlagFilename("file"))
+	exportFlags(cmd, &file, &format)
 	a.uuidFlag(cmd, api.KindImage, &uuid)
 	return a.writes(cmd)
 }
@@ -221,8 +215,8 @@ type exported struct {
 }
 
 func (a *app) exportImage(ctx context.Context, ref, file, format string) error {
-	if _, err := os.Lstat(file); err == nil { // before the server makes anything
-		return problem.New(problem.Conflict, "%s is there already", file).Try("give another name, or remove it first")
+	if err := vacant(file); err != nil {
+		return err
 	}
 	c, err := a.client()
 	if err != nil {
@@ -238,20 +232,32 @@ func (a *app) exportImage(ctx context.Context, ref, file, format string) error {
 		if err != nil {
 			return err
 		}
-		if op, err = a.await(ctx, c, op.ID); err != nil {
+		if d, err = a.made(ctx, c, op, d); err != nil {
 			return err
 		}
-		if op.State != api.OpSucceeded {
-			return failure(op)
-		}
-		var made api.ImageExported
-		if err := json.Unmarshal(op.Result, &made); err != nil {
-			return problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
-		}
-		d.SHA256, d.Size = made.SHA256, made.Size
 	}
+	return a.fetch(ctx, c, d, file)
+}
+
+// made waits until an export is there, and says in d what it is.
+func (a *app) made(ctx context.Context, c *client.Client, op *api.Operation, d client.Download) (client.Download, error) {
+	op, err := a.await(ctx, c, op.ID)
+	if err != nil {
+		return d, err
+	}
+	if op.State != api.OpSucceeded {
+		return d, failure(op)
+	}
+	var made api.ImageExported
+	err = json.Unmarshal(op.Result, &made)
+	d.SHA256, d.Size = made.SHA256, made.Size
+	return d, problem.Wrap(err, problem.Internal, "the result of operation %s cannot be read", op.ID)
+}
+
+// fetch downloads what is there, and shows what it is.
+func (a *app) fetch(ctx context.Context, c *client.Client, d client.Download, file string) error {
 	p := a.progress("downloading "+file, d.Size)
-	err = c.DownloadImage(ctx, a.project, d, file, p.update)
+	err := c.DownloadImage(ctx, a.project, d, file, p.update)
 	p.end(err == nil)
 	if err != nil {
 		return err
@@ -261,7 +267,26 @@ func (a *app) exportImage(ctx context.Context, ref, file, format string) error {
 		col("FORMAT", func(e exported) cell { return text(e.Format) }),
 		col("SIZE", func(e exported) cell { return size(e.Size) }),
 		col("SHA256", func(e exported) cell { return text(e.SHA256) }),
-	}, []exported{{file, format, d.Size, d.SHA256}})
+	}, []exported{{file, d.Format, d.Size, d.SHA256}})
+}
+
+// vacant checks, before the server makes anything, that there is a place for it.
+func vacant(file string) error {
+	if file == "" {
+		return problem.New(problem.Invalid, "it is not said where to write it").Try("give --file")
+	}
+	if _, err := os.Lstat(file); err == nil {
+		return problem.New(problem.Conflict, "%s is there already", file).Try("give another name, or remove it first")
+	}
+	return nil
+}
+
+// exportFlags are those of commands that export something.
+func exportFlags(cmd *cobra.Command, file, format *string) {
+	cmd.Flags().StringVar(file, "file", "", "file to write, which must not be there yet")
+	cmd.Flags().StringVar(format, "format", api.FormatQCOW2, "qcow2, raw, vmdk, vdi, vhdx or vpc (VHD)")
+	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(api.ImageFormats(), cobra.ShellCompDirectiveNoFileComp)))
+	must(cmd.MarkFlagFilename("file"))
 }
 
 // progress shows how far an upload is: on a terminal as it goes, elsewhere when it is over. A nil progress shows nothing.

@@ -101,7 +101,7 @@ func tree(all []*api.Snapshot, volumes map[string]*api.Volume) []branch {
 }
 
 func (a *app) snapCmd() *cobra.Command {
-	return a.group(&cobra.Command{Use: "snap", Short: "Snap management"}, a.snapAddCmd(), snapshots.getCmd(a), a.snapListCmd(), snapshots.delCmd(a), a.snapSwitchCmd())
+	return a.group(&cobra.Command{Use: "snap", Short: "Snap management"}, a.snapAddCmd(), snapshots.getCmd(a), a.snapListCmd(), snapshots.delCmd(a), a.snapSwitchCmd(), a.snapExportCmd())
 }
 
 func (a *app) snapAddCmd() *cobra.Command {

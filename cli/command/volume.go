@@ -96,7 +96,7 @@ func (a *app) sawVolume(ctx context.Context) func(*api.Operation) error {
 
 func (a *app) volCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"},
-		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volRestoreCmd(), a.volUpdateCmd())
+		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
 }
 
 func (a *app) volAddCmd() *cobra.Command {
@@ -228,6 +228,23 @@ func (a *app) volFlattenCmd() *cobra.Command {
 	cmd.Long = "Make a volume independent of the image that it was made of, whether a VM that has it runs or not.\n\n" +
 		"What it shows of the image is copied into it. An image that no volume needs can be deleted. In a pool of files the volume must have no snapshots."
 	cmd.Example = "  gnext vol flatten data"
+	return cmd
+}
+
+func (a *app) volMigrateCmd() *cobra.Command {
+	var r api.VolumeMigrate
+	cmd := a.volVerb("migrate", "Bring a volume into another pool, while a VM has it", []string{"move"}, func(ctx context.Context, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
+		if r.Pool == "" {
+			return nil, problem.New(problem.Invalid, "no pool is named").Try("say which one: --pool NAME")
+		}
+		return c.MigrateVolume(ctx, a.project, ref, r, w)
+	})
+	cmd.Long = "Bring a volume into another pool, while a VM has it.\n\n" +
+		"The guest goes on and writes meanwhile. The volume keeps its name and its ID; what it was made from is not needed any more. It must have no\n" +
+		"snapshots. Until the end the volume is good where it was: cancelled, it stays there, unless the guest has gone on with the copy already."
+	cmd.Example = "  gnext vol migrate data --pool ceph"
+	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool that it goes to")
+	a.refFlag(cmd, &r.Node, "node", api.KindAgent, "node to keep it, if that pool is not shared and no VM has it (default: the one with the most space)")
 	return cmd
 }
 

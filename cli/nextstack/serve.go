@@ -136,7 +136,7 @@ func run(ctx context.Context, c config, log *slog.Logger, listeners []net.Listen
 	srv := server.New(server.Options{
 		KV: kv, Cache: cache, Admission: adm, Engine: worker, Accounts: who, Fleet: nodes, Planner: records.Planner(),
 		Version: version, Dir: c.DataDir, ImageFile: func(img *api.Image) string { return filepath.Join(c.DataDir, "images", img.ID) }, Log: log,
-		ExportFile: func(img *api.Image, format string) (string, string, error) { return stored.ExportFile(img.ID, format) },
+		ExportFile: stored.ExportFile,
 	})
 
 	group, ctx := errgroup.WithContext(ctx)

@@ -142,7 +142,11 @@ func (i *images) clone() *images {
 func (i *images) Stored(context.Context) ([]string, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return slices.Sorted(maps.Keys(i.stored)), nil
+	ids := maps.Clone(i.stored)
+	for e := range i.others {
+		ids[e.Image] = steps.ImageImported{}
+	}
+	return slices.Sorted(maps.Keys(ids)), nil
 }
 
 // Import implements storage.ImageStore.
@@ -176,6 +180,22 @@ func (i *images) Export(_ context.Context, in steps.ImageExport, _ func(api.Prog
 	}
 	i.others[in] = true
 	return steps.ImageExported{Format: in.Format, SHA256: made.SHA256, Size: made.Size}, nil
+}
+
+// ExportUpload implements storage.ImageStore.
+func (i *images) ExportUpload(_ context.Context, in api.UploadExport, _ func(api.Progress)) (steps.ImageExported, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	text, sent := i.sent[in.ID]
+	if known, there := i.texts[in.ID]; there {
+		text = known
+	} else if !sent {
+		return steps.ImageExported{}, problem.New(problem.NotFound, "there is no upload %s", in.ID)
+	}
+	i.texts[in.ID] = text
+	i.others[steps.ImageExport{Image: in.ID, Format: in.Format}] = true
+	sum := sha256.Sum256([]byte(text))
+	return steps.ImageExported{Format: in.Format, SHA256: hex.EncodeToString(sum[:]), Size: int64(len(text))}, nil
 }
 
 // RemoveExport implements storage.ImageStore.

@@ -24,6 +24,11 @@ func inCeph() map[string][]Scenario {
 			{Name: "volume.create from a snapshot, Ceph", Prepare: also(run, kept), Accept: from(func(r *api.VolumeCreate) { r.Snapshot = "s1" }), Check: shows("copy", "")},
 			{Name: "volume.create from a volume, Ceph", Prepare: also(alone, kept), Accept: from(func(r *api.VolumeCreate) { r.Volume = "data" }), Check: shows("copy", "one ")},
 		},
+		api.OpImageCapture: {
+			{Name: "image.capture of a volume, Ceph", Prepare: also(halt, kept), Accept: capture(api.ImageCreate{Volume: "data"}), Check: captured("one ")},
+			{Name: "image.capture of a snapshot, Ceph", Prepare: also(run, kept), Accept: capture(api.ImageCreate{Snapshot: "s1"}), Check: captured("")},
+		},
+		api.OpVolumeExport: {{Name: "volume.export of a snapshot, Ceph", Prepare: also(run, kept), Accept: export("data", api.VolumeExport{Snapshot: "s1"}), Check: exported("")}},
 		api.OpVolumeAttach: {{Name: "volume.attach, Ceph", Prepare: []Accept{cephOn(), createVM, data}, Accept: attach("data", "web1")}},
 		api.OpVolumeResize: {
 			{Name: "volume.resize, Ceph", Prepare: run, Accept: grow("data"), TurnsAt: "grow", Check: shows("data", "")},

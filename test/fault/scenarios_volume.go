@@ -40,6 +40,23 @@ func captured(text string) func(ctx context.Context, w *World) (string, error) {
 	}
 }
 
+func export(volume string, e api.VolumeExport) Accept { return on((*admit).ExportVolume, volume, e) }
+
+// exported says what is wrong with the only export that there is: what is in it must end so.
+func exported(text string) func(ctx context.Context, w *World) (string, error) {
+	return func(_ context.Context, w *World) (string, error) {
+		w.images.mu.Lock()
+		defer w.images.mu.Unlock()
+		for e := range w.images.others {
+			if got := w.images.texts[e.Image]; got != text {
+				return fmt.Sprintf("the export holds %q, not %q", got, text), nil
+			}
+			return "", nil
+		}
+		return "there is no export", nil
+	}
+}
+
 func attach(volume, vm string) Accept {
 	return on((*admit).AttachVolume, volume, api.VolumeAttach{VM: vm})
 }
@@ -182,6 +199,10 @@ func volumes() map[string][]Scenario {
 			{Name: "image.capture of a volume", Prepare: also(halt, kept), Accept: capture(api.ImageCreate{Volume: "data"}), Check: captured("one ")},
 			{Name: "image.capture of a snapshot", Prepare: also(run, kept), Accept: capture(api.ImageCreate{Snapshot: "s1"}), Check: captured("")},
 		},
+		api.OpVolumeExport: {
+			{Name: "volume.export", Prepare: also(halt, kept), Accept: export("data", api.VolumeExport{Format: api.FormatVMDK}), Check: exported("one ")},
+			{Name: "volume.export of a snapshot", Prepare: also(run, kept), Accept: export("data", api.VolumeExport{Snapshot: "s1"}), Check: exported("")},
+		},
 		api.OpVolumeUpdate: {
 			{Name: "volume.update, limits", Prepare: run, Accept: retune("data", api.VolumeUpdate{QoS: &qos})},
 			{Name: "volume.update", Prepare: run, Accept: retune("data", api.VolumeUpdate{Name: &name, Labels: &labels, Protected: &yes})},
@@ -237,6 +258,7 @@ func volumes() map[string][]Scenario {
 			{Name: "snapshot.delete, stopped", Prepare: also(halt, kept), Accept: unsnap("s1"), Check: shows("data", "one ")},
 			{Name: "snapshot.delete of one that no vm has", Prepare: []Accept{net, kept}, Accept: unsnap("s1"), Check: shows("data", "one ")},
 			{Name: "snapshot.delete of a root disk", Prepare: []Accept{createVM, root("web1", func(v string) Accept { return snap("s1", v) })}, Accept: unsnap("s1")},
+			{Name: "snapshot.delete of one that has moved", Prepare: also(run, relocate("data", "shared"), kept), Accept: unsnap("s1"), Check: shows("data", "one ")},
 			{Name: "snapshot.delete in the middle", Prepare: also(run, kept, more), Accept: unsnap("s1"), Check: shows("data", "one two ")},
 			{Name: "snapshot.delete in the middle, stopped", Prepare: also(halt, kept, more), Accept: unsnap("s1"), Check: shows("data", "one two ")},
 			{Name: "snapshot.delete at the end of a branch", Prepare: also(halt, kept, more, revert("s1", api.SnapshotRevert{})), Accept: unsnap("s2"), Check: shows("data", "")},
@@ -255,6 +277,7 @@ func volumes() map[string][]Scenario {
 			},
 		},
 	}
+	all[api.OpVolumeMigrate] = betweenPools()
 	for kind, more := range inCeph() {
 		all[kind] = append(all[kind], more...)
 	}

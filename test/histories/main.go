@@ -62,7 +62,7 @@ func endings(d saga.Definition) []string {
 	switch {
 	case len(d.Plan()) == 0 || d.Committed(1): // it cannot go back
 		return []string{done}
-	case d.Name() == api.OpVMMigrate:
+	case d.Name() == api.OpVMMigrate, d.Name() == api.OpVolumeMigrate:
 		return []string{done, undone, cancelled, turned}
 	case d.Name() == api.OpVolumeResize, d.Name() == api.OpVolumeFlatten: // what has grown, or stands alone, stays so
 		return []string{done, cancelled, turned}
@@ -132,13 +132,19 @@ func (r *recorder) failing() string {
 	last := ""
 	for i, s := range r.table.Plan() {
 		switch {
-		case r.end == turned && (s.Name == "move" || s.Name == "grow" || s.Name == "flatten"):
+		case r.end == turned && (s.Name == "move" || s.Name == "grow" || s.Name == "flatten" || s.Name == "copy"):
 			return s.Name
-		case !r.table.Committed(i+1) && s.Name != "move" && s.Name != "repair": // without findings a repair makes no call
+		case !r.table.Committed(i+1) && s.Name != "move" && !r.arrives(s.Name) && s.Name != "repair": // without findings a repair makes no call
 			last = s.Name
 		}
 	}
 	return last
+}
+
+// arrives reports whether a step of a volume's move may turn out to have happened, so that its failure ends nothing, or makes no
+// call unless the volume is a root disk.
+func (r *recorder) arrives(step string) bool {
+	return r.table.Name() == api.OpVolumeMigrate && (step == "copy" || step == "seed")
 }
 
 // spared reports whether an attempt is not what is recorded: bookkeeping, or a step of an operation that this one has ordered.

@@ -36,6 +36,10 @@ func (r readied) RegisterActivityWithOptions(do any, o activity.RegisterOptions)
 		do = afterReady(r.pools, steps.UndoSave, do, func(g steps.GuestSave) []steps.PoolOnNode { return poolsOf(g.VM) })
 	case steps.AttachDisk.Name:
 		do = afterReady(r.pools, steps.AttachDisk, do, func(d steps.DiskChange) []steps.PoolOnNode { return []steps.PoolOnNode{d.Disk.Pool} })
+	case steps.MoveSeed.Name:
+		do = afterReady(r.pools, steps.MoveSeed, do, func(s steps.SeedMove) []steps.PoolOnNode { return []steps.PoolOnNode{s.To.Disk.OnNode()} })
+	case steps.CopyVolume.Name: // a guest may get its disk there
+		do = afterReady(r.pools, steps.CopyVolume, do, func(v steps.VolumeCopy) []steps.PoolOnNode { return []steps.PoolOnNode{v.To.Pool} })
 	}
 	r.Registry.RegisterActivityWithOptions(do, o)
 }

@@ -64,6 +64,9 @@ var (
 	ImportImage = Step[ImageImport, ImageImported]{Name: "image.import", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
 	// ExportImage makes the image in another format. What an earlier export has made is used again. Undo: RemoveExport.
 	ExportImage = Step[ImageExport, ImageExported]{Name: "image.export", Where: Control, Timeout: 2 * time.Hour, Interruptible: true}
+	// ExportUpload makes a file of an upload of a volume, to be downloaded, after it was checked like that of a stranger. Undo:
+	// RemoveImage, and RemoveUpload.
+	ExportUpload = Step[api.UploadExport, ImageExported]{Name: "image.export_upload", Where: Control, Timeout: 4 * time.Hour, Interruptible: true}
 	// RemoveUpload removes what a node has sent under an image's ID; it is content if there is nothing.
 	RemoveUpload = Step[ImageFile, Nothing]{Name: "image.remove_upload", Where: Control, Timeout: time.Minute}
 	// RemoveExport removes an image in another format; it is content if there is none.

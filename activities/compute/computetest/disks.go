@@ -56,6 +56,7 @@ func Disks(t *testing.T, b Bench) {
 	t.Run("snapshot and merge", func(t *testing.T) { snapshots(t, b, false) })
 	t.Run("snapshot of a guest with an agent", func(t *testing.T) { snapshots(t, b, true) })
 	t.Run("pull what is below", func(t *testing.T) { pulls(t, b) })
+	t.Run("move to another place", func(t *testing.T) { movesDisk(t, b) })
 	t.Run("root disk", func(t *testing.T) { rootLayers(t, b) })
 	t.Run("rest", func(t *testing.T) { rests(t, b) })
 }
@@ -349,4 +350,59 @@ func rests(t *testing.T, b Bench) {
 	require.Equal(t, problem.NotFound, problem.KindOf(err))
 	_, _, err = b.Resting(t.Context(), api.NewID(), func() error { t.Error("called without a guest"); return nil })
 	require.Equal(t, problem.NotFound, problem.KindOf(err))
+}
+
+// movesDisk: the guest writes all the time, and goes on where its disk is copied to. It has a disk that is made on another, which
+// the copy is not.
+func movesDisk(t *testing.T, b Bench) {
+	g := b.Boot(t, true)
+	vm := g.Plan.VM
+	disk, first := b.give(t, g, "vdc")
+	g.Steady(t, "vdc")
+	top := b.Layer(t, first)
+	_, err := b.SwitchDisk(t.Context(), vm, disk.Volume, top, false)
+	require.NoError(t, err)
+	to := b.Empty(t, 64*api.MiB)
+	there, err := b.SettleDisk(t.Context(), vm, disk.Volume, to)
+	require.NoError(t, err)
+	require.False(t, there, "nothing was begun")
+	told := false
+	moved, err := b.MoveDisk(t.Context(), vm, disk.Volume, to, func(api.Progress) { told = true })
+	require.NoError(t, err)
+	require.True(t, told)
+	require.True(t, moved.Running && moved.There)
+	require.Positive(t, moved.Pause)
+	t.Logf("moved: libvirt took %s for the guest to go on, the guest's slowest write %s", moved.Pause, g.Steady(t, "vdc"))
+	again, err := b.MoveDisk(t.Context(), vm, disk.Volume, to, nil)
+	require.NoError(t, err)
+	require.Equal(t, compute.Moved{Running: true, There: true}, again)
+	there, err = b.SettleDisk(t.Context(), vm, disk.Volume, to)
+	require.NoError(t, err)
+	require.True(t, there)
+	phase, err := b.State(t.Context(), vm)
+	require.NoError(t, err)
+	require.Equal(t, api.PhaseRunning, phase)
+	g.Steady(t, "vdc")
+
+	_, err = b.Stop(t.Context(), vm, true, 0, nil)
+	require.NoError(t, err)
+	g.Intact(t, "vdc", to)
+	again, err = b.MoveDisk(t.Context(), vm, disk.Volume, to, nil)
+	require.NoError(t, err)
+	require.Equal(t, compute.Moved{There: true}, again, "it is started with it")
+	there, err = b.SettleDisk(t.Context(), vm, disk.Volume, to)
+	require.NoError(t, err)
+	require.True(t, there)
+	again, err = b.MoveDisk(t.Context(), vm, disk.Volume, top, nil)
+	require.NoError(t, err)
+	require.Equal(t, compute.Moved{}, again)
+	_, err = b.Start(t.Context(), vm)
+	require.NoError(t, err)
+	g.Sees(t, disk.Volume, 64*api.MiB)
+	g.Steady(t, "vdc")
+
+	_, err = b.MoveDisk(t.Context(), api.NewID(), disk.Volume, to, nil)
+	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
+	_, err = b.SettleDisk(t.Context(), vm, api.NewID(), to)
+	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
 }

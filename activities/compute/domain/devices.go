@@ -76,7 +76,7 @@ func seed(d *libvirtxml.Domain, _ steps.VMPlan, files compute.DomainFiles, _ Hos
 		Device:   "disk",
 		Driver:   &libvirtxml.DomainDiskDriver{Name: "qemu", Type: files.Seed.Format},
 		Source:   source(files.Seed),
-		Target:   &libvirtxml.DomainDiskTarget{Dev: "vdb", Bus: "virtio"},
+		Target:   &libvirtxml.DomainDiskTarget{Dev: seedDevice, Bus: "virtio"},
 		ReadOnly: &libvirtxml.DomainDiskReadOnly{},
 	})
 }

@@ -93,18 +93,28 @@ func ports(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFiles, h
 // Disk is a disk of a domain, as its XML tells.
 type Disk struct {
 	Device string
-	Chain  []string // its files, that which is written to first; as far as they are known
-	Ready  bool     // a job that copies or merges it waits to be completed
+	Chain  []string           // its files, that which is written to first; as far as they are known
+	Source compute.DiskSource // what it is written to, as far as it has a name
+	Mirror compute.DiskSource // likewise, where a job copies it to; not set: none does
+	Ready  bool               // a job that copies or merges it waits to be completed
 	XML    libvirtxml.DomainDisk
 }
 
-// FindDisk returns the disk of a volume in the XML of a domain; nil: there is none.
+// seedDevice is what hypervisors call the seed.
+const seedDevice = "vdb"
+
+// FindDisk returns the disk of a volume, or the seed, in the XML of a domain; nil: there is none.
 func FindDisk(xml, volume string) (*Disk, error) {
 	disks, err := disksOf(xml)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(disks, func(d libvirtxml.DomainDisk) bool { return d.Serial == Serial(volume) && d.Target != nil })
+	i := slices.IndexFunc(disks, func(d libvirtxml.DomainDisk) bool {
+		if volume == compute.SeedDisk {
+			return d.Target != nil && d.Target.Dev == seedDevice
+		}
+		return d.Serial == Serial(volume) && d.Target != nil
+	})
 	if i < 0 {
 		return nil, nil
 	}
@@ -126,7 +136,10 @@ func disksOf(xml string) ([]libvirtxml.DomainDisk, error) {
 }
 
 func diskOf(d libvirtxml.DomainDisk) *Disk {
-	out := &Disk{Device: d.Target.Dev, XML: d, Ready: d.Mirror != nil && d.Mirror.Ready == "yes"}
+	out := &Disk{Device: d.Target.Dev, XML: d, Ready: d.Mirror != nil && d.Mirror.Ready == "yes", Source: sourceOf(d.Source)}
+	if d.Mirror != nil {
+		out.Mirror = sourceOf(d.Mirror.Source)
+	}
 	if f := fileOf(d.Source); f != "" {
 		out.Chain = append(out.Chain, f)
 	}
@@ -145,18 +158,41 @@ func fileOf(s *libvirtxml.DomainDiskSource) string {
 	return s.File.File
 }
 
-// Writes reports whether a file is the one that the disk is written to.
-func (d *Disk) Writes(s compute.DiskSource) bool {
-	return s.File != "" && len(d.Chain) > 0 && d.Chain[0] == s.File
+// sourceOf returns what a disk is by its name.
+func sourceOf(s *libvirtxml.DomainDiskSource) compute.DiskSource {
+	if s == nil || s.Network == nil || s.Network.Protocol != "rbd" {
+		return compute.DiskSource{File: fileOf(s)}
+	}
+	r := &compute.RBDImage{}
+	r.Pool, r.Image, _ = strings.Cut(s.Network.Name, "/")
+	if a := s.Network.Auth; a != nil && a.Secret != nil {
+		r.Secret = a.Secret.UUID
+	}
+	return compute.DiskSource{RBD: r}
 }
 
-// PlacedXML returns the XML of the disk with another source.
-func (d *Disk) PlacedXML(s compute.DiskSource) (string, error) {
+// Writes reports whether a file, or device, is the one that the disk is written to.
+func (d *Disk) Writes(s compute.DiskSource) bool { return d.Source.Same(s) }
+
+// CopyXML returns the XML of the place that the disk is to be copied to. DirectIO: its file system can do O_DIRECT.
+func (d *Disk) CopyXML(s compute.DiskSource, directIO bool) (string, error) {
+	x := libvirtxml.DomainDisk{
+		Device: "disk",
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: s.Format, Cache: cacheMode(s, directIO), Discard: "unmap"},
+		Source: source(s),
+		Target: &libvirtxml.DomainDiskTarget{Dev: d.Device, Bus: "virtio"},
+	}
+	out, err := x.Marshal()
+	return out, problem.Wrap(err, problem.Internal, "the copy of disk %s cannot be written as XML", d.Device)
+}
+
+// PlacedXML returns the XML of the disk with another source. DirectIO: its file system can do O_DIRECT.
+func (d *Disk) PlacedXML(s compute.DiskSource, directIO bool) (string, error) {
 	x := d.XML
 	x.Source, x.BackingStore, x.Mirror, x.Alias = source(s), nil, nil, nil
 	if x.Driver != nil {
 		driver := *x.Driver
-		driver.Type = s.Format
+		driver.Type, driver.Cache = s.Format, cacheMode(s, directIO)
 		x.Driver = &driver
 	}
 	out, err := x.Marshal()

@@ -137,7 +137,7 @@ func TestDisksAreFound(t *testing.T) {
 	require.Equal(t, "vdc", d.Device)
 	require.Equal(t, []string{"/top", "/middle", "/first"}, d.Chain)
 	require.True(t, d.Ready)
-	s, err := d.PlacedXML(compute.QCOW2("/new"))
+	s, err := d.PlacedXML(compute.QCOW2("/new"), true)
 	require.NoError(t, err)
 	require.Contains(t, s, "/new")
 	require.NotContains(t, s, "/middle")

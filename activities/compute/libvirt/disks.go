@@ -107,7 +107,7 @@ func (d *Driver) LiveXML(ctx context.Context, vm string) (string, error) {
 
 // AttachDisk implements compute.Disks.
 func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source compute.DiskSource) error {
-	xml, err := domain.DataDiskXML(disk, source, source.File == "" || directIO(source.File))
+	xml, err := domain.DataDiskXML(disk, source, direct(source))
 	if err != nil {
 		return err
 	}
@@ -307,6 +307,9 @@ func (d *Driver) PlaceDisk(ctx context.Context, vm, volume string, to compute.Di
 	})
 }
 
+// direct reports whether a source can be opened with O_DIRECT, if that means anything for it.
+func direct(s compute.DiskSource) bool { return s.File == "" || directIO(s.File) }
+
 // place has the domain be started with another source of a disk.
 func place(dom *libvirt.Domain, volume string, to compute.DiskSource) error {
 	s := scope{dom, false}
@@ -317,7 +320,7 @@ func place(dom *libvirt.Domain, volume string, to compute.DiskSource) error {
 	if err != nil || disk == nil || disk.Writes(to) {
 		return err
 	}
-	xml, err := disk.PlacedXML(to)
+	xml, err := disk.PlacedXML(to, direct(to))
 	if err != nil {
 		return err
 	}

@@ -106,6 +106,51 @@ func (s *Store) Export(ctx context.Context, in steps.ImageExport, tell func(api.
 	return steps.ImageExported{Format: in.Format, SHA256: sum, Size: stat.Size()}, nil
 }
 
+// ExportUpload implements storage.ImageStore. Until the file is there, it is an image of that ID.
+func (s *Store) ExportUpload(ctx context.Context, in api.UploadExport, tell func(api.Progress)) (out steps.ImageExported, err error) {
+	if path, sum, err := s.ExportFile(in.ID, in.Format); err == nil { // an earlier attempt did it, and its answer was lost
+		info, err := os.Stat(path)
+		if err != nil {
+			return out, problem.Wrap(err, problem.Unavailable, "the export cannot be looked at")
+		}
+		return steps.ImageExported{Format: in.Format, SHA256: sum, Size: info.Size()}, s.dropSource(ctx, in.ID)
+	}
+	made, err := s.Import(ctx, steps.ImageImport{Image: in.ID, Format: api.FormatQCOW2, Upload: in.ID, SHA256: in.SHA256}, tell)
+	if err != nil {
+		return out, err
+	}
+	if in.Format != api.FormatQCOW2 {
+		if out, err = s.Export(ctx, steps.ImageExport{Image: in.ID, Format: in.Format}, tell); err != nil {
+			return out, err
+		}
+		return out, s.dropSource(ctx, in.ID)
+	}
+	leave, err := s.enter(ctx, in.ID)
+	if err != nil {
+		return out, err
+	}
+	defer leave()
+	path, err := s.path(in.ID)
+	if err == nil {
+		err = publish(path, s.exported(in.ID, in.Format)+made.SHA256)
+	}
+	return steps.ImageExported{Format: in.Format, SHA256: made.SHA256, Size: made.Size}, problem.Wrap(err, problem.Internal, "the export cannot be kept")
+}
+
+// dropSource removes the image that an export was made of, which nobody has asked for.
+func (s *Store) dropSource(ctx context.Context, id string) error {
+	leave, err := s.enter(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	path, err := s.path(id)
+	if err != nil {
+		return err
+	}
+	return remove(path)
+}
+
 // RemoveExport implements storage.ImageStore.
 func (s *Store) RemoveExport(ctx context.Context, in steps.ImageExport) error {
 	if !api.IsUUID(in.Image) || !api.IsImageFormat(in.Format) {

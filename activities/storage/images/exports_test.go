@@ -116,3 +116,60 @@ func TestExportsThatAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, left)
 }
+
+// TestUploadsOfVolumesAreExported: what is made of them is no image in the end.
+func TestUploadsOfVolumesAreExported(t *testing.T) {
+	f := open(t)
+	raw := filepath.Join(f.allowed, "disk")
+	content := make([]byte, 10<<20)
+	copy(content[5<<20:], "something")
+	require.NoError(t, os.WriteFile(raw, content, 0o644))
+	send := func(id string, spoil bool) string {
+		path := filepath.Join(f.Uploads(), id)
+		qemu(t, "convert", "-f", "raw", "-O", "qcow2", raw, path)
+		sum := sha(t, path)
+		if spoil {
+			require.NoError(t, os.WriteFile(path, []byte("hostile"), 0o600))
+			sum = sha(t, path)
+		}
+		return sum
+	}
+	for _, format := range api.ImageFormats() {
+		t.Run(format, func(t *testing.T) {
+			in := api.UploadExport{ID: api.NewID(), Format: format}
+			in.SHA256 = send(in.ID, false)
+			out, err := f.ExportUpload(t.Context(), in, nil)
+			require.NoError(t, err)
+			require.NoError(t, f.RemoveUpload(in.ID))
+			again, err := f.ExportUpload(t.Context(), in, nil)
+			require.NoError(t, err)
+			require.Equal(t, out, again)
+			path, sum, err := f.ExportFile(in.ID, format)
+			require.NoError(t, err)
+			require.Equal(t, []string{out.SHA256, out.SHA256}, []string{sum, sha(t, path)})
+			qemu(t, "compare", "-f", "raw", "-F", format, raw, path)
+			require.NoFileExists(t, filepath.Join(f.data, "images", in.ID))
+			require.NoError(t, f.Remove(t.Context(), in.ID))
+			require.NoFileExists(t, path)
+		})
+	}
+	// An attempt that died after it had made an image of it.
+	in := api.UploadExport{ID: api.NewID(), Format: api.FormatVDI}
+	in.SHA256 = send(in.ID, false)
+	_, err := f.Import(t.Context(), steps.ImageImport{Image: in.ID, Format: api.FormatQCOW2, Upload: in.ID, SHA256: in.SHA256}, nil)
+	require.NoError(t, err)
+	require.NoError(t, f.RemoveUpload(in.ID))
+	_, err = f.ExportUpload(t.Context(), in, nil)
+	require.NoError(t, err)
+	require.NoFileExists(t, filepath.Join(f.data, "images", in.ID))
+	require.NoError(t, f.Remove(t.Context(), in.ID))
+
+	bad := api.UploadExport{ID: api.NewID(), Format: api.FormatQCOW2}
+	bad.SHA256 = send(bad.ID, true)
+	_, err = f.ExportUpload(t.Context(), bad, nil)
+	require.Equal(t, problem.Invalid, problem.KindOf(err), "%v", err)
+	require.NoError(t, f.Remove(t.Context(), bad.ID))
+	left, err := f.List()
+	require.NoError(t, err)
+	require.Empty(t, left)
+}

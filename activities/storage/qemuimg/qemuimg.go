@@ -148,7 +148,12 @@ func run(ctx context.Context, cpu time.Duration, progress func(float64), args ..
 
 // start runs qemu-img under these limits, and further ones of prlimit, by do.
 func start(ctx context.Context, cpu time.Duration, more []string, do func(*exec.Cmd) error, progress func(float64), args ...string) ([]byte, error) {
-	limits := append([]string{"--as=" + strconv.FormatInt(addressSpace, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0"}, more...)
+	return startIn(ctx, addressSpace, cpu, more, do, progress, args...)
+}
+
+// startIn is start with so many bytes of address space.
+func startIn(ctx context.Context, space int64, cpu time.Duration, more []string, do func(*exec.Cmd) error, progress func(float64), args ...string) ([]byte, error) {
+	limits := append([]string{"--as=" + strconv.FormatInt(space, 10), "--cpu=" + strconv.Itoa(int(cpu.Seconds())), "--core=0"}, more...)
 	// It dies with us: one that goes on would be in the way of whoever does it again. The signal is bound to the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

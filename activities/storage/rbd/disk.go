@@ -34,11 +34,19 @@ func (d *Driver) MakeDisk(ctx context.Context, plan steps.VMPlan, src storage.So
 	if err := d.child(ctx, p, plan.Disk.Volume, plan.Disk.Size, w, src, progress); err != nil {
 		return err
 	}
+	return d.MakeSeed(ctx, plan, src)
+}
+
+// MakeSeed implements storage.Seeds.
+func (d *Driver) MakeSeed(ctx context.Context, plan steps.VMPlan, src storage.Source) error {
+	if err := storage.CheckRBDPlan(plan); err != nil {
+		return err
+	}
 	iso, err := d.seedOf(ctx, plan, src)
 	if err != nil {
 		return err
 	}
-	name := storage.RBDSeed(plan.VM)
+	p, name := plan.Disk.OnNode(), storage.RBDSeed(plan.VM)
 	return d.onPool(ctx, p, name, "make the seed of vm "+plan.Name, func(ctx context.Context, io *rados.IOContext) error {
 		return d.writeSeed(ctx, io, p, name, iso)
 	})
@@ -227,7 +235,15 @@ func (d *Driver) RemoveDisk(ctx context.Context, plan steps.VMPlan) error {
 	if err := d.discard(ctx, p, storage.RBDDisk(plan.Disk.Volume)); err != nil {
 		return err
 	}
-	return d.discard(ctx, p, storage.RBDSeed(plan.VM))
+	return d.RemoveSeed(ctx, plan)
+}
+
+// RemoveSeed implements storage.Seeds.
+func (d *Driver) RemoveSeed(ctx context.Context, plan steps.VMPlan) error {
+	if err := storage.CheckRBDPlan(plan); err != nil {
+		return err
+	}
+	return d.discard(ctx, plan.Disk.OnNode(), storage.RBDSeed(plan.VM))
 }
 
 // discard removes a device, in a pool that need not be there any more. It refuses if it is there and the pool is not ours.

@@ -1,0 +1,179 @@
+package libvirt
+
+import (
+	"context"
+	"time"
+
+	"libvirt.org/go/libvirt"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/compute/domain"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+)
+
+// copying is how often a copy is looked at.
+const copying = 200 * time.Millisecond
+
+// MoveDisk implements compute.Disks. The work is libvirt's and QEMU's: it goes on whatever becomes of us, and who comes next joins
+// it.
+func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, tell func(api.Progress)) (compute.Moved, error) {
+	const what = "copy the disk to another place"
+	t := time.NewTicker(copying)
+	defer t.Stop()
+	begun := false
+	for {
+		state := make(chan copyState, 1)
+		running, err := d.guestDisk(ctx, vm, volume, what, func(s scope, disk *domain.Disk) error {
+			now, err := copyOn(ctx, s, disk, volume, to, begun)
+			if err == nil {
+				state <- now
+			}
+			return err
+		})
+		if err != nil {
+			return compute.Moved{Running: running}, err
+		}
+		if !running {
+			there, err := d.startsAt(ctx, vm, volume, to)
+			return compute.Moved{There: there}, err
+		}
+		now := <-state
+		if now.there {
+			return compute.Moved{Running: true, There: true, Pause: now.pause}, nil
+		}
+		begun = true
+		if tell != nil {
+			p := api.Progress{Text: "copying the disk", Done: now.done, Total: now.total}
+			if now.ready {
+				p.Text = "bringing the copy up to date"
+			}
+			tell(p)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return compute.Moved{Running: true}, overdue(ctx, what, d.opt.URI)
+		}
+	}
+}
+
+// copyState is how far a copy is.
+type copyState struct {
+	there       bool // the guest has it
+	pause       time.Duration
+	ready       bool
+	done, total int64 // bytes
+}
+
+// copyOn does what is next to be done.
+func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, begun bool) (copyState, error) {
+	if disk.Writes(to) {
+		return copyState{there: true}, arrived(s.dom, volume, to)
+	}
+	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+	if err != nil {
+		return copyState{}, err
+	}
+	switch {
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN && begun:
+		return copyState{}, problem.New(problem.Unavailable, "the copy of volume %s was broken off", volume).
+			Because("what it is copied to may be full or away, or the node out of space: see the log of libvirt")
+	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
+		if err := wake(s.dom); err != nil {
+			return copyState{}, err
+		}
+		xml, err := disk.CopyXML(to, direct(to))
+		if err != nil {
+			return copyState{}, err
+		}
+		// A job of a domain that is defined must be said to be lost when the guest ends: it is begun anew then.
+		const flags = libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+		return copyState{}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
+	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY || !disk.Mirror.Same(to):
+		return copyState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
+	case disk.Ready:
+		began := time.Now()
+		err := switchOver(ctx, s, disk, volume, to)
+		return copyState{there: err == nil, pause: time.Since(began)}, err
+	default:
+		return copyState{done: int64(job.Cur), total: int64(job.End)}, nil
+	}
+}
+
+// switchOver has the guest go on with the copy, which is up to date. While it does not run, nothing is written: so at any moment
+// either can be taken for the truth, until the domain is started with the copy as well. Then the guest goes on, and only the copy can.
+func switchOver(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := rest(s.dom); err != nil {
+		return err
+	}
+	if err := s.dom.BlockJobAbort(disk.Device, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT); err != nil {
+		if now, derr := s.disk(volume); derr != nil || now == nil || !now.Writes(to) {
+			_ = wake(s.dom) // nothing has happened
+			return err
+		}
+	}
+	return arrived(s.dom, volume, to)
+}
+
+// arrived makes sure that a disk that a guest has at its new place is there at its next start, too, before the guest writes to it.
+func arrived(dom *libvirt.Domain, volume string, to compute.DiskSource) error {
+	if err := place(dom, volume, to); err != nil {
+		return err
+	}
+	return wake(dom)
+}
+
+// startsAt reports whether a domain that does not run is started with a source of a disk.
+func (d *Driver) startsAt(ctx context.Context, vm, volume string, to compute.DiskSource) (bool, error) {
+	got := make(chan bool, 1)
+	err := d.with(ctx, vm, "look at the disk", func(dom *libvirt.Domain) error {
+		disk, err := scope{dom, false}.disk(volume)
+		if err == nil {
+			got <- disk != nil && disk.Writes(to)
+		}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return <-got, nil
+}
+
+// SettleDisk implements compute.Disks.
+func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.DiskSource) (bool, error) {
+	there := make(chan bool, 1)
+	running, err := d.guestDisk(ctx, vm, volume, "end the copy of the disk", func(s scope, disk *domain.Disk) error {
+		if disk.Mirror.IsSet() && !disk.Writes(to) {
+			if err := s.dom.BlockJobAbort(disk.Device, 0); err != nil {
+				if now, derr := s.disk(volume); derr != nil || now != nil && now.Mirror.IsSet() {
+					return err
+				}
+			}
+			now, err := s.disk(volume)
+			if err != nil {
+				return err
+			}
+			if now == nil {
+				return compute.NoSuchDisk(vm, volume)
+			}
+			disk = now
+		}
+		if !disk.Writes(to) {
+			there <- false
+			return wake(s.dom)
+		}
+		there <- true
+		return arrived(s.dom, volume, to)
+	})
+	if err != nil {
+		return false, err
+	}
+	if !running {
+		return d.startsAt(ctx, vm, volume, to)
+	}
+	return <-there, nil
+}

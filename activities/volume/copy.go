@@ -1,0 +1,80 @@
+package volume
+
+import (
+	"context"
+	"time"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// copy: a guest that runs has the volume open, so its hypervisor does it. Else the pools do, and then the domain is started with
+// the new one.
+func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeCopied, err error) {
+	began := time.Now()
+	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	to, err := s.pool.LocateVolume(in.To)
+	if err != nil {
+		return out, err
+	}
+	if in.VM != nil {
+		var done compute.Moved
+		if done, err = s.disks.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, tell); absent(err) != nil {
+			return out, err
+		}
+		switch {
+		case err == nil && done.There && done.Pause > 0:
+			return steps.VolumeCopied{Live: true, Took: time.Since(began), Pause: done.Pause}, nil
+		case err == nil && done.There:
+			return out, nil // by an earlier attempt: what is in the old pool may be outdated
+		}
+	}
+	pools, ok := s.pool.(storage.Copier)
+	if !ok {
+		return out, problem.New(problem.Unsupported, "this node cannot copy volumes from one pool to another")
+	}
+	if err := pools.CopyVolume(ctx, in.From, in.To, tell); err != nil {
+		return out, err
+	}
+	if in.VM != nil {
+		running, err := s.disks.PlaceDisk(ctx, in.VM.VM, in.From.Volume, to)
+		if absent(err) != nil {
+			return out, err
+		}
+		if running {
+			return out, problem.New(problem.Unavailable, "vm %s was started while volume %s was copied", in.VM.Name, in.From.Name)
+		}
+	}
+	return steps.VolumeCopied{Took: time.Since(began)}, nil
+}
+
+// settle: without a VM that has been told of the new volume, the old one is the good one.
+func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeSettled, err error) {
+	if in.VM == nil {
+		return out, nil
+	}
+	to, err := s.pool.LocateVolume(in.To)
+	if err != nil {
+		return out, err
+	}
+	out.Moved, err = s.disks.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
+	return out, absent(err)
+}
+
+// moveSeed: a guest that runs has it open, and reads it at most.
+func (s *service) moveSeed(ctx context.Context, in steps.SeedMove) error {
+	files, err := s.pool.Locate(in.To)
+	if err != nil {
+		return err
+	}
+	done, err := s.disks.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, func(p api.Progress) { activities.Tell(ctx, p) })
+	if err != nil || done.There {
+		return absent(err)
+	}
+	_, err = s.disks.PlaceDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed)
+	return absent(err)
+}

@@ -56,6 +56,12 @@ func TestRealMoves(t *testing.T) {
 	computetest.Moves(t, nodes.Rig(t))
 }
 
+// TestRealMovesOfEmulatedGuests: outside of tests they stand still meanwhile.
+func TestRealMovesOfEmulatedGuests(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	computetest.PausedMoves(t, nodes.PausedRig(t))
+}
+
 // TestFatesOfFakes: whatever cuts a move off, the two sides together tell where the guest is, as they do with a real hypervisor.
 func TestFatesOfFakes(t *testing.T) {
 	type state = steps.DomainState

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/google/uuid"
@@ -202,6 +201,10 @@ func macOf(id string) string {
 	return string(mac)
 }
 
+// guesses is how many addresses are asked about one by one before all of a subnet are read. Where the last search ended is nearly
+// always one that is free, and a subnet may have thousands.
+const guesses = 4
+
 // address returns the address that was asked for, if it is free, or the next free one. The search goes on where the last
 // one ended, so that parallel requests do not fight and an address is not reused at once.
 func (a *Admission) address(c *acceptance, subnet *api.Subnet, wanted string) (string, error) {
@@ -209,44 +212,64 @@ func (a *Admission) address(c *acceptance, subnet *api.Subnet, wanted string) (s
 	if err != nil {
 		return "", problem.Wrap(err, problem.Internal, "subnet %s has a bad prefix", subnet.Name)
 	}
+	if wanted != "" {
+		return wantedAddress(c, prefix, subnet, wanted)
+	}
+	at, _ := a.cursors.LoadOrStore(subnet.ID, new(atomic.Uint32))
+	first, size := addrToUint(prefix.Addr()), uint32(1)<<(32-prefix.Bits())
+	next := func() string { // neither the network nor the broadcast address
+		return uintToAddr(first + 1 + (at.(*atomic.Uint32).Add(1)-1)%(size-2)).String()
+	}
+	for range guesses {
+		ip := next()
+		if used, err := addressUsed(c, subnet, ip); err != nil || !used {
+			return ip, err
+		}
+	}
 	entries, _, err := c.kv.List(c.ctx, store.AddressPrefix(subnet.ID))
 	if err != nil {
 		return "", err
 	}
-	used := map[string]bool{subnet.Spec.Gateway: true}
+	used := map[string]bool{store.AddressClaim(subnet.ID, subnet.Spec.Gateway): true}
 	for _, e := range entries {
-		used[e.Key[len(store.AddressPrefix(subnet.ID)):]] = true
+		used[e.Key] = true
 	}
-	for key := range c.mine {
-		if ip, ok := strings.CutPrefix(key, store.AddressPrefix(subnet.ID)); ok {
-			used[ip] = true
-		}
-	}
-	first, size := addrToUint(prefix.Addr()), uint32(1)<<(32-prefix.Bits())
-	if wanted != "" {
-		return wantedAddress(prefix, subnet, wanted, used)
-	}
-	at, _ := a.cursors.LoadOrStore(subnet.ID, new(atomic.Uint32))
-	cursor := at.(*atomic.Uint32)
 	for range size {
-		host := 1 + (cursor.Add(1)-1)%(size-2) // neither the network nor the broadcast address
-		if s := uintToAddr(first + host).String(); !used[s] {
-			return s, nil
+		ip := next()
+		if key := store.AddressClaim(subnet.ID, ip); !used[key] && !c.mine[key] {
+			return ip, nil
 		}
 	}
 	return "", problem.New(problem.NoCapacity, "subnet %s has no free address", subnet.Name).Because("all %d of %s are used", size-3, prefix).Try("delete ports, or add another subnet")
 }
 
-func wantedAddress(prefix netip.Prefix, subnet *api.Subnet, wanted string, used map[string]bool) (string, error) {
+// addressUsed reports whether an address is the gateway's, a port's, or one that this request has taken already.
+func addressUsed(c *acceptance, subnet *api.Subnet, ip string) (bool, error) {
+	key := store.AddressClaim(subnet.ID, ip)
+	if ip == subnet.Spec.Gateway || c.mine[key] {
+		return true, nil
+	}
+	_, err := c.kv.Get(c.ctx, key)
+	if problem.Is(err, problem.NotFound) {
+		return false, nil
+	}
+	return true, err
+}
+
+func wantedAddress(c *acceptance, prefix netip.Prefix, subnet *api.Subnet, wanted string) (string, error) {
 	ip, err := netip.ParseAddr(wanted)
 	if err != nil || !prefix.Contains(ip) {
 		return "", problem.New(problem.Invalid, "address %s is not in subnet %s", wanted, subnet.Name).Because("the subnet is %s", prefix).Try("choose an address inside it")
 	}
 	n, first, size := addrToUint(ip), addrToUint(prefix.Addr()), uint32(1)<<(32-prefix.Bits())
-	switch {
-	case n == first || n == first+size-1 || ip.String() == subnet.Spec.Gateway:
+	if n == first || n == first+size-1 || ip.String() == subnet.Spec.Gateway {
 		return "", problem.New(problem.Invalid, "address %s is reserved", ip).Because("it is the network, broadcast or gateway address of subnet %s", subnet.Name).Try("choose another")
-	case used[ip.String()]:
+	}
+	used, err := addressUsed(c, subnet, ip.String())
+	if err != nil {
+		return "", err
+	}
+	if used {
 		return "", problem.New(problem.Conflict, "address %s is in use", ip).Because("another port of subnet %s has it", subnet.Name).Try("choose another, or leave it out")
 	}
 	return ip.String(), nil

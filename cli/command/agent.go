@@ -29,6 +29,7 @@ type AgentConfig struct {
 	Libvirt       string   // connection URI
 	OVS           string   // address of the database of Open vSwitch
 	Accel         string   // kvm or tcg; empty: kvm where it works
+	LiveTCG       bool     // emulated guests run while they move; for tests
 	PeerLibvirt   string   // URI at which other nodes' libvirt reaches this one's; empty: no guest arrives here while it runs
 	PeerAddress   string   // of this node as others reach it; empty: the one that reaches the server
 	PeerListen    string   // host:port at which other agents fetch disks; empty: none are given away
@@ -117,7 +118,7 @@ type runFlags struct {
 	server, tokenFile, dataDir, name, libvirt, ovs, accel, logLevel, pidFile, config string
 	peerLibvirt, peerAddress, peerListen                                             string
 	libvirtRun                                                                       string
-	guard                                                                            bool
+	guard, liveTCG                                                                   bool
 }
 
 // runCmd makes a command that runs the agent; config is the default configuration file, if there should be one.
@@ -156,6 +157,7 @@ func (a *app) runCmd(use, short, config string) *cobra.Command {
 	fl.StringVar(&f.libvirt, "libvirt", "qemu:///system", "libvirt to use")
 	fl.StringVar(&f.ovs, "ovs", "unix:/run/openvswitch/db.sock", "database of Open vSwitch")
 	fl.StringVar(&f.accel, "accel", "", "kvm or tcg (default: kvm where it works)")
+	fl.BoolVar(&f.liveTCG, "live-tcg", false, "let emulated guests run while they move, which may damage their memory; for tests of live moves without KVM")
 	fl.StringVar(&f.peerLibvirt, "peer-libvirt", "", "URI at which the other nodes' libvirt reaches this one's, like qemu+tcp://10.0.0.11/system (default: guests cannot move here while they run)")
 	fl.StringVar(&f.peerAddress, "peer-address", "", "address at which other nodes reach this one (default: the one that reaches the server)")
 	fl.StringVar(&f.peerListen, "peer-listen", "", "host:port at which other agents fetch disks, like :8897 (default: no disks are given away)")
@@ -215,7 +217,7 @@ func (a *app) agentConfig(f *runFlags) (AgentConfig, error) {
 	c := AgentConfig{
 		Server: f.server, DataDir: f.dataDir, Name: f.name, Libvirt: f.libvirt, OVS: f.ovs,
 		PeerLibvirt: f.peerLibvirt, PeerAddress: f.peerAddress, PeerListen: f.peerListen,
-		Accel: f.accel, LogLevel: f.logLevel, Version: a.Version, JoinTokenFile: f.tokenFile,
+		Accel: f.accel, LiveTCG: f.liveTCG, LogLevel: f.logLevel, Version: a.Version, JoinTokenFile: f.tokenFile,
 	}
 	if f.guard {
 		program, err := os.Executable()

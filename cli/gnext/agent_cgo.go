@@ -37,7 +37,7 @@ func agent(ctx context.Context, c command.AgentConfig) error {
 	defer started.Stop()
 	return node.Run(ctx, node.Config{
 		Server: c.Server, JoinToken: c.JoinToken, JoinTokenFile: c.JoinTokenFile, DataDir: c.DataDir, Name: c.Name,
-		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, Version: c.Version,
+		LibvirtURI: c.Libvirt, OVS: c.OVS, Accel: c.Accel, LiveTCG: c.LiveTCG, Version: c.Version,
 		PeerLibvirt: c.PeerLibvirt, PeerAddress: c.PeerAddress, PeerListen: c.PeerListen,
 		Guard: c.Guard, Hook: activities.FaultPoints(),
 		Log: log,

@@ -8,13 +8,14 @@
 # and all see that of the pool "shared"; each has a fence device, too. Repeat it as you like: what is there is left alone, and a
 # process whose binary was rebuilt is restarted. State in .dev/ (logs in .dev/log, PIDs in .dev/*.pid); `. .dev/env` makes gnext talk to it. Needs root.
 # STORAGE=ceph: there is a Ceph cluster, too, of one of each daemon, with the pool "ceph", which the virtual machine is in.
-# Environment: SANDBOX_* as in sandbox.sh, NEXTSTACK_BIN_DIR (bin), UP_TIMEOUT (seconds for each wait; 120).
+# Environment: UP_AGENT_FLAGS (more flags for the agents), SANDBOX_* as in sandbox.sh, NEXTSTACK_BIN_DIR (bin), UP_TIMEOUT (seconds for each wait; 120).
 set -euo pipefail
 umask 077 # tokens and passwords are in here
 
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 TIMEOUT=${UP_TIMEOUT:-120}
+read -ra AGENT_FLAGS <<< "${UP_AGENT_FLAGS:-}"
 LOG=$DEV/log
 START=$EPOCHREALTIME
 
@@ -107,7 +108,7 @@ do_agents() {
     printf '%s: ' "$n"
     start "$(agent "$n")" "$n" "$BIN/gnext" agent run --server "http://$API_HOST:$API_PORT" --join-token-file "$DEV/join-token" \
       --data-dir "$DEV/agent-$n" --name "$n" --libvirt qemu:///system --ovs unix:/run/openvswitch/db.sock \
-      --peer-libvirt "qemu+tcp://$data/system" --peer-address "$data" --peer-listen "$data:8897"
+      --peer-libvirt "qemu+tcp://$data/system" --peer-address "$data" --peer-listen "$data:8897" "${AGENT_FLAGS[@]}"
   done
   [ "$NODES" = 1 ] || echo "$NODES agents"
 }

@@ -3,7 +3,7 @@
 #   bare.sh prepare VM PORT SUBNET POOL SHA256   take a running VM as the model
 #   bare.sh create|remove I ; bare.sh burst|unburst N
 #   bare.sh ids I              UUID, port, MAC and address of what create made
-#   bare.sh move UUID URI ADDRESS   live migration to the libvirt at URI
+#   bare.sh move UUID URI ADDRESS [live]   migration to the libvirt at URI, paused or live
 #   bare.sh away UUID          ends a guest that is on this node now
 # Runs inside the node. Prints the nanoseconds that the work itself took, and for move the guest's downtime too.
 set -euo pipefail
@@ -55,14 +55,14 @@ ids() { local dir; dir=$(<"$D/dir"); read -r uuid port < "$dir/$1.ids"; printf '
 
 move() {
   local took down
-  took=$(timed virsh -q migrate --live --p2p --persistent --undefinesource --unsafe --migrateuri "tcp://$3" "$1" "$2")
-  down=$(virsh -c "$2" domjobinfo "$1" --completed --anystats 2>/dev/null | awk '/^Downtime:/ {print $2}')
+  took=$(timed virsh -q migrate ${4:+--live} --p2p --persistent --undefinesource --unsafe --migrateuri "tcp://$3" "$1" "$2")
+  down=$(virsh -c "$2" domjobinfo "$1" --completed --anystats 2>/dev/null | awk '/^(Total d|D)owntime:/ {print $(NF-1)}')
   echo "$took $((${down:-0} * 1000000))"
 }
 
 case $1 in
 ids) ids "$2" ;;
-move) move "$2" "$3" "$4" ;;
+move) move "$2" "$3" "$4" "${5:-}" ;;
 away) virsh -q destroy "$2" >&2 || true; virsh -q undefine "$2" >&2 || true; echo 0 ;;
 prepare) shift; prepare "$@" >&2; echo 0 ;;
 create | remove) timed "$1" "$2" ;;

@@ -27,6 +27,7 @@ type bench struct {
 	ops      int
 	address  string // of Temporal
 	only     string
+	live     bool   // emulated guests run while they move
 	pool     string // of VMs; empty: the only one
 	pin      string // node of VMs; empty: any
 	nodes    int    // simulated ones
@@ -46,6 +47,7 @@ func main() {
 	flag.IntVar(&b.ops, "ops", 500, "operations for the throughput")
 	flag.StringVar(&b.address, "temporal", os.Getenv("GNEXT_HOST")+":7233", "address of Temporal")
 	only := flag.String("only", "", "run one part: idle, vms, bursts, noops, throughput, events, moves or scale; scale needs no sandbox")
+	flag.BoolVar(&b.live, "live", false, "emulated guests run while they move, and may be damaged; the agents must have --live-tcg")
 	flag.IntVar(&b.nodes, "nodes", 1000, "simulated nodes of the scale part")
 	flag.StringVar(&b.profiles, "profiles", "", "address at which the control plane of the scale part serves profiles")
 	flag.StringVar(&b.sizes, "vms", "100,1000", "VMs created at a time in the scale part")

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -28,7 +31,8 @@ func (m moves) of(pick func(moved) time.Duration) (s sample) {
 }
 
 // migrations moves a guest to and fro between two nodes through the API, and another one of the same kind with virsh, taking
-// turns, while both are pinged every 20 ms. It needs a sandbox of several nodes.
+// turns, while both are pinged every 20 ms. It needs a sandbox of several nodes. Emulated guests stand still meanwhile in either way, unless
+// both ways are asked to let them run.
 func (b *bench) migrations() error {
 	nodes, err := b.movable()
 	if err != nil {
@@ -64,6 +68,10 @@ func (b *bench) migrations() error {
 			return err
 		}
 	}
+	mode, way := "live", "live"
+	if nodes[0].Status.Inventory.Accel == "tcg" && !b.live {
+		mode, way = "", "paused"
+	}
 	var ours, theirs moves
 	for i := range b.n {
 		to := nodes[1-i%2]
@@ -74,7 +82,7 @@ func (b *bench) migrations() error {
 				return err
 			},
 			func() error {
-				m, err := b.bareMove(nodes[at].Name, bare[0], to, bare[3])
+				m, err := b.bareMove(nodes[at].Name, bare[0], to, bare[3], mode)
 				theirs, at = append(theirs, m), 1-at
 				return err
 			},
@@ -87,8 +95,9 @@ func (b *bench) migrations() error {
 				return err
 			}
 		}
+		fmt.Fprintf(os.Stderr, "%d of %d: %+v, bare %+v\n", i+1, b.n, ours[i], theirs[i])
 	}
-	fmt.Printf("\n| live move on shared storage, %d times, in turns | NextStack p50 / p95 | bare virsh p50 / p95 | ratio at p50 | goal |\n|---|---|---|---|---|\n", b.n)
+	fmt.Printf("\n| %s move on shared storage, %d times, in turns | NextStack p50 / p95 | bare virsh p50 / p95 | ratio at p50 | goal |\n|---|---|---|---|---|\n", way, b.n)
 	row("downtime, as libvirt tells it", ours.of(func(m moved) time.Duration { return m.downtime }), theirs.of(func(m moved) time.Duration { return m.downtime }), "<= 1.1")
 	row("from the request to the end of the operation; from virsh's start to its end", ours.of(func(m moved) time.Duration { return m.total }), theirs.of(func(m moved) time.Duration { return m.total }), "")
 	row("longest gap of a ping every 20 ms", ours.of(func(m moved) time.Duration { return m.gap }), theirs.of(func(m moved) time.Duration { return m.gap }), "")
@@ -138,7 +147,10 @@ func (b *bench) sandbox(node string, args ...string) ([]string, error) {
 }
 
 func (b *bench) move(to, address string) (m moved, err error) {
-	ping := b.startPing(address)
+	ping, err := b.startPing(address)
+	if err != nil {
+		return m, err
+	}
 	start := time.Now()
 	op, err := b.c.MigrateVM(b.ctx, api.DefaultProject, "bench-template", api.VMMigrate{To: to}, client.Write{Wait: time.Minute})
 	if err != nil {
@@ -165,10 +177,13 @@ func (b *bench) move(to, address string) (m moved, err error) {
 	return m, err
 }
 
-func (b *bench) bareMove(from, guest string, to *api.Agent, address string) (m moved, err error) {
-	ping := b.startPing(address)
+func (b *bench) bareMove(from, guest string, to *api.Agent, address, mode string) (m moved, err error) {
+	ping, err := b.startPing(address)
+	if err != nil {
+		return m, err
+	}
 	peer := to.Status.Inventory.Peer
-	out, err := b.sandbox(from, "move", guest, peer.Libvirt, peer.Address)
+	out, err := b.sandbox(from, "move", guest, peer.Libvirt, peer.Address, mode)
 	if err != nil || len(out) != 2 {
 		return m, errors.Join(err, fmt.Errorf("bare.sh move: %v", out))
 	}
@@ -183,57 +198,76 @@ func (b *bench) bareMove(from, guest string, to *api.Agent, address string) (m m
 	return m, err
 }
 
-// probe runs a command on the demo subnet, from the first node.
-func (b *bench) probe(args ...string) ([]byte, error) {
+// probe is a command on the demo subnet, from the first node.
+func (b *bench) probe(args ...string) (*exec.Cmd, error) {
 	port, err := client.Get[*api.Port](b.ctx, b.c, api.DefaultProject, "probe")
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(b.ctx, filepath.Join(b.root, "deploy/dev/probe.sh"), append([]string{b.node, port.ID, port.Spec.MAC, port.Spec.Address + "/24"}, args...)...)
-	return cmd.Output()
+	return exec.CommandContext(b.ctx, filepath.Join(b.root, "deploy/dev/probe.sh"), append([]string{b.node, port.ID, port.Spec.MAC, port.Spec.Address + "/24"}, args...)...), nil
 }
 
 func (b *bench) awaitPing(address string) error {
 	for deadline := time.Now().Add(time.Minute); ; {
-		_, err := b.probe("ping", "-c1", "-W1", address)
+		cmd, err := b.probe("ping", "-c1", "-W1", address)
+		if err == nil {
+			err = cmd.Run()
+		}
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
 	}
 }
 
-// pingFor is how long a guest is pinged around its move.
-const pingFor = 8 * time.Second
+// after is how long a guest is pinged when its move is over.
+const after = time.Second
 
-// startPing pings a guest every 20 ms until some seconds after the returned function is called for the longest gap.
-func (b *bench) startPing(address string) (gap func() (time.Duration, error)) {
-	const every = 20 * time.Millisecond
-	type result struct {
-		out []byte
-		err error
+// startPing pings a guest every 20 ms, from the first answer on until the returned function is called, which tells the longest gap.
+func (b *bench) startPing(address string) (gap func() (time.Duration, error), err error) {
+	cmd, err := b.probe("ping", "-n", "-D", "-i", "0.02", address)
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan result, 1)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	first, done := make(chan struct{}), make(chan struct{})
+	var last, longest float64
 	go func() {
-		out, err := b.probe("ping", "-D", "-i", "0.02", "-c", strconv.Itoa(int(pingFor/every)), "-w", strconv.Itoa(int(pingFor.Seconds())+2), address)
-		done <- result{out, err}
-	}()
-	return func() (time.Duration, error) {
-		r := <-done
-		var last, longest float64
-		for line := range strings.Lines(string(r.out)) {
-			stamp, _, ok := strings.Cut(strings.TrimPrefix(line, "["), "]")
+		defer close(done)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			stamp, _, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "["), "]")
 			at, err := strconv.ParseFloat(stamp, 64)
-			if !ok || err != nil || !strings.Contains(line, "bytes from") {
+			if !ok || err != nil || !strings.Contains(lines.Text(), "bytes from") {
 				continue
 			}
-			if last > 0 {
+			if last == 0 {
+				close(first)
+			} else {
 				longest = max(longest, at-last)
 			}
 			last = at
 		}
-		if last == 0 {
-			return 0, errors.Join(r.err, fmt.Errorf("%s did not answer one ping", address))
-		}
-		return time.Duration(longest * float64(time.Second)), nil
+	}()
+	end := func() error {
+		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+		<-done
+		_ = cmd.Wait() // which says whether all were answered
+		return err
 	}
+	select {
+	case <-first:
+	case <-time.After(10 * time.Second):
+		return nil, errors.Join(end(), fmt.Errorf("%s did not answer one ping", address))
+	}
+	return func() (time.Duration, error) {
+		<-time.After(after)
+		err := end()
+		return time.Duration(longest * float64(time.Second)), err
+	}, nil
 }

@@ -57,7 +57,10 @@ func TestNodes(t *testing.T) {
 }
 
 // world is the cloud under test.
-type world struct{ *stack.Stack }
+type world struct {
+	*stack.Stack
+	moves *bool // what live said last; nil: nothing
+}
 
 // project is where everything happens.
 const project = api.DefaultProject

@@ -38,6 +38,7 @@ type Config struct {
 	LibvirtURI    string        // empty: qemu:///system
 	OVS           string        // database of Open vSwitch; empty: unix:/run/openvswitch/db.sock
 	Accel         string        // kvm or tcg; empty: kvm where it works
+	LiveTCG       bool          // emulated guests run while they move; see libvirt.Options
 	PeerLibvirt   string        // libvirt URI at which other nodes' libvirt reaches this one's; empty: no guest arrives here while it runs
 	PeerListen    string        // host:port at which other agents fetch disks; empty: none are given away
 	PeerAddress   string        // host that other agents reach that at; empty: what it listens on, or the address toward the server
@@ -107,7 +108,7 @@ func Run(ctx context.Context, cfg Config) error {
 	pools := storage.ByType{api.PoolDir: dirs, api.PoolNFS: mounts, api.PoolGluster: mounts}
 	parts := Parts{Pools: pools, Switch: ovs(cfg.OVS), keys: &keys{}}
 	facts := &switchFacts{}
-	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
+	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, LiveTCG: cfg.LiveTCG, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()
 	if ceph := rbd.New(rbd.Config{Key: parts.keys.of, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), Log: cfg.Log}); ceph != nil {
 		pools[api.PoolRBD] = ceph

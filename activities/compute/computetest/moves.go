@@ -28,6 +28,29 @@ func Moves(t *testing.T, r Rig) {
 	t.Run("definitions", func(t *testing.T) { definitions(t, r) })
 }
 
+// PausedMoves is what of it holds for guests that stand still while they move.
+func PausedMoves(t *testing.T, r Rig) {
+	t.Run("shared disk", func(t *testing.T) { moves(t, r, true) })
+	t.Run("copied disk", func(t *testing.T) { moves(t, r, false) })
+	t.Run("ended in the middle", func(t *testing.T) { ended(t, r) })
+	t.Run("joined", func(t *testing.T) { joined(t, r) })
+	t.Run("powered off in the middle", func(t *testing.T) { poweredOff(t, r) })
+	t.Run("guest that never rests", func(t *testing.T) { standsStill(t, r) })
+}
+
+// standsStill: a guest that stands still cannot keep a move from its end, and what would help it to that is left out.
+func standsStill(t *testing.T, r Rig) {
+	g := r.Boot(t, true, true)
+	m := r.begin(t, g)
+	m.PostCopy, m.AutoConverge, m.MaxDowntime, m.Bandwidth = true, true, 50*time.Millisecond, 32*api.MiB
+	moved, err := r.A.Migrate(t.Context(), m, nil)
+	require.NoError(t, err)
+	t.Logf("moved: %+v", moved)
+	require.False(t, moved.PostCopy)
+	require.Greater(t, moved.Downtime, m.MaxDowntime, "all of it was downtime")
+	r.AtTarget(t, g.Plan.VM)
+}
+
 func moves(t *testing.T, r Rig, shared bool) {
 	g := r.Boot(t, shared, false)
 	vm := g.Plan.VM

@@ -68,17 +68,24 @@ func (n *Nodes) Options(t *testing.T, i int) libvirt.Options {
 	require.NoError(t, os.MkdirAll(consoles, 0o755))
 	return libvirt.Options{
 		URI:        "qemu+unix:///system?socket=" + filepath.Join(n.dir, n.Names[i], "run/libvirt/libvirt-sock"),
-		ConsoleDir: consoles, Accel: os.Getenv("NEXTSTACK_TEST_ACCEL"),
+		ConsoleDir: consoles, Accel: os.Getenv("NEXTSTACK_TEST_ACCEL"), LiveTCG: true,
 		Peer: api.Peer{Libvirt: "qemu+tcp://" + address + "/system", Address: address},
 	}
 }
 
-// Rig returns the two nodes with drivers that are closed with the test.
-func (n *Nodes) Rig(t *testing.T) Rig {
+// Rig returns the two nodes with drivers that are closed with the test. Guests run while they move, as with KVM.
+func (n *Nodes) Rig(t *testing.T) Rig { return n.rig(t, true) }
+
+// PausedRig is the same with guests that stand still while they move, as the emulated ones of users do.
+func (n *Nodes) PausedRig(t *testing.T) Rig { return n.rig(t, false) }
+
+func (n *Nodes) rig(t *testing.T, live bool) Rig {
 	t.Helper()
 	var d [2]*libvirt.Driver
 	for i := range d {
-		d[i] = libvirt.New(n.Options(t, i))
+		o := n.Options(t, i)
+		o.LiveTCG = live
+		d[i] = libvirt.New(o)
 		t.Cleanup(d[i].Close)
 	}
 	return Rig{

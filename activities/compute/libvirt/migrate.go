@@ -37,6 +37,7 @@ type migration struct {
 	last    *libvirt.DomainJobInfo     // newest figures
 	final   chan libvirt.DomainJobInfo // those of the end
 	ending  *problem.Problem           // why the move is being ended; nil: it is not
+	paused  bool                       // the guest stands still while its memory is sent
 	capped  bool                       // the downtime has been set while the move ran
 	posting bool                       // post-copy has been asked for
 }
@@ -133,7 +134,13 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 	if err != nil {
 		return nil, err
 	}
-	params, flags, err := m.params(<-live)
+	xml := <-live
+	guest, err := domain.GuestOf(xml)
+	if err != nil {
+		return nil, err
+	}
+	m.paused = guest.Accel == domain.TCG && !m.d.opt.LiveTCG
+	params, flags, err := m.params(xml)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +170,10 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 }
 
 // params say how the guest is moved.
+//
+// A guest that is emulated stands still meanwhile. Of what it writes while its memory is sent some would be lost: QEMU's emulator does not
+// learn that a page is being watched again if nothing has been written, since it was looked at last, but pages that still wait to be sent
+// (physical_memory_sync_dirty_bitmap returns early when it counts no new pages). With KVM the kernel watches.
 func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvirt.DomainMigrateFlags, error) {
 	in := m.in
 	xml, err := domain.Transplant(live, in.Incoming.XML)
@@ -170,8 +181,10 @@ func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvi
 		return nil, 0, err
 	}
 	p := &libvirt.DomainMigrateParameters{DestXML: xml, DestXMLSet: true, PersistXML: in.Incoming.XML, PersistXMLSet: true}
-	flags := libvirt.MIGRATE_LIVE | libvirt.MIGRATE_PEER2PEER | libvirt.MIGRATE_PERSIST_DEST | libvirt.MIGRATE_UNDEFINE_SOURCE |
-		libvirt.MIGRATE_ABORT_ON_ERROR
+	flags := libvirt.MIGRATE_PEER2PEER | libvirt.MIGRATE_PERSIST_DEST | libvirt.MIGRATE_UNDEFINE_SOURCE | libvirt.MIGRATE_ABORT_ON_ERROR
+	if !m.paused {
+		flags |= libvirt.MIGRATE_LIVE
+	}
 	if a := in.Incoming.Address; a != "" {
 		host := a
 		if ip, err := netip.ParseAddr(a); err == nil {
@@ -185,10 +198,10 @@ func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvi
 	if in.Bandwidth > 0 {
 		p.Bandwidth, p.BandwidthSet = uint64((in.Bandwidth+api.MiB-1)/api.MiB), true
 	}
-	if in.AutoConverge {
+	if in.AutoConverge && !m.paused {
 		flags |= libvirt.MIGRATE_AUTO_CONVERGE
 	}
-	if in.PostCopy {
+	if in.PostCopy && !m.paused {
 		flags |= libvirt.MIGRATE_POSTCOPY
 	}
 	switch {
@@ -277,7 +290,7 @@ func (m *migration) steer(ctx context.Context, s *sight) {
 		m.posting = true
 	case m.ending != nil:
 		m.end(ctx, m.ending)
-	case m.in.PostCopy && (late || m.pace.stuck()):
+	case m.in.PostCopy && s.phase() == api.PhaseRunning && (late || m.pace.stuck()):
 		if err := m.d.onJob(ctx, m.vm, "switch to post-copy", func(dom *libvirt.Domain) error { return dom.MigrateStartPostCopy(0) }); err != nil {
 			m.d.opt.Log.Debug("not yet post-copy", "vm", m.vm, "error", err) // while disks are copied, say
 			return

@@ -36,6 +36,9 @@ func TestOutageOfMove(t *testing.T) {
 	t.Run("target's libvirtd", func(t *testing.T) { killed(t, nodes, r, "b") })
 	t.Run("agent", func(t *testing.T) { agentKilled(t, nodes, r) })
 	t.Run("at any moment", func(t *testing.T) { killedAnywhere(t, nodes, r) })
+	paused := nodes.PausedRig(t)
+	t.Run("source's libvirtd, of a guest that stands still", func(t *testing.T) { killed(t, nodes, paused, "a") })
+	t.Run("target's libvirtd, of a guest that stands still", func(t *testing.T) { killed(t, nodes, paused, "b") })
 }
 
 func prepare(t *testing.T, from, to compute.Driver, g computetest.Guest) steps.MoveDomain {

@@ -135,7 +135,9 @@ func (o *observed) says(vm string) []byte {
 // Bench returns the first of the nodes as a bench.
 func (n *Nodes) Bench(t *testing.T) Bench {
 	t.Helper()
-	driver := libvirt.New(n.Options(t, 0))
+	opt := n.Options(t, 0)
+	opt.LiveTCG = false // what such a guest writes meanwhile must not be lost here
+	driver := libvirt.New(opt)
 	t.Cleanup(driver.Close)
 	o := &observed{Driver: driver, from: map[string]int{}, anew: map[string]int{}, console: func(vm string) []byte {
 		b, _ := os.ReadFile(domain.ConsoleLog(filepath.Join(n.Dir, "consoles-"+n.Names[0]), vm))

@@ -17,12 +17,17 @@ import (
 )
 
 // TakeCheckpoint implements compute.Checkpoints. libvirt writes the memory while the guest goes on, stops it for what is left, has
-// QEMU switch all disks at once, and only then lets it go on: so disks that are switched say that the memory is whole.
+// QEMU switch all disks at once, and only then lets it go on: so disks that are switched say that the memory is whole. A guest that is
+// emulated stands still from the beginning: of what it writes meanwhile QEMU would lose some, as when it moves (see params).
 func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkpoint, tell func(api.Progress)) (time.Duration, error) {
 	if _, err := d.idle(ctx, vm, nil); err != nil { // it may be what an agent before this one has begun
 		return 0, err
 	}
-	order := make(chan string, 1)
+	type work struct {
+		xml   string
+		flags libvirt.DomainSnapshotCreateFlags
+	}
+	order := make(chan work, 1)
 	err := d.with(ctx, vm, "look at the disks of the guest", func(dom *libvirt.Domain) error {
 		if active, err := dom.IsActive(); err != nil || !active {
 			return errors.Join(err, compute.NotRunning(vm))
@@ -44,11 +49,12 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 		if err != nil {
 			return err
 		}
-		if err := keepable(vm, xml); err != nil {
+		flags, err := d.checkpointFlags(vm, xml)
+		if err != nil {
 			return err
 		}
 		if xml, err = domain.CheckpointXML(xml, c); err == nil {
-			order <- xml
+			order <- work{xml, flags}
 		}
 		return err
 	})
@@ -57,22 +63,20 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 	}
 	still, taken := newStandstill(vm), false
 	select {
-	case xml := <-order:
+	case w := <-order:
 		taken = true
-		const flags = libvirt.DOMAIN_SNAPSHOT_CREATE_LIVE | libvirt.DOMAIN_SNAPSHOT_CREATE_NO_METADATA | libvirt.DOMAIN_SNAPSHOT_CREATE_REUSE_EXT |
-			libvirt.DOMAIN_SNAPSHOT_CREATE_ATOMIC
 		err = d.long(ctx, longCall{vm: vm, what: "take a checkpoint of the guest", tell: tell, text: "writing the memory of the guest", onLink: still.listen, do: func(conn *libvirt.Connect) error {
 			dom, err := d.own(conn, vm)
 			if err != nil {
 				return err
 			}
 			defer dom.Free() //nolint:errcheck // frees memory only
-			snap, err := dom.CreateSnapshotXML(xml, flags)
+			snap, err := dom.CreateSnapshotXML(w.xml, w.flags)
 			if err != nil && !lost(err) && ctx.Err() == nil { // a libvirtd that died may have left the layers open
 				if ferr := forget(dom, c.Disks); ferr != nil {
 					return errors.Join(ferr, err)
 				}
-				snap, err = dom.CreateSnapshotXML(xml, flags)
+				snap, err = dom.CreateSnapshotXML(w.xml, w.flags)
 			}
 			if err == nil {
 				snap.Free() //nolint:errcheck // frees memory only
@@ -91,13 +95,20 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 	return still.length(), nil
 }
 
-// keepable refuses a guest of which more than memory and disks would have to be kept.
-func keepable(vm, live string) error {
+// checkpointFlags says how a guest is kept, and refuses one of which more than memory and disks would have to be.
+func (d *Driver) checkpointFlags(vm, live string) (libvirt.DomainSnapshotCreateFlags, error) {
+	flags := libvirt.DOMAIN_SNAPSHOT_CREATE_NO_METADATA | libvirt.DOMAIN_SNAPSHOT_CREATE_REUSE_EXT | libvirt.DOMAIN_SNAPSHOT_CREATE_ATOMIC
 	g, err := domain.GuestOf(live)
-	if err != nil || len(g.Blockers) == 0 {
-		return err
+	if err != nil {
+		return 0, err
 	}
-	return problem.New(problem.Unsupported, "vm %s can have no checkpoint", vm).Because("%s", g.Blockers[0]).Try("take snapshots of its volumes: gnext snap add")
+	if len(g.Blockers) > 0 {
+		return 0, problem.New(problem.Unsupported, "vm %s can have no checkpoint", vm).Because("%s", g.Blockers[0]).Try("take snapshots of its volumes: gnext snap add")
+	}
+	if g.Accel != domain.TCG || d.opt.LiveTCG {
+		flags |= libvirt.DOMAIN_SNAPSHOT_CREATE_LIVE
+	}
+	return flags, nil
 }
 
 // on says how many disks are written to the layers that are named.

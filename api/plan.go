@@ -18,21 +18,12 @@ type OperationPlan struct {
 	After           json.RawMessage `json:"after,omitempty"`           // an update: the record of the target as it shall be
 	ReleaseIfDone   []string        `json:"releaseIfDone,omitempty"`   // claims that end with success
 	ReleaseIfUndone []string        `json:"releaseIfUndone,omitempty"` // claims that end with failure
-	Rewrites        []Rewrite       `json:"rewrites,omitempty"`        // claims that say something else afterwards
 	PutIfDone       []Claim         `json:"putIfDone,omitempty"`       // claims that have another value after success
 	PutIfUndone     []Claim         `json:"putIfUndone,omitempty"`     // claims that get their old value back with failure
 	Makes           []string        `json:"makes,omitempty"`           // names of files that it makes, of which no record tells yet
 
 	Journal int              `json:"journal,omitempty"` // number of the last journal that was written
 	Cause   *problem.Problem `json:"cause,omitempty"`   // why the operation goes back, once it does
-}
-
-// Rewrite is a claim that gets another value when the operation ends.
-type Rewrite struct {
-	Key    string `json:"key"`
-	Set    string `json:"set"` // prefix of the claims that it is summed up with: their ledger is touched
-	Done   string `json:"done"`
-	Undone string `json:"undone"`
 }
 
 // Lock is one record that an operation holds, and what becomes of it.
@@ -49,6 +40,7 @@ type Claim struct {
 	Key    string `json:"key"`
 	Value  string `json:"value,omitempty"`
 	Sealed []byte `json:"sealed,omitempty"` // instead of a value: an encrypted secret, which is no text
+	Set    string `json:"set,omitempty"`    // prefix of the claims that it is summed up with, whose ledger is touched; empty: none is
 }
 
 // Content is what is written at the key.

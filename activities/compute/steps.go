@@ -57,15 +57,15 @@ func (s *service) remove(ctx context.Context, _ steps.Token, plan steps.VMPlan) 
 // start defines the domain again when it is gone: a node that was installed anew keeps its pool, but not its domains.
 func (s *service) start(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.PowerResult, error) {
 	before := api.PhaseStopped
-	files, err := s.files.Locate(plan)
-	if err == nil {
-		err = s.redirect(ctx, plan, files)
-	}
+	files, nowhere := s.files.Locate(plan)
+	err := s.redirect(ctx, plan, files)
 	if err == nil {
 		before, err = s.driver.Start(ctx, plan.VM)
 	}
-	if problem.Is(err, problem.NotFound) && files.Disk.IsSet() {
-		before, err = api.PhaseStopped, s.driver.Create(ctx, plan, files)
+	if problem.Is(err, problem.NotFound) {
+		if before, err = api.PhaseStopped, nowhere; err == nil {
+			err = s.driver.Create(ctx, plan, files)
+		}
 	}
 	return steps.PowerResult{Before: before}, problem.Wrap(err, problem.Internal, "cannot start vm %s", plan.Name)
 }

@@ -26,10 +26,20 @@ func (f *Fake) Capabilities(p steps.PoolOnNode) Capabilities {
 
 // Locate implements Pool.
 func (f *Fake) Locate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	data := plan.Data
+	plan.Data = nil
+	locate := Locate
 	if plan.Disk.Type == api.PoolRBD {
-		return LocateRBD(plan)
+		locate = LocateRBD
 	}
-	return Locate(plan)
+	out, err := locate(plan)
+	for i := 0; i < len(data) && err == nil; i++ { // which may be in pools of other types
+		var source compute.DiskSource
+		d := data[i]
+		source, err = f.LocateVolume(steps.VolumePlan{Volume: d.Volume, Pool: d.Pool, Layer: d.Layer, Shareable: d.Shareable})
+		out.Data = append(out.Data, source)
+	}
+	return out, err
 }
 
 // LocateVolume implements Volumes.

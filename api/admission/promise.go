@@ -70,7 +70,8 @@ func (a *Admission) changeClaim(c *acceptance, vm *api.VM, to *api.VMGroup) erro
 	}
 	c.Put(key, meanwhile)
 	c.Touch(store.NodePrefix(vm.Status.Agent), node)
-	c.op.Plan.Rewrites = append(c.op.Plan.Rewrites, api.Rewrite{Key: key, Set: store.NodePrefix(vm.Status.Agent), Done: done, Undone: string(e.Value)})
+	c.op.Plan.PutIfDone = append(c.op.Plan.PutIfDone, api.Claim{Key: key, Value: done, Set: store.NodePrefix(vm.Status.Agent)})
+	c.op.Plan.PutIfUndone = append(c.op.Plan.PutIfUndone, api.Claim{Key: key, Value: string(e.Value), Set: store.NodePrefix(vm.Status.Agent)})
 	return nil
 }
 

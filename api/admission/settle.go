@@ -45,13 +45,10 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 		for _, key := range release {
 			d.Release(key)
 		}
-		for _, w := range op.Plan.Rewrites {
-			if err := a.rewrite(ctx, d, w, done); err != nil {
+		for _, c := range put {
+			if err := a.rewrite(ctx, d, c); err != nil {
 				return err
 			}
-		}
-		for _, c := range put {
-			d.Put(c.Key, c.Content())
 		}
 		op.State, op.Error, op.Result, op.Ended, op.Checkpoint = out.State, out.Error, out.Result, now, nil
 		op.Steps = mergeSteps(op.Steps, out.Steps, now)
@@ -62,23 +59,24 @@ func (a *Admission) Settle(ctx context.Context, h auth.Handle, out Outcome) erro
 }
 
 // rewrite lets a claim say what is so from now on. One that is gone went with its record.
-func (a *Admission) rewrite(ctx context.Context, d *store.Draft, w api.Rewrite, done bool) error {
-	revision, err := store.LedgerRevision(ctx, a.kv, w.Set)
-	if err != nil {
-		return err
+func (a *Admission) rewrite(ctx context.Context, d *store.Draft, c api.Claim) error {
+	var ledger int64
+	if c.Set != "" { // read before what it is about
+		var err error
+		if ledger, err = store.LedgerRevision(ctx, a.kv, c.Set); err != nil {
+			return err
+		}
 	}
-	if _, err := a.kv.Get(ctx, w.Key); err != nil {
+	if _, err := a.kv.Get(ctx, c.Key); err != nil {
 		if problem.Is(err, problem.NotFound) {
 			return nil
 		}
 		return err
 	}
-	value := w.Undone
-	if done {
-		value = w.Done
+	d.Put(c.Key, c.Content())
+	if c.Set != "" {
+		d.Touch(c.Set, ledger)
 	}
-	d.Put(w.Key, value)
-	d.Touch(w.Set, revision)
 	return nil
 }
 

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"reflect"
@@ -115,7 +114,7 @@ type imageUploadInput struct {
 // else.
 func (s *Server) captured(ctx context.Context, agent, id string) error {
 	image, err := s.anyImage(ctx, id)
-	if problem.Is(err, problem.NotFound) && s.exporting(ctx, agent, id) {
+	if problem.Is(err, problem.NotFound) && s.o.Fleet.Exports(ctx, handleOf(ctx), agent, id) {
 		return nil
 	}
 	if err != nil {
@@ -125,16 +124,6 @@ func (s *Server) captured(ctx context.Context, agent, id string) error {
 		return problem.New(problem.Conflict, "image %s is not being made of a volume", image.Name)
 	}
 	return nil
-}
-
-// exporting reports whether an operation exports a volume from an agent. Agents may read no operations by themselves.
-func (s *Server) exporting(ctx context.Context, agent, id string) bool {
-	op, err := store.Get[api.Operation](ctx, s.o.KV, auth.ControlPlane("uploads"), "", id)
-	if err != nil || op.Kind != api.OpVolumeExport || op.State.Ended() || op.Plan == nil {
-		return false
-	}
-	var work api.VolumeExportWork
-	return json.Unmarshal(op.Plan.Input, &work) == nil && work.Agent.ID == agent
 }
 
 // accept makes the server ignore what it does not know in a T, however deep it stands. Agents are upgraded one by one, and one

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -135,6 +136,10 @@ func complaint(log string, offset int64) string {
 	return said[:min(len(said), maxSaid)]
 }
 
+// nfsPatience is how long a server may take until its export is mounted. The kernel would wait for ever: a client that has lost
+// its server while it had something there connects again and again before it mounts anything more of that server.
+const nfsPatience = 20 * time.Second
+
 // nfs mounts exports of NFS servers by the kernel.
 type nfs struct{}
 
@@ -150,12 +155,22 @@ func (n nfs) mount(ctx context.Context, p steps.PoolOnNode, _ string) error {
 	// Guests must never lose what they have written, whatever a server does: "hard". It is not tried again in the background, nor
 	// for long: the agent does that. Attributes that are remembered would hide what other nodes have just made.
 	options := "hard,retry=0,lookupcache=none,actimeo=1"
+	if !asksForVersion(p.Source.Options) {
+		// The best that the server has, but never 3 unasked: that needs services on each node, and mount.nfs would try it
+		// whenever 4 fails, and complain of those services, whatever was wrong.
+		options += ",vers=4"
+	}
 	if p.Source.Options != "" {
 		options += "," + p.Source.Options
 	}
+	ctx, cancel := context.WithTimeout(ctx, nfsPatience)
+	defer cancel()
 	out, err := command(ctx, "mount", "-t", "nfs", "-o", options, n.source(p), p.Path)
 	if err != nil {
-		if out == "" {
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			out = "the server does not answer"
+		case out == "":
 			out = err.Error()
 		}
 		problems := problem.New(problem.Unavailable, "NFS export %s cannot be mounted", from(p)).Because("%s", out).
@@ -166,6 +181,17 @@ func (n nfs) mount(ctx context.Context, p steps.PoolOnNode, _ string) error {
 		return problems
 	}
 	return nil
+}
+
+// asksForVersion reports whether mount options of NFS name a version of it.
+func asksForVersion(options string) bool {
+	for o := range strings.SplitSeq(options, ",") {
+		switch name, _, _ := strings.Cut(o, "="); name {
+		case "vers", "nfsvers", "v3", "v4", "v4.0", "v4.1", "v4.2":
+			return true
+		}
+	}
+	return false
 }
 
 // works implements mounter: the kernel does not die.
@@ -182,6 +208,9 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	}
 	defer func() { _ = out.Close(); _ = os.Remove(out.Name()) }()
 	cmd.Stdout, cmd.Stderr = out, out
+	// With what it has started itself: mount.nfs would go on alone, and might mount after all.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	err = cmd.Run()
 	said, _ := os.ReadFile(out.Name())
 	return strings.Join(strings.Fields(string(said[:min(len(said), 1000)])), " "), err
@@ -200,6 +229,17 @@ func isMounted(path string) (mountInfo, error) {
 		}
 	}
 	return out, err
+}
+
+// countMounts tells how many are mounted at exactly this path, one over another.
+func countMounts(path string) (n int, err error) {
+	all, err := mountTable()
+	for _, m := range all {
+		if m.path == path {
+			n++
+		}
+	}
+	return n, err
 }
 
 func mountsBelow(dir string) (out []mountInfo, err error) {

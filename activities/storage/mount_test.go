@@ -1,12 +1,15 @@
 package storage
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -28,6 +31,13 @@ func TestNFSIsMountedByTheKernel(t *testing.T) {
 	b, err := os.ReadFile(said)
 	require.NoError(t, err)
 	require.Equal(t, "-t nfs -o hard,retry=0,lookupcache=none,actimeo=1,vers=4.2,nconnect=4 [fd00::1]:/srv/vms /run/gnext/pools/x", strings.TrimSpace(string(b)))
+	for options, want := range map[string]string{"": "vers=4", "nconnect=4": "vers=4,nconnect=4", "nfsvers=3": "nfsvers=3", "noatime,v4.1": "noatime,v4.1"} {
+		p.Source.Options = options
+		require.NoError(t, nfs{}.mount(t.Context(), p, t.TempDir()))
+		b, err = os.ReadFile(said)
+		require.NoError(t, err)
+		require.Contains(t, string(b), "actimeo=1,"+want+" ")
+	}
 
 	for said, want := range map[string]problem.Kind{
 		"mount.nfs: Connection refused for 10.0.0.1:/srv/vms":                                  problem.Unavailable,
@@ -41,6 +51,22 @@ func TestNFSIsMountedByTheKernel(t *testing.T) {
 		require.Equal(t, want, problem.KindOf(err), "%v", err)
 		require.Contains(t, err.Error(), said)
 	}
+}
+
+func TestNFSMountsThatTakeTooLong(t *testing.T) {
+	alive := filepath.Join(t.TempDir(), "alive")
+	require.NoError(t, unix.Mkfifo(alive, 0o600))
+	instead(t, "mount", "sleep 600 > "+alive) // a child of the shell
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	p := steps.PoolOnNode{Path: "/x", Source: api.PoolSource{Hosts: []string{"h"}, Name: "/srv"}}
+	done := make(chan error, 1)
+	go func() { done <- nfs{}.mount(ctx, p, t.TempDir()) }()
+	_, err := os.ReadFile(alive) // ends when nobody is left who could write
+	require.NoError(t, err)
+	err = <-done
+	require.Equal(t, problem.Unavailable, problem.KindOf(err))
+	require.Contains(t, err.Error(), "the server does not answer")
 }
 
 func TestWhatGlusterComplainsOf(t *testing.T) {

@@ -59,13 +59,13 @@ type mounted struct {
 
 	mu     sync.Mutex // one at a time mounts
 	failed error      // what the last attempt said
-	at     time.Time
+	again  time.Time  // when the next one may be
 }
 
 // Timing of mounts.
 const (
 	mountTimeout = 60 * time.Second
-	// mountPause must pass after an attempt that failed. Who comes meanwhile gets the answer of that.
+	// mountPause must pass after an attempt that failed, or as much time as that took. Who comes meanwhile gets the answer of that.
 	mountPause = 3 * time.Second
 	// keptFor is how long a mount that nobody asks for is kept after its last use: a pool may be on its way to become one.
 	keptFor = 2 * time.Minute
@@ -170,7 +170,7 @@ func (m *Mounts) ensure(ctx context.Context, fs *mounted, p steps.PoolOnNode) er
 		return problem.New(problem.Conflict, "something else is mounted at %s", p.Path).Because("%s, of type %s", is.source, is.fsType).Try("unmount it")
 	case is.path != "" && how.works(p):
 		return nil
-	case time.Since(fs.at) < mountPause && fs.failed != nil:
+	case time.Now().Before(fs.again) && fs.failed != nil:
 		return fs.failed
 	case is.path != "": // whoever stood for it has died, and what was opened through it is lost in any case
 		m.log.Warn("what has mounted a pool is gone, mounting it anew", "pool", p.Pool, "path", p.Path)
@@ -178,8 +178,9 @@ func (m *Mounts) ensure(ctx context.Context, fs *mounted, p steps.PoolOnNode) er
 			return problem.Wrap(err, problem.Unavailable, "the dead mount at %s cannot be taken away", p.Path)
 		}
 	}
+	begun := time.Now()
 	fs.failed = m.mountNow(ctx, how, p)
-	fs.at = time.Now()
+	fs.again = time.Now().Add(max(mountPause, time.Since(begun)))
 	return fs.failed
 }
 
@@ -228,7 +229,7 @@ func (m *Mounts) unmount(p string) error {
 		if is.path == "" {
 			break
 		}
-		if err := unix.Unmount(p, unix.UMOUNT_NOFOLLOW); err != nil {
+		if err := m.detach(p); err != nil {
 			k := problem.Unavailable
 			if errors.Is(err, unix.EBUSY) {
 				k = problem.InUse
@@ -239,6 +240,29 @@ func (m *Mounts) unmount(p string) error {
 	}
 	id := filepath.Base(p)
 	return errors.Join(removed(p), removed(p+pidExt), removed(filepath.Join(m.dir, id+noteExt)), removed(filepath.Join(m.dir, id+logExt)))
+}
+
+// detach unmounts what is on top. A part of it is to give the server back what it keeps for its client: when that does not answer,
+// it goes on in the background, after the mount has gone from the table.
+func (m *Mounts) detach(path string) error {
+	before, err := countMounts(path)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- unix.Unmount(path, unix.UMOUNT_NOFOLLOW) }()
+	t := time.NewTimer(patienceWithServer)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		m.log.Warn("the server of a mount that goes away does not answer", "path", path)
+		if now, err := countMounts(path); err != nil || now < before {
+			return err
+		}
+		return unix.ETIMEDOUT
+	}
 }
 
 // What the names of files end with that are kept for a pool.

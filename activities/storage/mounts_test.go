@@ -3,9 +3,7 @@ package storage_test
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -186,50 +184,4 @@ func TestGlusterFull(t *testing.T) {
 	require.NoError(t, w.MakeDisk(t.Context(), p, w.src, nil))
 	require.NoError(t, w.RemoveDisk(t.Context(), p))
 	require.NoError(t, w.EvictImage(t.Context(), w.cachedImage()))
-}
-
-// nfsNodes are nodes a and b, on directories of the export of a real NFS server, or the test is skipped.
-func nfsNodes(t *testing.T) (a, b *farNode) {
-	t.Helper()
-	box := realServers(t, "ganesha", "pools on a real NFS server")
-	out, err := box.run("exec", "a", "sh", "-c", "d=$(mktemp -d) && mount -t nfs -o retry=0 "+box.net+".1:/vms $d && umount $d; r=$?; rmdir $d; exit $r")
-	if strings.Contains(out, "unknown filesystem type") || strings.Contains(out, "No such device") {
-		t.Skipf("SKIPPED, NOT TESTED: pools on a real NFS server. The kernel of this machine has no NFS client: %s", out)
-	}
-	require.NoError(t, err, "%s", out)
-	source := func(path string) api.PoolSource {
-		sum := sha256.Sum256([]byte(path))
-		dir := "t-" + hex.EncodeToString(sum[:8])
-		require.NoError(t, os.MkdirAll(filepath.Join(box.dir, "nfs/vms", dir), 0o755))
-		return api.PoolSource{Hosts: []string{box.net + ".1"}, Name: "/vms/" + dir}
-	}
-	return box.start(t, "a", api.PoolNFS, source), box.start(t, "b", api.PoolNFS, source)
-}
-
-func TestNFSConforms(t *testing.T) {
-	a, b := nfsNodes(t)
-	conform(t, func() storage.Pool { return a })
-	conformVolumes(t, func() storage.Pool { return a })
-	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir()} })
-}
-
-func TestNFSGoneAndBack(t *testing.T) {
-	a, b := nfsNodes(t)
-	w := on(t, a)
-	other := w.as(b)
-	other.pool.Join = true
-	_, err := other.Prepare(t.Context(), other.pool)
-	require.NoError(t, err)
-	require.NoError(t, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
-	a.box.signal(t, "ganesha", unix.SIGSTOP)
-	defer a.box.signal(t, "ganesha", unix.SIGCONT)
-	for _, w := range []*world{w, other} {
-		require.NotEmpty(t, w.Usage(t.Context(), w.pool).Error)
-		is(t, problem.Unavailable, w.MakeDisk(t.Context(), w.plan(), w.src, nil))
-	}
-	a.box.signal(t, "ganesha", unix.SIGCONT)
-	for _, w := range []*world{w, other} {
-		require.Eventually(t, func() bool { return w.Usage(t.Context(), w.pool).Error == "" }, time.Minute, 200*time.Millisecond)
-		require.Equal(t, 1, w.kinds(t)[storage.KindVolume])
-	}
 }

@@ -61,6 +61,8 @@ type question struct {
 	Drop     *steps.SnapshotDrop `json:"drop,omitempty"`
 	Merged   bool                `json:"merged,omitempty"`
 	Revert   *steps.VolumeRevert `json:"revert,omitempty"`
+
+	Args []string `json:"args,omitempty"` // of a program that is to run there
 }
 
 type answer struct {
@@ -68,6 +70,7 @@ type answer struct {
 	Files []steps.FileFound `json:"files,omitempty"`
 	Told  int               `json:"told,omitempty"` // how often it was told how far it is
 	Alone bool              `json:"alone,omitempty"`
+	Said  string            `json:"said,omitempty"` // by a program
 	Error *problem.Problem  `json:"error,omitempty"`
 }
 
@@ -122,6 +125,11 @@ func serveNode(socket string) error {
 		"unrevert": func(ctx context.Context, q question) (answer, error) { return answer{}, m.UndoRevert(ctx, *q.Revert) },
 		"make": func(ctx context.Context, q question) (answer, error) {
 			return answer{}, m.MakeDisk(ctx, *q.Plan, farSource{over(q.Source)}, nil)
+		},
+		"detach": func(_ context.Context, q question) (answer, error) { return answer{}, m.Detach(q.Pool.Path) },
+		"run": func(ctx context.Context, q question) (answer, error) {
+			out, err := exec.CommandContext(ctx, q.Args[0], q.Args[1:]...).CombinedOutput()
+			return answer{Said: string(out)}, err
 		},
 	}
 	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:errcheck,gosec // ends with the process

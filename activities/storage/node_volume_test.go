@@ -112,12 +112,20 @@ func (n *farNode) LocateVolume(v steps.VolumePlan) (compute.DiskSource, error) {
 	return storage.NewDir(nil).LocateVolume(*n.volume(v))
 }
 
+// program runs a program in the node.
+func (n *farNode) program(t *testing.T, args ...string) string {
+	t.Helper()
+	a, err := n.ask(t.Context(), "run", question{Args: args})
+	require.NoError(t, err, "%v on node %s: %s", args, n.name, a.Said)
+	return a.Said
+}
+
 // write implements hand.
 func (n *farNode) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 	t.Helper()
 	s, err := n.LocateVolume(v)
 	require.NoError(t, err)
-	out := n.box.do(t, "exec", n.name, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %d %d", b, at*slot, slot), s.File)
+	out := n.program(t, "qemu-io", "-f", s.Format, "-c", fmt.Sprintf("write -P %d %d %d", b, at*slot, slot), s.File)
 	require.NotContains(t, out, "failed")
 }
 
@@ -127,7 +135,9 @@ func (n *farNode) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
 	s, err := n.LocateVolume(v)
 	require.NoError(t, err)
 	raw := filepath.Join(t.TempDir(), "raw")
-	n.box.do(t, "exec", n.name, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", s.File, raw)
-	n.box.do(t, "exec", n.name, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	n.program(t, "qemu-img", "convert", "-f", s.Format, "-O", "raw", s.File, raw)
+	if s.Format == api.FormatQCOW2 {
+		n.program(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	}
 	return shows(t, raw)
 }

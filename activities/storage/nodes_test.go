@@ -20,11 +20,12 @@ import (
 type nodes struct {
 	a, b     storage.Pool
 	net, own string
+	rounds   int // how often what is a matter of chance is tried; 0: often
 }
 
 func fakes(t *testing.T) nodes {
 	net, dir := &storage.Fake{}, t.TempDir()
-	return nodes{&storage.Fake{Net: net, NetDir: dir}, &storage.Fake{Net: net, NetDir: dir}, dir, "/own"}
+	return nodes{a: &storage.Fake{Net: net, NetDir: dir}, b: &storage.Fake{Net: net, NetDir: dir}, net: dir, own: "/own"}
 }
 
 func dirs(t *testing.T) nodes {
@@ -34,7 +35,7 @@ func dirs(t *testing.T) nodes {
 	}
 	own := filepath.Join(base, "own")
 	require.NoError(t, os.Symlink("a", own))
-	return nodes{local{storage.NewDir(nil), "a", own}, local{storage.NewDir(nil), "b", own}, filepath.Join(base, "net"), own}
+	return nodes{a: local{storage.NewDir(nil), "a", own}, b: local{storage.NewDir(nil), "b", own}, net: filepath.Join(base, "net"), own: own}
 }
 
 // local is a pool driver on a node that has a directory of its own where others have theirs. It shows while something is

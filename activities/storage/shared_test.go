@@ -107,8 +107,11 @@ func conformShared(t *testing.T, fresh func(*testing.T) nodes) {
 	})
 
 	t.Run("two agents at once on one directory of a pool that is not shared", func(t *testing.T) {
-		for round := range 50 {
+		for round, rounds := 0, 50; round < rounds; round++ {
 			n := fresh(t)
+			if n.rounds > 0 {
+				rounds = n.rounds
+			}
 			a := newWorld(t, n.a)
 			a.pool.Path, a.pool.Agent = filepath.Join(n.net, "pool"), api.NewID()
 			b := a.as(n.b)
@@ -144,7 +147,8 @@ func conformShared(t *testing.T, fresh func(*testing.T) nodes) {
 	})
 
 	t.Run("many on two nodes at once", func(t *testing.T) {
-		a, b := shared(t)
+		n := fresh(t)
+		a, b := sharedPool(t, n)
 		var wg sync.WaitGroup
 		errs := make(chan error, 60)
 		for i, w := range []*world{a, b} {
@@ -166,7 +170,11 @@ func conformShared(t *testing.T, fresh func(*testing.T) nodes) {
 			}
 			wg.Go(func() {
 				for range 10 {
-					if err := w.EvictImage(t.Context(), w.cachedImage()); err != nil && !problem.Is(err, problem.InUse) {
+					err := w.EvictImage(t.Context(), w.cachedImage())
+					if n.rounds > 0 && problem.Is(err, problem.Unavailable) && strings.Contains(err.Error(), "is busy") {
+						continue // where all is slow somebody may have the lock all the time
+					}
+					if err != nil && !problem.Is(err, problem.InUse) {
 						errs <- err
 					}
 				}

@@ -16,6 +16,8 @@ die() { echo "guest.sh: $*" >&2; exit 1; }
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SELF=$HERE/$(basename "${BASH_SOURCE[0]}")
+# shellcheck source=kernel.sh
+. "$HERE/kernel.sh"
 [ $# -ge 1 ] || die "usage: guest.sh OUTDIR [--force]"
 mkdir -p "$1"; OUT=$(cd "$1" && pwd); FORCE=${2:-}
 START=$EPOCHREALTIME
@@ -23,7 +25,7 @@ took() { awk -v a="$START" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f s", b - a
 
 [ "$(uname -m)" = x86_64 ] || die "only x86-64 is supported: $(uname -m) has no BIOS boot, which this image relies on"
 
-STAMP=$( { uname -m; cat "$SELF" "$HERE"/guest/*; } | sha256sum | cut -d' ' -f1)
+STAMP=$( { uname -m; cat "$SELF" "$HERE/kernel.sh" "$HERE"/guest/*; } | sha256sum | cut -d' ' -f1)
 if [ "$FORCE" != --force ] && [ -s "$OUT/tiny.qcow2" ] && [ "$(cat "$OUT/stamp" 2>/dev/null)" = "$STAMP" ]; then
   echo "guest: $OUT/tiny.qcow2 is up to date"; exit 0
 fi
@@ -34,37 +36,12 @@ done
 export PATH=$PATH:/usr/sbin:/sbin
 
 W=$(mktemp -d "$OUT/build.XXXXXX"); trap 'rm -rf "$W"' EXIT
-mkdir "$W/x"
 
 # --- kernel: unpacked, never installed ----------------------------------------------------------
 
-# The metapackage to follow: the smallest kernel of each distribution that has the virtio drivers.
-kernel_meta() {
-  local m
-  for m in linux-image-cloud-amd64 linux-image-kvm linux-image-virtual linux-image-generic linux-image-amd64; do
-    if apt-cache show "$m" >/dev/null 2>&1; then echo "$m"; return; fi
-  done
-}
-
-# The real kernel package that the metapackage depends on, and Ubuntu's modules package beside it.
-kernel_packages() {
-  local meta img
-  meta=$(kernel_meta); [ -n "$meta" ] || return 1
-  img=$(apt-cache depends "$meta" | awk '/Depends: linux-image-[0-9]/ { print $2; exit }')
-  [ -n "$img" ] || return 1
-  echo "$img"
-  apt-cache depends "$img" | awk '/Depends: linux-modules-[0-9]/ { print $2; exit }'
-}
-
-PKGS=$(kernel_packages) || { apt-get update -qq || die "apt-get update failed: no package index, no kernel"
-  PKGS=$(kernel_packages) || die "no linux-image package is known to apt"; }
-# shellcheck disable=SC2086  # the list is meant to be split
-(cd "$W" && apt-get -qq -o APT::Sandbox::User=root download $PKGS >/dev/null) || die "cannot download: $PKGS (apt-get update?)"
-for d in "$W"/*.deb; do dpkg-deb -x "$d" "$W/x"; done
 X=$W/x
-# usr-merged packages ship lib/modules under usr; depmod and modprobe look in lib
-[ -d "$X/lib/modules" ] || { mkdir -p "$X/lib"; ln -s ../usr/lib/modules "$X/lib/modules"; }
-KV=$(cd "$X/lib/modules" && echo [0-9]*)
+# the smallest kernel of each distribution that has the virtio drivers
+kernel_unpack "$X" linux-image-cloud-amd64 linux-image-kvm linux-image-virtual linux-image-generic linux-image-amd64
 cp "$X/boot/vmlinuz-$KV" "$W/vmlinuz"
 
 # --- initramfs ----------------------------------------------------------------------------------
@@ -74,19 +51,7 @@ BUSYBOX=$(command -v busybox)
 { ldd "$BUSYBOX" 2>&1 || true; } | grep -Eq "not a dynamic|statically linked" || die "busybox is not static: install busybox-static"
 cp "$BUSYBOX" "$R/bin/busybox"; ln -s busybox "$R/bin/sh"
 
-depmod -b "$X" "$KV"
-# modules NAME...: copies the modules and what they need, flat and uncompressed, and prints them in load order
-modules() {
-  local m f b
-  for m in "$@"; do modprobe -d "$X" -S "$KV" --show-depends "$m" 2>/dev/null || true; done |
-    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r f; do
-    b=$(basename "$f"); b=${b%.gz}; b=${b%.xz}; b=${b%.zst}
-    case $f in
-      *.zst) zstd -dqc "$f" ;; *.xz) xz -dc "$f" ;; *.gz) gzip -dc "$f" ;; *) cat "$f" ;;
-    esac > "$R/lib/modules/$b"
-    echo "$b"
-  done
-}
+modules() { kernel_modules "$X" "$R/lib/modules" "$@"; }
 # Loaded in this order by class, and only if the machine has such a device: under emulation every module costs.
 modules virtio_pci virtio_blk virtio_net failover button evdev > "$R/lib/modules/always"
 modules ata_piix sr_mod sd_mod isofs > "$R/lib/modules/ide"

@@ -25,6 +25,7 @@
 #   gluster                  starts GlusterFS at $SANDBOX_NET.1: glusterd, and the volumes gv0, frail, and full with 100 MB of room;
 #                            again, what of it does not run
 #   ganesha                  starts an NFS server (versions 3 and 4) at $SANDBOX_NET.1, export $SANDBOX_DIR/nfs/vms; again, if it does not run
+#   statd NODE               starts what clients of NFS version 3 need for locks (version 4 needs nothing)
 #   file-pid DAEMON          prints the PID of glusterd, ganesha or rpcbind, or of the brick of gv0, frail or full
 #   file-kill DAEMON         SIGKILL to it
 #   status                   what runs where
@@ -32,7 +33,8 @@
 #
 # Environment: SANDBOX_NAME (dev), SANDBOX_DIR (<repository>/.dev/sandbox), SANDBOX_CACHE (<repository>/.dev/cache),
 #   SANDBOX_NET (10.77.0) and SANDBOX_DATA_NET (10.78.0), both the first three bytes of a /24,
-#   SANDBOX_KVM auto|on|off (auto: on where a real test of KVM passes), SANDBOX_CGROUP auto|off, SANDBOX_CEPH_SIZE (8G; of the OSD).
+#   SANDBOX_KVM auto|on|off (auto: on where a real test of KVM passes), SANDBOX_CGROUP auto|off, SANDBOX_CEPH_SIZE (8G; of the OSD),
+#   SANDBOX_PATIENCE (1; how many times as long as usual a daemon may take to start).
 # Several sandboxes live side by side if name, directory and both networks differ. What net-up was told is kept in
 # $SANDBOX_DIR/sandbox.env, so later calls need SANDBOX_DIR only. Nodes share the file system of the host, but for what daemons
 # keep in fixed places, and for $SANDBOX_DIR/disks: there each node has a directory of its own ($SANDBOX_DIR/NODE/disks).
@@ -73,6 +75,7 @@ node-kill | node-cut | node-heal | ipmi-kill | ipmi-asks)
 ceph) lock; . "$HERE/sandbox/ceph.sh"; cmd_ceph ;;
 ceph-kill) need $# 1; . "$HERE/sandbox/ceph.sh"; cmd_ceph_kill "$1" ;;
 gluster | ganesha) lock; . "$HERE/sandbox/files.sh"; "cmd_$verb" ;;
+statd) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/files.sh"; cmd_statd "$1" ;;
 file-pid | file-kill) need $# 1; . "$HERE/sandbox/files.sh"; "cmd_${verb//-/_}" "$1" ;;
 ipmi) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; cmd_ipmi "$1" ;;
 down) lock; . "$HERE/sandbox/down.sh"; cmd_down "${1:-}" ;;

@@ -54,11 +54,13 @@ mapfile -t ALL < <(go list "${@:-./...}")
 mapfile -t SERVER < <(go list -test -f '{{.ImportPath}} {{join .Deps " "}}' "${ALL[@]}" | grep ' go\.temporal\.io/server/' |
   sed 's/ .*//; s/\.test$//' | sort -u | grep -xF -f <(printf '%s\n' "${ALL[@]}") || true)
 NETWORK=$(go list ./activities/network) CRASH=$(go list ./test/crash) NODES=$(go list ./test/nodes) FAULT=$(go list ./test/fault) OUTAGE=$(go list ./activities/compute/libvirt)
-KILLS=() RACE=() OUTAGES=() CRASHES=() MANY=() FAULTS=()
+POOLS=$(go list ./activities/storage)
+NFS=() KILLS=() RACE=() OUTAGES=() CRASHES=() MANY=() FAULTS=()
 for p in "${ALL[@]}"; do
   case " ${SERVER[*]} " in *" $p "*) [ "$p" = "$CRASH" ] || [ "$p" = "$NODES" ] || continue ;; esac
   case $p in "$CRASH") CRASHES=("$p") ;; "$NODES") MANY=("$p") ;; "$FAULT") FAULTS=("$p") ;; "$OUTAGE") OUTAGES=("$p") ;; *) RACE+=("$p") ;; esac
   [ "$p" != "$NETWORK" ] || KILLS=("$p")
+  [ "$p" != "$POOLS" ] || NFS=("$p")
 done
 
 # --- real parts for the drivers' own tests ----------------------------------------------------------------------
@@ -94,6 +96,14 @@ fi
 export NEXTSTACK_TEST_DIR=$W NEXTSTACK_TEST_BIN=$PWD/.dev/test-bin
 mkdir -p "$NEXTSTACK_TEST_BIN"
 
+# Few machines for tests have a kernel with an NFS client: it gets a machine with another kernel, if one can be made.
+NFS_TESTS='^TestNFSPool' SKIP=()
+if [ ${#NFS[@]} = 1 ] && [ "$(id -u)" = 0 ]; then
+  if SANDBOX_CACHE=$CACHE "$HERE/machine.sh" --make; then SKIP=(-skip "$NFS_TESTS"); else NFS=(); fi
+else
+  NFS=()
+fi
+
 # --- the tests ----------------------------------------------------------------------------------------------------
 RC=0
 # group NAME GO-TEST-ARGUMENTS...
@@ -103,7 +113,18 @@ group() {
   "${GOTESTSUM[@]}" --jsonfile "$W/${name// /-}.json" -- -count=1 "${FLAGS[@]}" "$@" || RC=1
   echo "($(secs "$t") s)"
 }
-[ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${RACE[@]}"
+# machine NAME PACKAGE RUN: tests of a package in a machine of their own, with an NFS server and two nodes
+machine() {
+  local name=$1 t=$EPOCHREALTIME dir
+  printf '\n== %s\n' "$name"
+  dir=$(go list -f '{{.Dir}}' "$2")
+  go test -c "${FLAGS[@]}" -o "$W/machine.test" "$2"
+  MACHINE_LOG=$W/machine.log MACHINE_LIMIT=1200 SANDBOX_CACHE=$CACHE "${GOTESTSUM[@]}" --jsonfile "$W/${name// /-}.json" --raw-command -- \
+    go tool test2json -t -p "$2" "$HERE/machine.sh" "$HERE/machine/nfs" env -C "$dir" "$W/machine.test" -test.v=test2json -test.run "$3" -test.timeout 18m || RC=1
+  echo "($(secs "$t") s)"
+}
+[ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${SKIP[@]}" "${RACE[@]}"
+[ ${#NFS[@]} = 0 ] || machine "pools on NFS" "$POOLS" "$NFS_TESTS"
 # What its tests cannot do with race detection, and say why.
 [ ${#KILLS[@]} = 0 ] || group "network databases that are killed" -timeout 5m -run '^TestKilled' "${KILLS[@]}"
 # Thousands of runs in memory, which race detection would make take ten times as long.

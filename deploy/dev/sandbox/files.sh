@@ -93,14 +93,14 @@ E
 
 # cmd_ganesha: NFS in user space. Clients of version 3 need rpcbind, mount protocol and lock manager, too, as an old server has them.
 cmd_ganesha() {
-  local d=$DIR/nfs
+  local d=$DIR/nfs lease=$((5 * ${SANDBOX_PATIENCE:-1}))
   [ -e "/run/netns/$FAB" ] || die "the network is not up: run net-up"
   command -v ganesha.nfsd >/dev/null || die "ganesha.nfsd is missing: run packages.sh"
   mkdir -p "$d"/{vms,run/rpcbind,run/ganesha,lib,log}
   if file_pid rpcbind >/dev/null && file_pid ganesha >/dev/null; then say "the NFS server ran already at $NET.1"; return; fi
   cat > "$d/ganesha.conf" <<E
 NFS_CORE_PARAM { Protocols = 3, 4; NFS_Port = 2049; MNT_Port = 20048; NLM_Port = 32803; Bind_addr = $NET.1; Enable_NLM = true; Enable_RQUOTA = false; Enable_UDP = false; }
-NFSV4 { RecoveryRoot = $d/lib; Grace_Period = 5; Lease_Lifetime = 5; Graceless = true; }
+NFSV4 { RecoveryRoot = $d/lib; Grace_Period = $lease; Lease_Lifetime = $lease; Graceless = true; }
 EXPORT { Export_Id = 1; Path = $d/vms; Pseudo = /vms; Access_Type = RW; Squash = no_root_squash; SecType = sys; Protocols = 3, 4; Transports = TCP; FSAL { Name = VFS; } }
 LOG { Default_Log_Level = EVENT; }
 E
@@ -114,6 +114,24 @@ E
   wait_for 30 nfs_listens 2049 || die "the NFS server does not listen: $(tail -n 5 "$d/log/ganesha.log")"
   say "NFS server started at $NET.1, export $d/vms, also as /vms (pid $(file_pid ganesha))"
 }
+
+# cmd_statd: what a client of NFS version 3 needs for locks, on a node: rpcbind and rpc.statd, with a /run and state of their own
+cmd_statd() {
+  local d=$DIR/$1/statd h
+  h=$(holder "$1") || die "node $1 is not up: run node-up"
+  mkdir -p "$d"/run/rpcbind "$d/nfs"
+  if statd_works "$h" >/dev/null 2>&1; then say "rpc.statd ran already on $1"; return; fi
+  # shellcheck disable=SC2016
+  in_node "$1" unshare -m --propagation private bash -euo pipefail -c '
+    mkdir -p "$0"/nfs/sm "$0"/nfs/sm.bak; chown -R --reference=/var/lib/nfs/sm "$0/nfs"
+    mount --bind "$0/run" /run; mount --bind "$0/nfs" /var/lib/nfs
+    cd /; rpcbind -w; exec rpc.statd --no-notify' "$d" </dev/null >>"$DIR/$1/log/statd.out" 2>&1 ||
+    die "rpc.statd did not start on $1: $(tail -n 3 "$DIR/$1/log/statd.out")"
+  wait_for 10 statd_works "$h" || die "rpc.statd does not answer on $1: $(tail -n 3 "$DIR/$1/log/statd.out")"
+  say "rpc.statd started on $1"
+}
+statd_works() { nsenter -t "$1" -n rpcinfo -T tcp 127.0.0.1 status 1; }
+
 # nfs_private CMD...: becomes CMD in the fabric, with a /run of its own, where rpcbind has its socket
 nfs_private() {
   # shellcheck disable=SC2016

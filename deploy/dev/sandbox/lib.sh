@@ -87,9 +87,9 @@ wait_gone() {
   done
 }
 
-# wait_for SECONDS CMD...: true when CMD succeeds in time
+# wait_for SECONDS CMD...: true when CMD succeeds in time, or in SANDBOX_PATIENCE times as long, on a machine that is slow
 wait_for() {
-  local end=$((${EPOCHREALTIME/./} + $1 * 1000000)); shift
+  local end=$((${EPOCHREALTIME/./} + $1 * 1000000 * ${SANDBOX_PATIENCE:-1})); shift
   until "$@" >/dev/null 2>&1; do [ ${EPOCHREALTIME/./} -lt $end ] || return 1; sleep 0.05; done
 }
 

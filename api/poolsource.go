@@ -13,9 +13,9 @@ import (
 
 // PoolSource says where the storage of a pool is that does not belong to its nodes. Secrets are not in it.
 type PoolSource struct {
-	Hosts   []string `json:"hosts,omitempty" doc:"Servers, as HOST or HOST:PORT: Ceph monitors, the NFS server, GlusterFS servers"`
-	Name    string   `json:"name,omitempty" doc:"Ceph pool, GlusterFS volume (and a directory in it), or exported path of the NFS server"`
-	User    string   `json:"user,omitempty" doc:"User of the Ceph cluster, without client."`
+	Hosts []string `json:"hosts,omitempty" doc:"Servers, as HOST or HOST:PORT: Ceph monitors, the NFS server, GlusterFS servers"`
+	Name  string   `json:"name,omitempty" doc:"Ceph pool, GlusterFS volume (and a directory in it), or exported path of the NFS server"`
+	User  string   `json:"user,omitempty" doc:"User of the Ceph cluster, without client."`
 	// KeyVersion has agents notice that there is another key.
 	KeyVersion int    `json:"keyVersion,omitempty" doc:"How often the key of the Ceph user was changed. Not asked for"`
 	Options    string `json:"options,omitempty" doc:"Mount options of NFS, as of mount.nfs: vers=4.2,nconnect=4"`

@@ -31,6 +31,7 @@ func (s shelf) Remove(_ context.Context, image string) error { delete(s, image);
 func (s shelf) Export(context.Context, steps.ImageExport, func(api.Progress)) (steps.ImageExported, error) {
 	return steps.ImageExported{}, nil
 }
+
 func (s shelf) ExportUpload(context.Context, api.UploadExport, func(api.Progress)) (steps.ImageExported, error) {
 	return steps.ImageExported{}, nil
 }

@@ -62,7 +62,7 @@ func Copy(ctx context.Context, from, to Disk, progress func(percent float64)) er
 		}
 		names = append(names, "json:"+string(b))
 	}
-	space := int64(addressSpace)
+	space := addressSpace
 	if len(keys) > 0 {
 		space = clusterSpace
 	}

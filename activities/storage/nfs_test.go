@@ -190,14 +190,17 @@ func TestNFSPoolLocks(t *testing.T) {
 	b.program(t, "rm", marker+".held")
 }
 
-// TestNFSPoolOfVersion3: such mounts keep nothing on the server, so that locks are a service of their own.
-func TestNFSPoolOfVersion3(t *testing.T) {
-	a, b := nfsNodes(t, "vers=3")
-	w := on(t, a)
-	other := w.as(b)
-	other.pool.Join = true
-	_, err := other.Prepare(t.Context(), other.pool)
-	require.NoError(t, err)
+// TestNFSPoolWithoutLocks: locks of version 3 are a service of its own, which needs another one on the server, and the sandbox's server
+// is without that. What can be mounted and not be locked is no pool.
+func TestNFSPoolWithoutLocks(t *testing.T) {
+	a, _ := nfsNodes(t, "vers=3")
+	w := newWorld(t, a)
+	w.pool.Shared, w.pool.Agent = true, api.NewID()
+	_, err := w.Prepare(t.Context(), w.pool)
+	require.ErrorContains(t, err, "cannot be a shared pool: its file system has no file locks")
+	require.Contains(t, a.program(t, "cat", "/proc/mounts"), "vers=3")
+	require.NoError(t, w.Release(t.Context(), w.pool))
+	require.NotContains(t, a.program(t, "cat", "/proc/mounts"), "vers=3")
 }
 
 // TestNFSPoolFull fills the server: its clients learn of that when they have written already.
@@ -215,16 +218,11 @@ func TestNFSPoolFull(t *testing.T) {
 	ballast, err := os.Create(filepath.Join(dir, "ballast"))
 	require.NoError(t, err)
 	defer os.Remove(ballast.Name()) //nolint:errcheck // it may be gone
-	for part := int64(64 * api.MiB); part >= 4096; {
-		at, err := ballast.Seek(0, 1)
-		require.NoError(t, err)
-		if err := unix.Fallocate(int(ballast.Fd()), 0, at, part); err != nil {
-			require.ErrorIs(t, err, unix.ENOSPC)
-			part /= 2
-			continue
+	for _, part := range []int64{api.MiB, 4096} {
+		for err = nil; err == nil; {
+			_, err = ballast.Write(make([]byte, part))
 		}
-		_, err = ballast.Seek(part, 1)
-		require.NoError(t, err)
+		require.ErrorIs(t, err, unix.ENOSPC)
 	}
 	p := w.plan()
 	is(t, problem.NoCapacity, w.MakeDisk(t.Context(), p, w.src, nil))

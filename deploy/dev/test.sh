@@ -119,8 +119,8 @@ machine() {
   printf '\n== %s\n' "$name"
   dir=$(go list -f '{{.Dir}}' "$2")
   go test -c "${FLAGS[@]}" -o "$W/machine.test" "$2"
-  MACHINE_LOG=$W/machine.log MACHINE_LIMIT=1200 SANDBOX_CACHE=$CACHE "${GOTESTSUM[@]}" --jsonfile "$W/${name// /-}.json" --raw-command -- \
-    go tool test2json -t -p "$2" "$HERE/machine.sh" "$HERE/machine/nfs" env -C "$dir" "$W/machine.test" -test.v=test2json -test.run "$3" -test.timeout 18m || RC=1
+  MACHINE_LOG=$W/machine.log MACHINE_LIMIT=1800 SANDBOX_CACHE=$CACHE "${GOTESTSUM[@]}" --jsonfile "$W/${name// /-}.json" --raw-command -- \
+    go tool test2json -t -p "$2" "$HERE/machine.sh" "$HERE/machine/nfs" env -C "$dir" "$W/machine.test" -test.v=test2json -test.run "$3" -test.timeout 28m || RC=1
   echo "($(secs "$t") s)"
 }
 [ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${SKIP[@]}" "${RACE[@]}"

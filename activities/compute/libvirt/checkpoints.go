@@ -79,7 +79,8 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 				snap, err = dom.CreateSnapshotXML(w.xml, w.flags)
 			}
 			if err == nil {
-				snap.Free() //nolint:errcheck // frees memory only
+				snap.Free()  //nolint:errcheck // frees memory only
+				still.wait() // the connection tells of it
 			}
 			return err
 		}})

@@ -126,12 +126,16 @@ func (s *standstill) listen(c *libvirt.Connect) ([]int, error) {
 	return []int{id}, nil
 }
 
-// length returns how long it was; 0: nobody has told.
-func (s *standstill) length() time.Duration {
+// wait waits until it is known, for as long as news may be on their way.
+func (s *standstill) wait() {
 	select {
 	case <-s.ended:
 	case <-time.After(lastNews):
 	}
+}
+
+// length returns how long it was; 0: nobody has told.
+func (s *standstill) length() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.total

@@ -50,7 +50,9 @@ func (n *farNode) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
 func (n *farNode) FlattenVolume(ctx context.Context, v steps.VolumePlan, tell func(api.Progress)) error {
 	a, err := n.ask(ctx, "flatten", question{Volume: n.volume(v)})
 	for range a.Told {
-		tell(api.Progress{})
+		if tell != nil {
+			tell(api.Progress{})
+		}
 	}
 	return err
 }

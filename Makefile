@@ -53,6 +53,10 @@ fault: ## Run the fault suite: every step of every operation fails in every way
 nodes: deps ## Move VMs and let nodes die on the real stack, killing every process on the way (about 10 minutes)
 	@deploy/dev/test.sh ./test/nodes
 
+.PHONY: nfs
+nfs: deps ## Run all tests of pools, those on NFS in a machine of their own that can mount it (about 10 minutes)
+	@deploy/dev/test.sh ./activities/storage
+
 .PHONY: bench
 bench: build ## Measure, against bare scripts doing the same; prints the tables of docs/benchmarks.md
 	@deploy/dev/bench.sh

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -64,7 +66,7 @@ func TestOutageOfCheckpoints(t *testing.T) {
 		return yes
 	}
 	// killed does something while libvirtd is killed, a moment after it has begun to write or read the memory, and then once more.
-	killed := func(after time.Duration, begun func() bool, do func() error) {
+	killed := func(after time.Duration, begun func() bool, do func() error) error {
 		t.Helper()
 		over := make(chan error, 1)
 		go func() { over <- do() }()
@@ -74,30 +76,48 @@ func TestOutageOfCheckpoints(t *testing.T) {
 		sandbox("kill-libvirtd")
 		sandbox("libvirtd")
 		first := <-over // lost, or it was faster
-		require.NoError(t, do(), "after: %v", first)
+		err := do()
+		if err != nil {
+			t.Logf("after: %v", first)
+		}
+		return err
 	}
-	for round := range 4 {
-		delay := time.Duration(round) * 40 * time.Millisecond
+	done, torn := 0, 0
+	for round := 0; done < 4; round++ {
+		delay := time.Duration(round%4) * 40 * time.Millisecond
 		exists := func(path string) func() bool {
 			return func() bool { _, err := os.Stat(path); return err == nil }
 		}
 		c := compute.Checkpoint{Memory: filepath.Join(dir, api.NewID()), Disks: []compute.SwitchedDisk{{Volume: plan.Disk.Volume, To: layer(top.File)}}}
-		killed(delay, exists(c.Memory), func() error { _, err := d.TakeCheckpoint(ctx, plan.VM, c, nil); return err })
+		err := killed(delay, exists(c.Memory), func() error { _, err := d.TakeCheckpoint(ctx, plan.VM, c, nil); return err })
+		if problem.Is(err, problem.Unavailable) && strings.Contains(err.Error(), "do not agree") { // it died in the very moment of the switch
+			torn++
+			require.LessOrEqual(t, torn, 4, "such a moment is rare")
+			_, err = d.Stop(ctx, plan.VM, true, 0, nil) // as it says
+			require.NoError(t, err)
+			_, err = d.Start(ctx, plan.VM)
+			require.NoError(t, err)
+			is(api.PhaseRunning)
+			continue
+		}
+		require.NoError(t, err)
 		top = c.Disks[0].To
 		require.True(t, whole(c.Memory))
 		is(api.PhaseRunning)
 
 		aside := filepath.Join(dir, api.NewID())
-		killed(delay, exists(aside), func() error { return d.SaveGuest(ctx, plan.VM, aside, nil) })
+		require.NoError(t, killed(delay, exists(aside), func() error { return d.SaveGuest(ctx, plan.VM, aside, nil) }))
 		require.True(t, whole(aside))
 		is(api.PhaseStopped)
 
 		used := 0
 		r := compute.Restore{Plan: plan, Files: compute.DomainFiles{Disk: top}, Memory: aside, Used: func() error { used++; return nil }}
-		killed(delay, func() bool { p, err := d.State(ctx, plan.VM); return err == nil && p != api.PhaseStopped }, func() error { return d.RestoreGuest(ctx, r, nil) })
+		require.NoError(t, killed(delay, func() bool { p, err := d.State(ctx, plan.VM); return err == nil && p != api.PhaseStopped }, func() error { return d.RestoreGuest(ctx, r, nil) }))
 		require.Positive(t, used)
 		is(api.PhaseRunning)
 		require.NoError(t, d.EndCheckpoint(ctx, plan.VM, c.Disks))
 		is(api.PhaseRunning)
+		done++
 	}
+	t.Logf("libvirtd died %d times in the moment of a switch", torn)
 }

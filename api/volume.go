@@ -86,6 +86,9 @@ func (v *Volume) VMs() []string {
 	return out
 }
 
+// RootDevice is what hypervisors call the root disk of a VM.
+const RootDevice = "vda"
+
 // Limits of volumes.
 const (
 	MaxSnapshots = 32 // of one volume: a chain that is longer makes it slow

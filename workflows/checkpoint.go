@@ -88,13 +88,17 @@ func undoCheckpoint(r *saga.Run, s *checkpointState) error {
 	})
 }
 
-// whoever has something done by the VM's node or, if that is proven not to run the guest any more, by another one that sees the same
-// disks: then the guest is lost with its node, and must not be waited for, since it may be started elsewhere. What others do not
-// see waits for the node.
+// whoever has something done by the VM's node, or by another one.
 func (s *checkpointState) whoever(r *saga.Run, do func(agent string, lost bool) error) error {
-	vm := s.VM.Plan
-	err := do(vm.Agent, false)
-	if !errors.Is(err, steps.ErrNeverStarted) || !s.shared() || !off(r, vm) {
+	return whoever(r, s.VM.Plan.Agent, s.VM.Plan, s.shared(), do)
+}
+
+// whoever has something done by an agent or, if the VM's node is proven not to run the guest any more, by another one that sees the same
+// disks: then the guest is lost with its node, and must not be waited for, since it may be started elsewhere. What others do not
+// see, not being shared, waits for the node.
+func whoever(r *saga.Run, agent string, vm steps.VMPlan, shared bool, do func(agent string, lost bool) error) error {
+	err := do(agent, false)
+	if !errors.Is(err, steps.ErrNeverStarted) || !shared || !off(r, vm) {
 		return err
 	}
 	other, err := otherOfPool(r, vm)
@@ -135,19 +139,19 @@ func dropDisks(r *saga.Run, s *checkpointState) error {
 	for i, d := range s.In.Disks {
 		v := &s.Disks[i]
 		in := steps.SnapshotDrop{Snapshot: d.Snapshot, Volume: v.Plan, Frozen: d.Frozen, Child: d.Layer}
+		var vm steps.VMPlan
 		if len(v.VMs) > 0 {
+			vm = v.VMs[0].Plan
 			in.VM = &v.VMs[0].Plan
 		}
-		_, err := steps.DropSnapshot.Call(r, v.Plan.Agent, in)
-		if in.VM != nil && errors.Is(err, steps.ErrNeverStarted) && v.Plan.Pool.Shared && off(r, *in.VM) { // its guest is lost with its node
-			vm := *in.VM
-			vm.Disk.Pool = v.Plan.Pool.Pool
-			var other steps.VMPlan
-			if other, err = otherOfPool(r, vm); err == nil {
+		vm.Disk.Pool = v.Plan.Pool.Pool // it is this volume that another node must see
+		err := whoever(r, v.Plan.Agent, vm, in.VM != nil && v.Plan.Pool.Shared, func(agent string, lost bool) error {
+			if lost {
 				in.VM = nil
-				_, err = steps.DropSnapshot.Call(r, other.Agent, in)
 			}
-		}
+			_, err := steps.DropSnapshot.Call(r, agent, in)
+			return err
+		})
 		if err != nil {
 			return err
 		}

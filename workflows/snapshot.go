@@ -124,21 +124,11 @@ func undoRevert(r *saga.Run, s *snapState) error {
 // after is the VM as it is with the volume gone back.
 func (s *snapState) after() steps.VMPlan {
 	vm := *s.vm()
-	if !s.In.Files {
-		if vm.Disk.Volume == s.In.Volume {
-			vm.Disk.Size = s.In.Size
-		}
-		return vm
+	if s.In.Files {
+		return vm.On(s.In.Volume, s.In.Layer, s.In.Size)
 	}
 	if vm.Disk.Volume == s.In.Volume {
-		vm.Disk.Layer, vm.Disk.Size = s.In.Layer, s.In.Size
-		return vm
-	}
-	vm.Data = append([]steps.DataDisk(nil), vm.Data...)
-	for i := range vm.Data {
-		if vm.Data[i].Volume == s.In.Volume {
-			vm.Data[i].Layer = s.In.Layer
-		}
+		vm.Disk.Size = s.In.Size
 	}
 	return vm
 }

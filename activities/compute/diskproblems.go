@@ -10,9 +10,6 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// RootDevice is what hypervisors call the root disk of a VM.
-const RootDevice = "vda"
-
 var deviceRE = regexp.MustCompile(`^vd([c-z]|[a-z]{2})$`)
 
 // CheckDataDisk refuses a disk that cannot be one. vda is the root disk, and vdb the seed.

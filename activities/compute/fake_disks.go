@@ -76,7 +76,7 @@ func (f *Fake) Mute(yes bool) {
 
 // disksOf are the disks that a domain of plan has.
 func disksOf(plan steps.VMPlan, files DomainFiles) []FakeDisk {
-	out := []FakeDisk{{Volume: plan.Disk.Volume, Device: RootDevice, Source: files.Disk, QoS: plan.Disk.QoS}}
+	out := []FakeDisk{{Volume: plan.Disk.Volume, Device: api.RootDevice, Source: files.Disk, QoS: plan.Disk.QoS}}
 	for i, d := range plan.Data {
 		disk := fakeDiskOf(d, DiskSource{})
 		if i < len(files.Data) {
@@ -147,7 +147,7 @@ func (f *Fake) DetachDisk(ctx context.Context, vm, volume string) error {
 		held := false
 		if err == nil {
 			if held = f.clingy && d.phase != api.PhaseStopped && d.disk(volume) != nil; !held {
-				d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && k.Device != RootDevice })
+				d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && k.Device != api.RootDevice })
 			}
 		}
 		f.mu.Unlock()

@@ -67,10 +67,15 @@ func (b ByType) contents(poolType string) (Contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, ok := d.(Contents); ok {
+	return contentsOf(d, poolType)
+}
+
+func contentsOf(driver any, poolType string) (Contents, error) {
+	if c, ok := driver.(Contents); ok {
 		return c, nil
 	}
-	return nil, problem.New(problem.Unsupported, "volumes in pools of type %s cannot be moved to other pools", poolType)
+	return nil, problem.New(problem.Unsupported, "volumes do not go to pools of type %s, nor come from them", poolType).Because("its driver neither lends nor fills disks").
+		Try("make a new volume in the other pool, and copy what is needed inside a guest")
 }
 
 // Lend implements Contents.
@@ -127,18 +132,18 @@ func (d *Dir) vacant(ctx context.Context, root *os.Root, v steps.VolumePlan, tmp
 
 // Lend implements Contents.
 func (m *Mounts) Lend(ctx context.Context, v steps.VolumePlan, read func(context.Context, qemuimg.Disk) error) error {
-	from, ok := m.files.(Contents)
-	if !ok {
-		return problem.New(problem.Unsupported, "volumes in pools of type %s cannot be moved to other pools", v.Pool.Type)
+	from, err := contentsOf(m.files, v.Pool.Type)
+	if err != nil {
+		return err
 	}
 	return m.done(ctx, v.Pool, func(ctx context.Context) error { return from.Lend(ctx, v, read) })
 }
 
 // Fill implements Contents.
 func (m *Mounts) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk, progress func(percent float64)) error {
-	to, ok := m.files.(Contents)
-	if !ok {
-		return problem.New(problem.Unsupported, "volumes cannot be moved to pools of type %s", v.Pool.Type)
+	to, err := contentsOf(m.files, v.Pool.Type)
+	if err != nil {
+		return err
 	}
 	return m.done(ctx, v.Pool, func(ctx context.Context) error { return to.Fill(ctx, v, from, progress) })
 }

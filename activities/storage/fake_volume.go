@@ -235,9 +235,7 @@ func (f *Fake) RemoveVolume(_ context.Context, v steps.VolumePlan) error {
 
 // GrowVolume implements Volumes.
 func (f *Fake) GrowVolume(_ context.Context, v steps.VolumePlan) error {
-	if named(v.Pool) {
-		v.Layer = ""
-	}
+	v = unlayered(v)
 	return f.onLayer(v, func(pool *fakePool, path string) error { return pool.grow(path, v.Size) })
 }
 

@@ -132,10 +132,7 @@ func (f *Fake) StandsAlone(_ context.Context, v steps.VolumePlan) (yes bool, err
 
 // onFlat calls do with the lock held, if there is the volume and it is one layer.
 func (f *Fake) onFlat(v steps.VolumePlan, do func(pool *fakePool, path string) error) error {
-	if named(v.Pool) {
-		v.Layer = ""
-	}
-	return f.onLayer(v, func(pool *fakePool, path string) error {
+	return f.onLayer(unlayered(v), func(pool *fakePool, path string) error {
 		if pool.files[path].below != "" {
 			return madeOnLayer(v)
 		}

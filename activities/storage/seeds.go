@@ -29,16 +29,21 @@ func seedsOf(p any, poolType string) (Seeds, error) {
 	if s, ok := p.(Seeds); ok {
 		return s, nil
 	}
-	return nil, problem.New(problem.Unsupported, "root disks do not go to pools of type %s, nor come from them", poolType)
+	return nil, problem.New(problem.Unsupported, "root disks do not go to pools of type %s, nor come from them", poolType).Because("its driver keeps no seeds").Try("see what pools can do in docs/storage.md")
+}
+
+// seeds returns the driver of the pool of a VM's root disk.
+func (b ByType) seeds(plan steps.VMPlan) (Seeds, error) {
+	d, err := b.of(plan.Disk.Type)
+	if err != nil {
+		return nil, err
+	}
+	return seedsOf(d, plan.Disk.Type)
 }
 
 // MakeSeed implements Seeds.
 func (b ByType) MakeSeed(ctx context.Context, plan steps.VMPlan, src Source) error {
-	d, err := b.of(plan.Disk.Type)
-	if err != nil {
-		return err
-	}
-	s, err := seedsOf(d, plan.Disk.Type)
+	s, err := b.seeds(plan)
 	if err != nil {
 		return err
 	}
@@ -47,11 +52,7 @@ func (b ByType) MakeSeed(ctx context.Context, plan steps.VMPlan, src Source) err
 
 // RemoveSeed implements Seeds.
 func (b ByType) RemoveSeed(ctx context.Context, plan steps.VMPlan) error {
-	d, err := b.of(plan.Disk.Type)
-	if err != nil {
-		return err
-	}
-	s, err := seedsOf(d, plan.Disk.Type)
+	s, err := b.seeds(plan)
 	if err != nil {
 		return err
 	}

@@ -35,10 +35,6 @@ func (s *service) memories(m steps.MemoryFile) (storage.Memories, error) {
 	return storage.MemoriesOf(s.pool, m.Pool.Type)
 }
 
-func telling(ctx context.Context) func(api.Progress) {
-	return func(p api.Progress) { activities.Tell(ctx, p) }
-}
-
 // takeCheckpoint: layers first, as for snapshots; then the hypervisor takes them all at one moment with the memory.
 func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (out steps.CheckpointTaken, err error) {
 	m := memory(in.Checkpoint, in.VM)

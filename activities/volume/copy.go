@@ -4,10 +4,8 @@ import (
 	"context"
 	"time"
 
-	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
-	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -16,14 +14,14 @@ import (
 // the new one.
 func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeCopied, err error) {
 	began := time.Now()
-	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	tell := telling(ctx)
 	to, err := s.pool.LocateVolume(in.To)
 	if err != nil {
 		return out, err
 	}
 	if in.VM != nil {
 		var done compute.Moved
-		if done, err = s.disks.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, tell); absent(err) != nil {
+		if done, err = s.guests.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, tell); absent(err) != nil {
 			return out, err
 		}
 		switch {
@@ -41,7 +39,7 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 		return out, err
 	}
 	if in.VM != nil {
-		running, err := s.disks.PlaceDisk(ctx, in.VM.VM, in.From.Volume, to)
+		running, err := s.guests.PlaceDisk(ctx, in.VM.VM, in.From.Volume, to)
 		if absent(err) != nil {
 			return out, err
 		}
@@ -61,7 +59,7 @@ func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.Vo
 	if err != nil {
 		return out, err
 	}
-	out.Moved, err = s.disks.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
+	out.Moved, err = s.guests.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
 	return out, absent(err)
 }
 
@@ -71,10 +69,10 @@ func (s *service) moveSeed(ctx context.Context, in steps.SeedMove) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.disks.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, func(p api.Progress) { activities.Tell(ctx, p) })
+	done, err := s.guests.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, telling(ctx))
 	if err != nil || done.There {
 		return absent(err)
 	}
-	_, err = s.disks.PlaceDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed)
+	_, err = s.guests.PlaceDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed)
 	return absent(err)
 }

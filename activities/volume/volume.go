@@ -32,7 +32,7 @@ type Guests interface {
 
 // Register registers the implementations of the steps in reg.
 func Register(reg activities.Registry, h *activities.Host, guests Guests, pool Pool) {
-	s := &service{disks: guests, guests: guests, pool: pool}
+	s := &service{guests: guests, pool: pool}
 	s.registerCheckpoints(reg, h)
 	activities.Implement(reg, h, steps.ResizeVolume, step(s.resize, "cannot resize volume %s", func(in steps.Resize) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.FlattenVolume, step(s.flatten, "cannot make volume %s independent of its image", func(in steps.Flatten) string { return in.Volume.Name }))
@@ -67,9 +67,13 @@ func step[In any](do func(context.Context, In) error, what string, name func(In)
 }
 
 type service struct {
-	disks  compute.Disks
 	guests Guests
 	pool   Pool
+}
+
+// telling tells the heartbeat of a step how far it is.
+func telling(ctx context.Context) func(api.Progress) {
+	return func(p api.Progress) { activities.Tell(ctx, p) }
 }
 
 // absent makes nothing of the problem that a VM has no domain, or that its domain has no such disk: then no guest has it open,
@@ -84,7 +88,7 @@ func absent(err error) error {
 // resize: a guest that runs has the volume open, so its hypervisor does it.
 func (s *service) resize(ctx context.Context, in steps.Resize) error {
 	if in.VM != nil {
-		running, err := s.disks.ResizeDisk(ctx, in.VM.VM, in.Volume.Volume, in.Volume.Size)
+		running, err := s.guests.ResizeDisk(ctx, in.VM.VM, in.Volume.Volume, in.Volume.Size)
 		if absent(err) != nil || running {
 			return err
 		}
@@ -102,7 +106,7 @@ func (s *service) pulled(in steps.Flatten) *steps.VMPlan {
 
 // flatten: a file that a guest has open is filled by its hypervisor.
 func (s *service) flatten(ctx context.Context, in steps.Flatten) error {
-	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	tell := telling(ctx)
 	vm := s.pulled(in)
 	if vm == nil {
 		return s.pool.FlattenVolume(ctx, in.Volume, tell)
@@ -111,7 +115,7 @@ func (s *service) flatten(ctx context.Context, in steps.Flatten) error {
 	if alone, err := s.pool.StandsAlone(ctx, in.Volume); alone || err != nil {
 		return err
 	}
-	running, err := s.disks.PullDisk(ctx, vm.VM, in.Volume.Volume, tell)
+	running, err := s.guests.PullDisk(ctx, vm.VM, in.Volume.Volume, tell)
 	if absent(err) != nil {
 		return err
 	}
@@ -127,7 +131,7 @@ func (s *service) flatten(ctx context.Context, in steps.Flatten) error {
 
 func (s *service) stopFlatten(ctx context.Context, in steps.Flatten) (alone bool, err error) {
 	if vm := s.pulled(in); vm != nil {
-		if err := absent(s.disks.StopPull(ctx, vm.VM, in.Volume.Volume)); err != nil {
+		if err := absent(s.guests.StopPull(ctx, vm.VM, in.Volume.Volume)); err != nil {
 			return false, err
 		}
 	}
@@ -150,7 +154,7 @@ func (s *service) take(ctx context.Context, in steps.SnapshotPlan) (steps.Snapsh
 	if err != nil {
 		return steps.SnapshotTaken{}, err
 	}
-	done, err := s.disks.SwitchDisk(ctx, in.VM.VM, in.Volume.Volume, to, in.Freeze)
+	done, err := s.guests.SwitchDisk(ctx, in.VM.VM, in.Volume.Volume, to, in.Freeze)
 	return steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}, absent(err)
 }
 
@@ -161,7 +165,7 @@ func (s *service) takeNamed(ctx context.Context, in steps.SnapshotPlan) (out ste
 		return out, add()
 	}
 	added := false
-	done, err := s.disks.Freezing(ctx, in.VM.VM, in.Freeze, func() error { added = true; return add() })
+	done, err := s.guests.Freezing(ctx, in.VM.VM, in.Freeze, func() error { added = true; return add() })
 	out = steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}
 	if problem.Is(err, problem.NotFound) && !added { // no domain
 		return steps.SnapshotTaken{}, add()
@@ -178,7 +182,7 @@ func (s *service) place(ctx context.Context, vm *steps.VMPlan, v steps.VolumePla
 	if err != nil {
 		return false, err
 	}
-	running, err = s.disks.PlaceDisk(ctx, vm.VM, v.Volume, to)
+	running, err = s.guests.PlaceDisk(ctx, vm.VM, v.Volume, to)
 	return running, absent(err)
 }
 
@@ -200,7 +204,7 @@ func (s *service) undoTake(ctx context.Context, in steps.SnapshotPlan) error {
 // drop: a layer that a guest has open is merged by its hypervisor; then, or if none has, the pool does the rest. Last, a domain
 // that does not run learns what it is started with: until then its start fails, instead of writing to what was merged.
 func (s *service) drop(ctx context.Context, in steps.SnapshotDrop) error {
-	tell := func(p api.Progress) { activities.Tell(ctx, p) }
+	tell := telling(ctx)
 	if in.Child == "" || !s.files(in.Volume) {
 		return s.pool.DropSnapshot(ctx, in, false, tell)
 	}
@@ -219,7 +223,7 @@ func (s *service) drop(ctx context.Context, in steps.SnapshotDrop) error {
 			child.Layer = in.Child
 			return s.pool.RetireLayer(child)
 		}
-		merged, err = s.disks.MergeDisk(ctx, in.VM.VM, in.Volume.Volume, compute.Merge{Top: top, Below: below, Retired: retire}, tell)
+		merged, err = s.guests.MergeDisk(ctx, in.VM.VM, in.Volume.Volume, compute.Merge{Top: top, Below: below, Retired: retire}, tell)
 		if absent(err) != nil {
 			return err
 		}

@@ -60,7 +60,7 @@ func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.C
 	if err := keepable(vm, v, pool, snaps, no); err != nil {
 		return api.SnapshotOrder{}, err
 	}
-	device := rootDevice
+	device := api.RootDevice
 	if at := v.Attachment(vm.ID); at != nil {
 		device = at.Device
 	}
@@ -80,9 +80,6 @@ func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.C
 	c.makes(snap, api.PhaseReady)
 	return order, nil
 }
-
-// rootDevice is what hypervisors call root disks.
-const rootDevice = "vda"
 
 // layer returns a name for a file that the operation makes. An audit knows whose it is.
 func (c *acceptance) layer() string {
@@ -256,7 +253,7 @@ func (a *Admission) RevertCheckpoint(ctx context.Context, h auth.Handle, o Optio
 				return err
 			}
 			order.Disks = append(order.Disks, disk)
-			if d.Device == rootDevice {
+			if d.Device == api.RootDevice {
 				after.Spec.RootDisk += grown
 				if err := a.growQuota(c, vm, grown); err != nil {
 					return err

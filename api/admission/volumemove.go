@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -68,7 +69,7 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 		}
 		c.releases(store.UseClaim(api.RefTo(from), me))
 		if v.Spec.Image != "" {
-			c.releases(store.UseClaim(api.Ref{Kind: api.KindImage, ID: v.Spec.Image}, me))
+			c.releases(imageClaim(v))
 		}
 		if v.Spec.Root { // its seed goes along
 			vmAfter := *vm
@@ -126,10 +127,7 @@ func (a *Admission) carrier(c *acceptance, v *api.Volume, vm *api.VM, from, to *
 		agents = agents[i : i+1]
 	}
 	slices.SortStableFunc(agents, func(x, y *api.Agent) int {
-		if d := readiness(x) - readiness(y); d != 0 {
-			return d
-		}
-		return compareFree(y, x, to.ID)
+		return cmp.Or(readiness(x)-readiness(y), cmp.Compare(freeIn(y, to.ID), freeIn(x, to.ID)))
 	})
 	// Whoever takes the node out of a pool writes its ledger, too.
 	revision, err := store.LedgerRevision(c.ctx, c.kv, store.NodePrefix(agents[0].ID))
@@ -140,21 +138,12 @@ func (a *Admission) carrier(c *acceptance, v *api.Volume, vm *api.VM, from, to *
 	return agents[0], nil
 }
 
-// compareFree says which of two agents has told of more space in a pool.
-func compareFree(x, y *api.Agent, pool string) int {
-	free := func(ag *api.Agent) int64 {
-		for _, u := range ag.Status.Inventory.Pools {
-			if u.Pool == pool {
-				return u.Free
-			}
+// freeIn returns how much space in a pool an agent has told of, in bytes.
+func freeIn(ag *api.Agent, pool string) int64 {
+	for _, u := range ag.Status.Inventory.Pools {
+		if u.Pool == pool {
+			return u.Free
 		}
-		return 0
-	}
-	switch a, b := free(x), free(y); {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
 	}
 	return 0
 }

@@ -1,7 +1,6 @@
 package steps
 
 import (
-	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -42,17 +41,8 @@ func (c CheckpointSwitch) FenceKey() string { return c.VM.VM }
 // After is the VM as it is with its disks gone back.
 func (c CheckpointSwitch) After() VMPlan {
 	vm := c.VM
-	vm.Data = slices.Clone(vm.Data)
 	for _, d := range c.Disks {
-		if d.Volume.Volume == vm.Disk.Volume {
-			vm.Disk.Layer, vm.Disk.Size = d.Layer, d.Volume.Size
-			continue
-		}
-		for i := range vm.Data {
-			if vm.Data[i].Volume == d.Volume.Volume {
-				vm.Data[i].Layer = d.Layer
-			}
-		}
+		vm = vm.On(d.Volume.Volume, d.Layer, d.Volume.Size)
 	}
 	return vm
 }

@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -8,6 +9,22 @@ import (
 
 // FenceKey says which resource the steps on it are ordered by.
 func (p VMPlan) FenceKey() string { return p.VM }
+
+// On is the VM as it is when one of its volumes, in a pool of files, is written to another layer. Size is that of the volume then, in
+// bytes.
+func (p VMPlan) On(volume, layer string, size int64) VMPlan {
+	if p.Disk.Volume == volume {
+		p.Disk.Layer, p.Disk.Size = layer, size
+		return p
+	}
+	p.Data = slices.Clone(p.Data)
+	for i := range p.Data {
+		if p.Data[i].Volume == volume {
+			p.Data[i].Layer = layer
+		}
+	}
+	return p
+}
 
 // StopVM is how to stop or reboot.
 type StopVM struct {

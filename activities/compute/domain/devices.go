@@ -8,11 +8,12 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // RootDisk is what guests know their root disk by.
-const RootDisk = compute.RootDevice
+const RootDisk = api.RootDevice
 
 // Bridge is the OVS bridge that OVN keeps the flows of.
 const Bridge = "br-int"

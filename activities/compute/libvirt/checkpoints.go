@@ -18,7 +18,7 @@ import (
 
 // TakeCheckpoint implements compute.Checkpoints. libvirt writes the memory while the guest goes on, stops it for what is left, has
 // QEMU switch all disks at once, and only then lets it go on: so disks that are switched say that the memory is whole. A guest that is
-// emulated stands still from the beginning: of what it writes meanwhile QEMU would lose some, as when it moves (see params).
+// emulated stands still from the beginning: of what it writes meanwhile QEMU would lose some, as when it moves (see standsStill).
 func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkpoint, tell func(api.Progress)) (time.Duration, error) {
 	if _, err := d.idle(ctx, vm, nil); err != nil { // it may be what an agent before this one has begun
 		return 0, err
@@ -106,7 +106,7 @@ func (d *Driver) checkpointFlags(vm, live string) (libvirt.DomainSnapshotCreateF
 	if len(g.Blockers) > 0 {
 		return 0, problem.New(problem.Unsupported, "vm %s can have no checkpoint", vm).Because("%s", g.Blockers[0]).Try("take snapshots of its volumes: gnext snap add")
 	}
-	if g.Accel != domain.TCG || d.opt.LiveTCG {
+	if !d.standsStill(g) {
 		flags |= libvirt.DOMAIN_SNAPSHOT_CREATE_LIVE
 	}
 	return flags, nil

@@ -24,7 +24,7 @@ type Options struct {
 	URI        string // e.g. qemu:///system
 	ConsoleDir string // where serial consoles are logged; empty: nowhere
 	Accel      string // kvm or tcg; empty: kvm where it works
-	// LiveTCG lets emulated guests run while their memory is sent, of which some may then be lost (see params). It is for tests of
+	// LiveTCG lets emulated guests run while their memory is sent, of which some may then be lost (see standsStill). It is for tests of
 	// live moves, where there is no KVM.
 	LiveTCG bool
 	// Peer is how other nodes' hypervisors reach this one's. Without a URI of libvirt guests can leave, but not arrive while

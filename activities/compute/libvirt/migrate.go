@@ -139,7 +139,7 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.paused = guest.Accel == domain.TCG && !m.d.opt.LiveTCG
+	m.paused = m.d.standsStill(guest)
 	params, flags, err := m.params(xml)
 	if err != nil {
 		return nil, err
@@ -169,11 +169,15 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 	return done, nil
 }
 
+// standsStill reports whether a guest has to be paused while its memory is sent or written: one that is emulated has. Of what it writes
+// meanwhile some would be lost: QEMU's emulator does not learn that a page is being watched again if nothing has been written, since it was
+// looked at last, but pages that still wait to be sent (physical_memory_sync_dirty_bitmap returns early when it counts no new pages). With
+// KVM the kernel watches.
+func (d *Driver) standsStill(g domain.Guest) bool {
+	return g.Accel == domain.TCG && !d.opt.LiveTCG
+}
+
 // params say how the guest is moved.
-//
-// A guest that is emulated stands still meanwhile. Of what it writes while its memory is sent some would be lost: QEMU's emulator does not
-// learn that a page is being watched again if nothing has been written, since it was looked at last, but pages that still wait to be sent
-// (physical_memory_sync_dirty_bitmap returns early when it counts no new pages). With KVM the kernel watches.
 func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvirt.DomainMigrateFlags, error) {
 	in := m.in
 	xml, err := domain.Transplant(live, in.Incoming.XML)

@@ -1,9 +1,7 @@
 package command
 
 import (
-	"cmp"
 	"context"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -43,66 +41,16 @@ func devicesOf(c *api.Checkpoint) (out []string) {
 	return out
 }
 
-// cpBranch is a checkpoint in the tree of its VM.
-type cpBranch struct {
-	*api.Checkpoint
-	depth   int
-	current bool // its VM goes on from it
-}
-
-// cpBranches are the columns of a list of checkpoints, which shows trees.
-var cpBranches = []column[cpBranch]{
-	{"NAME", func(_ context.Context, _ *app, m cpBranch) cell {
-		return cell{strings.Repeat("  ", m.depth) + m.Name, m.Name}
-	}},
-	ofCpBranch(checkpoints.columns[1]),
-	ofCpBranch(checkpoints.columns[2]),
-	col("CURRENT", func(m cpBranch) cell { return map[bool]cell{true: {"*", "yes"}, false: {"", "no"}}[m.current] }),
-	ofCpBranch(checkpoints.columns[3]), ofCpBranch(checkpoints.columns[4]), ofCpBranch(checkpoints.columns[5]), ofCpBranch(checkpoints.columns[6]), ofCpBranch(checkpoints.columns[7]),
-}
-
-func ofCpBranch(c column[*api.Checkpoint]) column[cpBranch] {
-	return column[cpBranch]{c.title, func(ctx context.Context, a *app, m cpBranch) cell { return c.of(ctx, a, m.Checkpoint) }}
-}
-
-// cpTree puts checkpoints into the order of their trees, VM by VM.
-func cpTree(all []*api.Checkpoint, vms map[string]*api.VM) []cpBranch {
-	known, children := map[string]bool{}, map[string][]*api.Checkpoint{}
-	for _, c := range all {
-		known[c.ID] = true
-	}
-	for _, c := range all {
-		parent := c.Spec.Parent
-		if !known[parent] {
-			parent = ""
-		}
-		children[parent] = append(children[parent], c)
-	}
-	name := func(c *api.Checkpoint) string {
-		if vm := vms[c.Spec.VM]; vm != nil {
-			return vm.Name
-		}
-		return c.Spec.VM
-	}
-	var out []cpBranch
-	var walk func(parent string, depth int)
-	walk = func(parent string, depth int) {
-		here := children[parent]
-		slices.SortFunc(here, func(x, y *api.Checkpoint) int {
-			return cmp.Or(cmp.Compare(name(x), name(y)), x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID))
-		})
-		for _, c := range here {
-			vm := vms[c.Spec.VM]
-			out = append(out, cpBranch{Checkpoint: c, depth: depth, current: vm != nil && vm.Status.Checkpoint == c.ID})
-			walk(c.ID, depth+1)
-		}
-	}
-	walk("", 0)
-	return out
+var checkpointTrees = &trees[*api.Checkpoint, *api.VM]{
+	noun:    checkpoints,
+	owner:   func(c *api.Checkpoint) string { return c.Spec.VM },
+	parent:  func(c *api.Checkpoint) string { return c.Spec.Parent },
+	current: func(vm *api.VM) string { return vm.Status.Checkpoint },
+	columns: checkpoints.columns,
 }
 
 func (a *app) cpCmd() *cobra.Command {
-	return a.group(&cobra.Command{Use: "cp", Short: "Checkpoint management"}, a.cpAddCmd(), checkpoints.getCmd(a), a.cpListCmd(), checkpoints.delCmd(a), a.cpSwitchCmd())
+	return a.group(&cobra.Command{Use: "cp", Short: "Checkpoint management"}, a.cpAddCmd(), checkpoints.getCmd(a), checkpointTrees.listCmd(a, "vm", "only those of this VM"), checkpoints.delCmd(a), a.cpSwitchCmd())
 }
 
 func (a *app) cpAddCmd() *cobra.Command {
@@ -111,64 +59,6 @@ func (a *app) cpAddCmd() *cobra.Command {
 	add.Example = "  gnext cp add before-upgrade --vm web1"
 	a.refFlag(add, &r.VM, "vm", api.KindVM, "VM to keep")
 	return add
-}
-
-func (a *app) cpListCmd() *cobra.Command {
-	var flags listFlags
-	var vm string
-	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List checkpoints, as the trees that they are", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := flags.options()
-			if err != nil {
-				return err
-			}
-			return a.listCheckpoints(cmd.Context(), o, vm)
-		},
-	}
-	flags.add(cmd)
-	a.refFlag(cmd, &vm, "vm", api.KindVM, "only those of this VM")
-	return cmd
-}
-
-func (a *app) listCheckpoints(ctx context.Context, o client.ListOptions, vm string) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	only := ""
-	if vm != "" {
-		v, err := client.Get[*api.VM](ctx, c, a.project, vm)
-		if err != nil {
-			return err
-		}
-		only = v.ID
-	}
-	vms := map[string]*api.VM{}
-	for v, err := range client.All[*api.VM](ctx, c, a.project, client.ListOptions{PageSize: 1000}) {
-		if err != nil {
-			return err
-		}
-		vms[v.ID] = v
-	}
-	var all []*api.Checkpoint
-	for cp, err := range client.All[*api.Checkpoint](ctx, c, a.project, o) {
-		if err != nil {
-			return err
-		}
-		if only == "" || cp.Spec.VM == only {
-			all = append(all, cp)
-		}
-	}
-	found := cpTree(all, vms)
-	if a.output == formatJSON || a.output == formatYAML {
-		return printList(ctx, a, checkpoints.columns, mapped(found, func(m cpBranch) *api.Checkpoint { return m.Checkpoint }))
-	}
-	columns := cpBranches
-	if a.output == formatTable { // the indentation says what the parent is
-		columns = slices.DeleteFunc(slices.Clone(columns), func(c column[cpBranch]) bool { return c.title == "PARENT" })
-	}
-	return printList(ctx, a, columns, found)
 }
 
 func (a *app) cpSwitchCmd() *cobra.Command {

@@ -126,6 +126,11 @@ func Telling(ctx context.Context) func(string) {
 	return func(text string) { Tell(ctx, api.Progress{Text: text}) }
 }
 
+// Reporting returns Tell for those who tell how far they are.
+func Reporting(ctx context.Context) func(api.Progress) {
+	return func(p api.Progress) { Tell(ctx, p) }
+}
+
 // heartbeat tells Temporal every second or so that the step's process lives, and what it told last, until stop is called. It
 // also is how the step's context learns that the operation was cancelled.
 func heartbeat(ctx context.Context) (telling context.Context, stop func()) {

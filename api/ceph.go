@@ -68,3 +68,12 @@ func isMonitor(h string) bool {
 	n, err := strconv.Atoi(port)
 	return isHost(host) && err == nil && n > 0 && n < 1<<16
 }
+
+// SplitMonitor returns host and port of a monitor, which is HOST or HOST:PORT; port is empty if none is said.
+func SplitMonitor(m string) (host, port string) {
+	host, port, err := net.SplitHostPort(m)
+	if err != nil {
+		return strings.Trim(m, "[]"), ""
+	}
+	return host, port
+}

@@ -6,7 +6,6 @@ import (
 	"go.temporal.io/sdk/activity"
 
 	"github.com/nextstack/nextstack/activities"
-	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -37,7 +36,7 @@ func (s *service) migrate(ctx context.Context, _ steps.Token, in steps.MoveDomai
 		case <-moving.Done():
 		}
 	}()
-	moved, err := s.driver.Migrate(moving, in, func(p api.Progress) { activities.Tell(ctx, p) })
+	moved, err := s.driver.Migrate(moving, in, activities.Reporting(ctx))
 	return moved, problem.Wrap(err, problem.Internal, "cannot move vm %s", in.Plan.Name)
 }
 

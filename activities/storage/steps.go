@@ -52,11 +52,11 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		if in.Offer.Image != "" {
 			from.offer = &steps.DiskOffer{Address: in.Offer.Address, Ticket: in.Offer.Image}
 		}
-		err := pool.ReceiveDisk(ctx, in.Plan, from, fetch, func(p api.Progress) { activities.Tell(ctx, p) })
+		err := pool.ReceiveDisk(ctx, in.Plan, from, fetch, activities.Reporting(ctx))
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
 	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
-		err := pool.CreateVolume(ctx, v, src, func(p api.Progress) { activities.Tell(ctx, p) })
+		err := pool.CreateVolume(ctx, v, src, activities.Reporting(ctx))
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
 	})
 	activities.Implement(reg, h, steps.MakeSeed, func(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.Nothing, error) {
@@ -74,7 +74,7 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot remove the seed of vm %s", plan.Name)
 	})
 	activities.Implement(reg, h, steps.SendVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeSend) (steps.VolumeSent, error) {
-		sent, err := sendVolume(ctx, pool, src, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		sent, err := sendVolume(ctx, pool, src, in, activities.Reporting(ctx))
 		return sent, problem.Wrap(err, problem.Internal, "cannot send volume %s", in.Volume.Name)
 	})
 	activities.Implement(reg, h, steps.RemoveVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
@@ -126,17 +126,17 @@ func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.
 func RegisterControl(reg activities.Registry, h *activities.Host, store ImageStore) {
 	activities.Implement(reg, h, steps.ImportImage, func(ctx context.Context, _ steps.Token, in steps.ImageImport) (steps.ImageImported, error) {
-		out, err := store.Import(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		out, err := store.Import(ctx, in, activities.Reporting(ctx))
 		if err == nil && in.Upload != "" {
 			err = store.RemoveUpload(in.Upload) // not after a failure: a retry of the operation needs it
 		}
 		return out, err
 	})
 	activities.Implement(reg, h, steps.ExportImage, func(ctx context.Context, _ steps.Token, in steps.ImageExport) (steps.ImageExported, error) {
-		return store.Export(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		return store.Export(ctx, in, activities.Reporting(ctx))
 	})
 	activities.Implement(reg, h, steps.ExportUpload, func(ctx context.Context, _ steps.Token, in api.UploadExport) (steps.ImageExported, error) {
-		out, err := store.ExportUpload(ctx, in, func(p api.Progress) { activities.Tell(ctx, p) })
+		out, err := store.ExportUpload(ctx, in, activities.Reporting(ctx))
 		if err == nil {
 			err = store.RemoveUpload(in.ID)
 		}

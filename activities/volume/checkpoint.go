@@ -57,7 +57,7 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if c.Disks, err = s.layers(in); err != nil {
 		return out, err
 	}
-	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, telling(ctx)); err != nil {
+	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, activities.Reporting(ctx)); err != nil {
 		return out, err
 	}
 	out.Memory, err = mem.KeepMemory(ctx, m)
@@ -104,7 +104,7 @@ func (s *service) save(ctx context.Context, in steps.GuestSave) error {
 	if err != nil {
 		return err
 	}
-	if err := absent(s.guests.SaveGuest(ctx, in.VM.VM, path, telling(ctx))); err != nil {
+	if err := absent(s.guests.SaveGuest(ctx, in.VM.VM, path, activities.Reporting(ctx))); err != nil {
 		return err
 	}
 	if _, err = mem.KeepMemory(ctx, m); problem.Is(err, problem.NotFound) {
@@ -145,7 +145,7 @@ func (s *service) undoSave(ctx context.Context, in steps.GuestSave) error {
 		if err != nil {
 			return err
 		}
-		return s.guests.RestoreGuest(ctx, compute.Restore{Plan: in.VM, Files: files, Memory: path, Used: forget}, telling(ctx))
+		return s.guests.RestoreGuest(ctx, compute.Restore{Plan: in.VM, Files: files, Memory: path, Used: forget}, activities.Reporting(ctx))
 	case phase == api.PhaseRunning:
 		return forget()
 	}
@@ -197,7 +197,7 @@ func (s *service) switchTo(ctx context.Context, in steps.CheckpointSwitch) error
 			}
 		}
 		return nil
-	}}, telling(ctx))
+	}}, activities.Reporting(ctx))
 }
 
 func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) error {

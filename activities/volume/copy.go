@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api/problem"
@@ -14,7 +15,7 @@ import (
 // the new one.
 func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeCopied, err error) {
 	began := time.Now()
-	tell := telling(ctx)
+	tell := activities.Reporting(ctx)
 	to, err := s.pool.LocateVolume(in.To)
 	if err != nil {
 		return out, err
@@ -33,7 +34,7 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 	}
 	pools, ok := s.pool.(storage.Copier)
 	if !ok {
-		return out, problem.New(problem.Unsupported, "this node cannot copy volumes from one pool to another")
+		return out, problem.New(problem.Unsupported, "this node cannot copy volumes from one pool to another").Because("its storage has pools of one type only").Try("choose another node: --node")
 	}
 	if err := pools.CopyVolume(ctx, in.From, in.To, tell); err != nil {
 		return out, err
@@ -44,7 +45,8 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 			return out, err
 		}
 		if running {
-			return out, problem.New(problem.Unavailable, "vm %s was started while volume %s was copied", in.VM.Name, in.From.Name)
+			return out, problem.New(problem.Unavailable, "vm %s was started while volume %s was copied", in.VM.Name, in.From.Name).
+				Because("what it has written since is not in the copy").Try("nothing: the copy is made again, while the VM runs")
 		}
 	}
 	return steps.VolumeCopied{Took: time.Since(began)}, nil
@@ -69,7 +71,7 @@ func (s *service) moveSeed(ctx context.Context, in steps.SeedMove) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.guests.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, telling(ctx))
+	done, err := s.guests.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, activities.Reporting(ctx))
 	if err != nil || done.There {
 		return absent(err)
 	}

@@ -71,11 +71,6 @@ type service struct {
 	pool   Pool
 }
 
-// telling tells the heartbeat of a step how far it is.
-func telling(ctx context.Context) func(api.Progress) {
-	return func(p api.Progress) { activities.Tell(ctx, p) }
-}
-
 // absent makes nothing of the problem that a VM has no domain, or that its domain has no such disk: then no guest has it open,
 // and the domain is defined with what the plan says when it is started.
 func absent(err error) error {
@@ -106,7 +101,7 @@ func (s *service) pulled(in steps.Flatten) *steps.VMPlan {
 
 // flatten: a file that a guest has open is filled by its hypervisor.
 func (s *service) flatten(ctx context.Context, in steps.Flatten) error {
-	tell := telling(ctx)
+	tell := activities.Reporting(ctx)
 	vm := s.pulled(in)
 	if vm == nil {
 		return s.pool.FlattenVolume(ctx, in.Volume, tell)
@@ -204,7 +199,7 @@ func (s *service) undoTake(ctx context.Context, in steps.SnapshotPlan) error {
 // drop: a layer that a guest has open is merged by its hypervisor; then, or if none has, the pool does the rest. Last, a domain
 // that does not run learns what it is started with: until then its start fails, instead of writing to what was merged.
 func (s *service) drop(ctx context.Context, in steps.SnapshotDrop) error {
-	tell := telling(ctx)
+	tell := activities.Reporting(ctx)
 	if in.Child == "" || !s.files(in.Volume) {
 		return s.pool.DropSnapshot(ctx, in, false, tell)
 	}

@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"net"
 	"path/filepath"
 	"strings"
 
@@ -49,10 +48,7 @@ func source(s compute.DiskSource) *libvirtxml.DomainDiskSource {
 func rbdSource(r *compute.RBDImage) *libvirtxml.DomainDiskSourceNetwork {
 	n := &libvirtxml.DomainDiskSourceNetwork{Protocol: "rbd", Name: r.Pool + "/" + r.Image}
 	for _, m := range r.Monitors {
-		host, port, err := net.SplitHostPort(m)
-		if err != nil { // without a port
-			host, port = strings.Trim(m, "[]"), ""
-		}
+		host, port := api.SplitMonitor(m)
 		n.Hosts = append(n.Hosts, libvirtxml.DomainDiskSourceHost{Name: host, Port: port})
 	}
 	if r.User != "" {

@@ -12,92 +12,54 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 )
 
-// copying is how often a copy is looked at.
-const copying = 200 * time.Millisecond
-
-// MoveDisk implements compute.Disks. The work is libvirt's and QEMU's: it goes on whatever becomes of us, and who comes next joins
-// it.
+// MoveDisk implements compute.Disks.
 func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, tell func(api.Progress)) (compute.Moved, error) {
-	const what = "copy the disk to another place"
-	t := time.NewTicker(copying)
-	defer t.Stop()
-	begun := false
-	for {
-		state := make(chan copyState, 1)
-		running, err := d.guestDisk(ctx, vm, volume, what, func(s scope, disk *domain.Disk) error {
-			now, err := copyOn(ctx, s, disk, volume, to, begun)
-			if err == nil {
-				state <- now
-			}
-			return err
-		})
-		if err != nil {
-			return compute.Moved{Running: running}, err
-		}
-		if !running {
-			there, err := d.startsAt(ctx, vm, volume, to)
-			return compute.Moved{There: there}, err
-		}
-		now := <-state
-		if now.there {
-			return compute.Moved{Running: true, There: true, Pause: now.pause}, nil
-		}
-		begun = true
-		if tell != nil {
-			p := api.Progress{Text: "copying the disk", Done: now.done, Total: now.total}
-			if now.ready {
-				p.Text = "bringing the copy up to date"
-			}
-			tell(p)
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return compute.Moved{Running: true}, overdue(ctx, what, d.opt.URI)
-		}
+	last, running, err := d.diskJob(ctx, vm, volume, "copy the disk to another place", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
+		return copyOn(ctx, s, disk, volume, to, begun)
+	}, tell)
+	switch {
+	case err != nil:
+		return compute.Moved{Running: running}, err
+	case !running:
+		there, err := d.startsAt(ctx, vm, volume, to)
+		return compute.Moved{There: there}, err
 	}
-}
-
-// copyState is how far a copy is.
-type copyState struct {
-	there       bool // the guest has it
-	pause       time.Duration
-	ready       bool
-	done, total int64 // bytes
+	return compute.Moved{Running: true, There: true, Pause: last.pause}, nil
 }
 
 // copyOn does what is next to be done.
-func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, begun bool) (copyState, error) {
+func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, begun bool) (jobState, error) {
+	const text = "copying the disk"
 	if disk.Writes(to) {
-		return copyState{there: true}, arrived(s.dom, volume, to)
+		return jobState{}, arrived(s.dom, volume, to)
 	}
 	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
 	if err != nil {
-		return copyState{}, err
+		return jobState{}, err
 	}
 	switch {
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN && begun:
-		return copyState{}, problem.New(problem.Unavailable, "the copy of volume %s was broken off", volume).
+		return jobState{}, problem.New(problem.Unavailable, "the copy of volume %s was broken off", volume).
 			Because("what it is copied to may be full or away, or the node out of space: see the log of libvirt")
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
 		if err := wake(s.dom); err != nil {
-			return copyState{}, err
+			return jobState{}, err
 		}
 		xml, err := disk.CopyXML(to, direct(to))
 		if err != nil {
-			return copyState{}, err
+			return jobState{}, err
 		}
 		// A job of a domain that is defined must be said to be lost when the guest ends: it is begun anew then.
 		const flags = libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB
-		return copyState{}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
+		return jobState{underWay: true, text: text}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY || !disk.Mirror.Same(to):
-		return copyState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
+		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
 	case disk.Ready:
 		began := time.Now()
 		err := switchOver(ctx, s, disk, volume, to)
-		return copyState{there: err == nil, pause: time.Since(began)}, err
+		return jobState{pause: time.Since(began)}, err
 	default:
-		return copyState{done: int64(job.Cur), total: int64(job.End)}, nil
+		return jobState{underWay: true, text: text, done: int64(job.Cur), total: int64(job.End)}, nil
 	}
 }
 

@@ -86,93 +86,63 @@ func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, fre
 // volumeOf returns what FindDisk finds the disk by.
 func volumeOf(d *domain.Disk) string { return d.XML.Serial }
 
-// merging is how often a merge is looked at.
-const merging = 200 * time.Millisecond
-
-// MergeDisk implements compute.Disks. The work is libvirt's and QEMU's: it goes on whatever becomes of us, and who comes next
-// joins it.
+// MergeDisk implements compute.Disks.
 func (d *Driver) MergeDisk(ctx context.Context, vm, volume string, m compute.Merge, tell func(api.Progress)) (running bool, err error) {
-	t := time.NewTicker(merging)
-	defer t.Stop()
-	begun := false
-	for {
-		state := make(chan mergeState, 1)
-		running, err = d.guestDisk(ctx, vm, volume, "merge layers of the disk", func(s scope, disk *domain.Disk) error {
-			now, err := merge(ctx, s, disk, volume, m, begun)
-			if err == nil {
-				state <- now
-			}
-			return err
-		})
-		if err != nil || !running {
-			return running, err
-		}
-		now := <-state
-		if begun = begun || now.underWay; !now.underWay {
-			return now.open, nil
-		}
-		if tell != nil {
-			tell(api.Progress{Text: "merging layers", Done: now.done, Total: now.total})
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return true, overdue(ctx, "merge layers of the disk", d.opt.URI)
-		}
+	last, running, err := d.diskJob(ctx, vm, volume, "merge layers of the disk", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
+		now, err := merge(ctx, s, disk, volume, m, begun)
+		now.text = "merging layers"
+		return now, err
+	}, tell)
+	if err == nil {
+		running = running && last.open
 	}
-}
-
-// mergeState is how far a merge is.
-type mergeState struct {
-	underWay    bool
-	open        bool  // the guest has one of the layers
-	done, total int64 // bytes
+	return running, err
 }
 
 // merge does what is next to be done.
-func merge(ctx context.Context, s scope, disk *domain.Disk, volume string, m compute.Merge, begun bool) (mergeState, error) {
+func merge(ctx context.Context, s scope, disk *domain.Disk, volume string, m compute.Merge, begun bool) (jobState, error) {
 	top, below := slices.Index(disk.Chain, m.Top.File), slices.Index(disk.Chain, m.Below.File)
 	switch {
 	case top < 0 && below < 0:
-		return mergeState{}, wake(s.dom)
+		return jobState{}, wake(s.dom)
 	case top < 0: // it was merged, or no guest has ever written to it
 		if below == 0 && m.Retired != nil {
 			if err := m.Retired(); err != nil {
-				return mergeState{}, err
+				return jobState{}, err
 			}
 			if err := place(s.dom, volume, m.Below); err != nil {
-				return mergeState{}, err
+				return jobState{}, err
 			}
 		}
-		return mergeState{open: true}, wake(s.dom)
+		return jobState{open: true}, wake(s.dom)
 	case below != top+1:
-		return mergeState{}, compute.NotBelow(m)
+		return jobState{}, compute.NotBelow(m)
 	}
 	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
 	if err != nil {
-		return mergeState{}, err
+		return jobState{}, err
 	}
 	switch {
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN && begun:
 		if now, err := s.disk(volume); err != nil || now == nil || !slices.Contains(now.Chain, m.Top.File) {
-			return mergeState{underWay: true}, err // it has ended just now
+			return jobState{underWay: true}, err // it has ended just now
 		}
-		return mergeState{}, problem.New(problem.Unavailable, "merging layers of volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
+		return jobState{}, problem.New(problem.Unavailable, "merging layers of volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
 		flags := libvirt.DomainBlockCommitFlags(0)
 		if top == 0 {
 			flags = libvirt.DOMAIN_BLOCK_COMMIT_ACTIVE
 		}
 		if err := wake(s.dom); err != nil {
-			return mergeState{}, err
+			return jobState{}, err
 		}
-		return mergeState{underWay: true}, s.dom.BlockCommit(disk.Device, m.Below.File, m.Top.File, 0, flags)
+		return jobState{underWay: true}, s.dom.BlockCommit(disk.Device, m.Below.File, m.Top.File, 0, flags)
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT && top == 0 && disk.Ready:
-		return mergeState{open: true}, pivot(ctx, s, disk, volume, m)
+		return jobState{open: true}, pivot(ctx, s, disk, volume, m)
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT, job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_COMMIT:
-		return mergeState{underWay: true, done: int64(job.Cur), total: int64(job.End)}, nil
+		return jobState{underWay: true, done: int64(job.Cur), total: int64(job.End)}, nil
 	}
-	return mergeState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or backs it up").Try("wait for the other operation to end")
+	return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or backs it up").Try("wait for the other operation to end")
 }
 
 // pivot has the guest go on with the lower layer, which shows the same now. While it does not run, nothing is written: so at any

@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"time"
 
 	"libvirt.org/go/libvirt"
 
@@ -11,64 +10,43 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 )
 
-// PullDisk implements compute.Disks. The work is libvirt's and QEMU's, as that of MergeDisk is.
+// PullDisk implements compute.Disks.
 func (d *Driver) PullDisk(ctx context.Context, vm, volume string, tell func(api.Progress)) (running bool, err error) {
-	const what = "bring all that the disk shows into its file"
-	t := time.NewTicker(merging)
-	defer t.Stop()
-	begun := false
-	for {
-		state := make(chan mergeState, 1)
-		running, err = d.guestDisk(ctx, vm, volume, what, func(s scope, disk *domain.Disk) error {
-			now, err := pull(s, disk, volume, begun)
-			if err == nil {
-				state <- now
-			}
-			return err
-		})
-		if err != nil || !running {
-			return running, err
+	_, running, err = d.diskJob(ctx, vm, volume, "bring all that the disk shows into its file", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
+		now, err := pull(s, disk, volume, begun)
+		if now.total > 0 {
+			now.text = "copying the image into the volume"
 		}
-		now := <-state
-		if begun = begun || now.underWay; !now.underWay {
-			return true, nil
-		}
-		if tell != nil && now.total > 0 {
-			tell(api.Progress{Text: "copying the image into the volume", Done: now.done, Total: now.total})
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return true, overdue(ctx, what, d.opt.URI)
-		}
-	}
+		return now, err
+	}, tell)
+	return running, err
 }
 
 // pull does what is next to be done. Begun: it was under way before.
-func pull(s scope, disk *domain.Disk, volume string, begun bool) (mergeState, error) {
+func pull(s scope, disk *domain.Disk, volume string, begun bool) (jobState, error) {
 	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
 	switch {
 	case err != nil:
-		return mergeState{}, err
+		return jobState{}, err
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_PULL:
-		return mergeState{underWay: true, done: int64(job.Cur), total: int64(job.End)}, nil
+		return jobState{underWay: true, done: int64(job.Cur), total: int64(job.End)}, nil
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
-		return mergeState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or merges its layers").Try("wait for the other operation to end")
+		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or merges its layers").Try("wait for the other operation to end")
 	}
 	now, err := s.disk(volume) // again: a job may have ended since
 	if err != nil || now == nil {
-		return mergeState{}, err
+		return jobState{}, err
 	}
 	switch {
 	case len(now.Chain) < 2:
-		return mergeState{}, wake(s.dom)
+		return jobState{}, wake(s.dom)
 	case begun:
-		return mergeState{}, problem.New(problem.Unavailable, "copying the image into volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
+		return jobState{}, problem.New(problem.Unavailable, "copying the image into volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
 	}
 	if err := wake(s.dom); err != nil {
-		return mergeState{}, err
+		return jobState{}, err
 	}
-	return mergeState{underWay: true}, s.dom.BlockPull(disk.Device, 0, 0)
+	return jobState{underWay: true}, s.dom.BlockPull(disk.Device, 0, 0)
 }
 
 // StopPull implements compute.Disks.

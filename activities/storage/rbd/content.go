@@ -3,10 +3,9 @@
 package rbd
 
 import (
+	"cmp"
 	"context"
-	"net"
 	"os"
-	"strings"
 
 	"github.com/ceph/go-ceph/rados"
 	"github.com/ceph/go-ceph/rbd"
@@ -38,11 +37,8 @@ func (d *Driver) device(ctx context.Context, v steps.VolumePlan, size int64) (qe
 	}
 	var servers []any
 	for _, m := range v.Pool.Source.Hosts {
-		host, port, err := net.SplitHostPort(m)
-		if err != nil {
-			host, port = strings.Trim(m, "[]"), monitorPort
-		}
-		servers = append(servers, map[string]any{"host": host, "port": port})
+		host, port := api.SplitMonitor(m)
+		servers = append(servers, map[string]any{"host": host, "port": cmp.Or(port, monitorPort)})
 	}
 	return qemuimg.Disk{Size: size, Key: key, Options: map[string]any{"driver": "raw", "file": map[string]any{
 		"driver": "rbd", "pool": v.Pool.Source.Name, "image": storage.RBDDisk(v.Volume), "user": v.Pool.Source.User, "server": servers, qemuimg.SecretOption: "",

@@ -79,12 +79,12 @@ func (s *Server) routeAgents() {
 	handle(s, huma.Operation{
 		OperationID: "get-image-content", Method: http.MethodGet, Path: "/v1/agents/{id}/images/{image}/content", Tags: []string{tag}, Metadata: ofAgents,
 		Summary: "Send an image's file", Description: "For agents only. Ranges are understood, so that a transfer that broke can go on.",
-		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
+		Responses: map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent()}},
 	}, s.imageContent)
 	handle(s, huma.Operation{
 		OperationID: "put-image-upload", Method: http.MethodPut, Path: "/v1/agents/{id}/images/{image}/upload", Tags: []string{tag}, Metadata: ofAgents,
 		Summary: "Send what an image is made of", Description: "For agents only, and for images that are being made of a volume, or exports of one: those go by the ID of their operation.",
-		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
+		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent()},
 	}, func(ctx context.Context, in *imageUploadInput) (*struct{ Body *Uploaded }, error) {
 		if err := s.captured(ctx, in.ID, in.Image); err != nil {
 			return nil, err
@@ -151,7 +151,10 @@ func accept[T any](s *Server) {
 	open(schemas.Schema(reflect.TypeFor[T](), true, ""))
 }
 
-var binaryContent = map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}
+// binaryContent is made anew for each route: huma writes into the schemas that it is given, and servers may start side by side.
+func binaryContent() map[string]*huma.MediaType {
+	return map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}
+}
 
 // ImageOfAgent is what comes with a request of an agent about an image.
 type ImageOfAgent struct {

@@ -27,7 +27,7 @@ func (s *Server) routeImages() {
 	handle(s, huma.Operation{
 		OperationID: "download-image", Method: http.MethodGet, Path: itemPath(api.KindImage) + "/content", Tags: []string{string(api.KindImage)}, Summary: "Download an image",
 		Description: "As it is kept (qcow2), or in another format that it was exported to. The ETag is its SHA-256. Ranges are understood, so that a download that broke can go on.",
-		Responses:   map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
+		Responses:   map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent()}},
 	}, s.downloadImage)
 }
 

@@ -86,7 +86,7 @@ func (s *Server) routeUploads() {
 		OperationID: "put-upload", Method: http.MethodPut, Path: "/v1/uploads/{id}", Tags: []string{"images"}, Summary: "Send a file",
 		Description: "The body is the file itself. Then make an image of it. Sent again, it replaces what was sent before. With an offset, what arrives before the connection is lost is kept, " +
 			"and a request with a later offset goes on from there: GET tells where.",
-		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent},
+		RequestBody: &huma.RequestBody{Required: true, Content: binaryContent()},
 	}, func(ctx context.Context, in *uploadInput) (*struct{ Body *Uploaded }, error) {
 		if err := uploadAllowed(ctx, in.ID); err != nil {
 			return nil, err

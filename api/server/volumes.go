@@ -31,7 +31,7 @@ func (s *Server) routeVolumes() {
 	handle(s, huma.Operation{
 		OperationID: "download-volume", Method: http.MethodGet, Path: itemPath(api.KindVolume) + "/exports/{operation}", Tags: []string{string(api.KindVolume)}, Summary: "Download a volume",
 		Description: "As the operation that is named has exported it. The ETag is its SHA-256. Ranges are understood, so that a download that broke can go on.",
-		Responses:   map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent}},
+		Responses:   map[string]*huma.Response{"200": {Description: "The file", Content: binaryContent()}},
 	}, s.downloadVolume)
 
 	readable[api.Snapshot](s)

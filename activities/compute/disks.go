@@ -48,8 +48,8 @@ type Disks interface {
 	// MoveDisk has the hypervisor of a guest that runs copy a disk to another place, while the guest goes on and writes, and then has
 	// the guest go on with the copy. The place is there, with the size of the disk, and all of it is written. A copy that is under
 	// way, whoever began it, is joined. If no guest has the disk open nothing happens; Moved.There tells what it is started with.
-	// Tell may be nil.
-	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (Moved, error)
+	// Rate is bytes per second at most; 0: no limit. Tell may be nil.
+	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, rate int64, tell func(api.Progress)) (Moved, error)
 	// SettleDisk ends a copy that is under way, and reports whether the VM has the disk at the other place. If so, it has it there at
 	// its next start, too, and may have written to it.
 	SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error)

@@ -313,7 +313,7 @@ func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested 
 }
 
 // MoveDisk implements Disks.
-func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (done Moved, err error) {
+func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, _ int64, tell func(api.Progress)) (done Moved, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
 		done = Moved{Running: d.phase != api.PhaseStopped, There: disk.Source.Same(to)}
 		if !done.Running || done.There {

@@ -13,9 +13,9 @@ import (
 )
 
 // MoveDisk implements compute.Disks.
-func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, tell func(api.Progress)) (compute.Moved, error) {
+func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, rate int64, tell func(api.Progress)) (compute.Moved, error) {
 	last, running, err := d.diskJob(ctx, vm, volume, "copy the disk to another place", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
-		return copyOn(ctx, s, disk, volume, to, begun)
+		return copyOn(ctx, s, disk, volume, to, rate, begun)
 	}, tell)
 	switch {
 	case err != nil:
@@ -28,7 +28,7 @@ func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.Dis
 }
 
 // copyOn does what is next to be done.
-func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, begun bool) (jobState, error) {
+func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, rate int64, begun bool) (jobState, error) {
 	const text = "copying the disk"
 	if disk.Writes(to) {
 		return jobState{}, arrived(s.dom, volume, to)
@@ -51,7 +51,7 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 		}
 		// A job of a domain that is defined must be said to be lost when the guest ends: it is begun anew then.
 		const flags = libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB
-		return jobState{underWay: true, text: text}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
+		return jobState{underWay: true, text: text}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{BandwidthSet: rate > 0, Bandwidth: uint64(max(rate, 0))}, flags)
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY || !disk.Mirror.Same(to):
 		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
 	case disk.Ready:

@@ -226,14 +226,18 @@ func (b *bench) probe(args ...string) (*exec.Cmd, error) {
 	return exec.CommandContext(b.ctx, filepath.Join(b.root, "deploy/dev/probe.sh"), append([]string{b.node, port.ID, port.Spec.MAC, port.Spec.Address + "/24"}, args...)...), nil
 }
 
+// awaitPing waits until a guest answers, which has just been made.
 func (b *bench) awaitPing(address string) error {
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		cmd, err := b.probe("ping", "-c1", "-W1", address)
 		if err == nil {
 			err = cmd.Run()
 		}
-		if err == nil || time.Now().After(deadline) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the guest at %s does not answer pings: %w", address, err)
 		}
 	}
 }

@@ -31,7 +31,8 @@ type Fake struct {
 	lingers  bool
 	clingy   bool
 	mute     bool
-	torn     func() bool // whether the management dies in the next switch; nil: no
+	torn     func(volume string) bool // whether the management dies in the next switch; nil: no
+	tornText string                   // what guests write then
 	hook     func(vm string, at MovePoint) MoveFate
 }
 

@@ -33,6 +33,8 @@ type FakeBacking interface {
 	CopyLayer(from, to DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
+	// WriteLayer does to a file what a guest does that writes.
+	WriteLayer(s DiskSource, text string) error
 	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
 	PullLayer(s DiskSource) error
 	// WriteMemory does what a hypervisor does that writes the memory of a guest to a file, and ReadMemory returns what is in one.

@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -80,6 +81,15 @@ func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, fre
 		return err
 	}
 	if freeze && domain.Listens(live) {
+		// libvirt wakes them, unless it dies before: then the mark has whoever comes next do so.
+		if err := markRest(s.dom); err != nil {
+			return out, err
+		}
+		defer func() {
+			if werr := wake(s.dom); werr != nil && !lost(err) {
+				err = errors.Join(err, werr)
+			}
+		}()
 		s.dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own
 		if err = take(flags | libvirt.DOMAIN_SNAPSHOT_CREATE_QUIESCE); err == nil {
 			out.Frozen = true
@@ -94,7 +104,12 @@ func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, fre
 }
 
 // volumeOf returns what FindDisk finds the disk by.
-func volumeOf(d *domain.Disk) string { return d.XML.Serial }
+func volumeOf(d *domain.Disk) string {
+	if d.XML.Serial == "" {
+		return compute.SeedDisk
+	}
+	return d.XML.Serial
+}
 
 // MergeDisk implements compute.Disks.
 func (d *Driver) MergeDisk(ctx context.Context, vm, volume string, m compute.Merge, tell func(api.Progress)) (running bool, err error) {

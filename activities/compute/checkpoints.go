@@ -13,8 +13,8 @@ import (
 // Checkpoints takes the memory of guests into files, and has guests go on from there. What takes long is the hypervisor's work,
 // which goes on whatever becomes of the caller; who comes next waits for its end. A VM that has no domain is not_found.
 type Checkpoints interface {
-	// TakeCheckpoint writes the memory of a guest that runs to a file, and has its disks be written to other layers, which are there
-	// already and show what the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
+	// TakeCheckpoint writes the memory of a guest that runs to a file, and has its disks be written to other layers, which show what
+	// the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
 	// mean that it was done. Tell may be nil.
 	TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell func(api.Progress)) (pause time.Duration, err error)
 	// EndCheckpoint breaks off what the hypervisor does to the memory of a guest, if it does anything, and returns when it is over:
@@ -37,6 +37,7 @@ type Checkpoints interface {
 type Checkpoint struct {
 	Memory string // path of the file that is written
 	Disks  []SwitchedDisk
+	Fresh  func() error // makes their layers, as that of LayerSwitch does; nil: they are there
 }
 
 // SwitchedDisk is a disk and the layer that it is to be written to.

@@ -51,6 +51,9 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 	if d.phase == api.PhaseStopped {
 		return 0, NotRunning(vm)
 	}
+	if err := f.allBack(d, c.Disks); err != nil {
+		return 0, err
+	}
 	switch on := d.onDisks(c.Disks); {
 	case on == len(c.Disks):
 		return 0, nil
@@ -65,14 +68,21 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 	if err := f.Backing.WriteMemory(c.Memory, d.memory); err != nil {
 		return 0, err
 	}
+	if c.Fresh != nil {
+		if err := c.Fresh(); err != nil {
+			return 0, err
+		}
+	}
 	for _, k := range c.Disks {
-		disk := d.disk(k.Volume)
-		if disk == nil {
+		if d.disk(k.Volume) == nil {
 			return 0, NoSuchDisk(vm, k.Volume)
 		}
-		disk.Source = k.To
 	}
-	return fakePause, nil
+	var torn error
+	for _, k := range c.Disks {
+		torn = errors.Join(torn, f.over(k, d.disk(k.Volume)))
+	}
+	return fakePause, torn
 }
 
 // EndCheckpoint implements Checkpoints.

@@ -27,11 +27,22 @@ func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.Dis
 	return compute.Moved{Running: true, There: true, Pause: last.pause}, nil
 }
 
+// writes reports whether the guest writes to a source, whatever libvirt knows.
+func writes(disk *domain.Disk, to compute.DiskSource) bool {
+	if disk.Really != nil {
+		return on(disk.Really[0], to)
+	}
+	return disk.Writes(to)
+}
+
 // copyOn does what is next to be done.
 func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, rate int64, begun bool) (jobState, error) {
 	const text = "copying the disk"
-	if disk.Writes(to) {
+	if writes(disk, to) {
 		return jobState{}, arrived(s.dom, volume, to)
+	}
+	if err := s.agreed(disk, volume); err != nil {
+		return jobState{}, err
 	}
 	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
 	if err != nil {
@@ -109,13 +120,13 @@ func (d *Driver) startsAt(ctx context.Context, vm, volume string, to compute.Dis
 func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.DiskSource) (bool, error) {
 	there := make(chan bool, 1)
 	running, err := d.guestDisk(ctx, vm, volume, "end the copy of the disk", func(s scope, disk *domain.Disk) error {
-		if disk.Mirror.IsSet() && !disk.Writes(to) {
+		if disk.Mirror.IsSet() && !writes(disk, to) {
 			if err := s.dom.BlockJobAbort(disk.Device, 0); err != nil {
 				if now, derr := s.disk(volume); derr != nil || now != nil && now.Mirror.IsSet() {
 					return err
 				}
 			}
-			now, err := s.disk(volume)
+			now, err := s.real(volume)
 			if err != nil {
 				return err
 			}
@@ -124,7 +135,10 @@ func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.D
 			}
 			disk = now
 		}
-		if !disk.Writes(to) {
+		if !writes(disk, to) {
+			if err := s.agreed(disk, volume); err != nil {
+				return err
+			}
 			there <- false
 			return wake(s.dom)
 		}

@@ -103,7 +103,7 @@ func Scenarios() map[string][]Scenario {
 		api.OpVMCreate: {
 			{Name: "vm.create", Accept: createVM},
 			{Name: "vm.create with volumes", Accept: makeVM("web1", func(r *api.VMCreate) {
-				r.HA, r.Pool = false, "vms"
+				local(r)
 				r.Volumes = []api.VMVolume{{Size: api.GiB}, {Name: "data", Size: 2 * api.GiB, Pool: "shared"}}
 			}), Check: shows("data", "")},
 			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM, Check: fetched(false)},

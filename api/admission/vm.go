@@ -94,7 +94,17 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 		}
 	}
 	use := quotaUse{VMs: 1, VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Disk: vm.Spec.RootDisk}
-	if err := a.claimQuota(c, vm, use); err != nil {
+	value, err := use.encode()
+	if err != nil {
+		return nil, err
+	}
+	c.claims(store.QuotaClaim(p, vm.ID), value)
+	more, err := a.addVolumes(c, vm, pool, req.Volumes)
+	if err != nil {
+		return nil, err
+	}
+	use.Disk += more
+	if err := a.withinQuota(c, vm, use); err != nil {
 		return nil, err
 	}
 	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {

@@ -234,6 +234,9 @@ func TestADryRunSaysWhatWouldBeDoneAndWritesNothing(t *testing.T) {
 	out, err = p.PlanVMCreate(ctx, c.User, opts, with)
 	require.NoError(t, err)
 	require.Nil(t, out.Error)
+	_, now, err := c.KV.List(ctx, store.Root)
+	require.NoError(t, err)
+	require.Equal(t, before, now)
 	_, err = c.Do(ctx, func(ctx context.Context, w *fault.World, h auth.Handle) (*api.Operation, error) {
 		return w.Admission.CreatePool(ctx, h, opts, api.PoolCreate{Name: "rare", Type: api.PoolDir, Path: "/rare", Agents: []string{c.here.Name}})
 	})

@@ -29,6 +29,8 @@ type Config struct {
 	Secrets compute.Secrets
 	// TempDir holds images while they are brought into a pool, first as they come and then raw. What is in it is removed.
 	TempDir string
+	// NoteDir is for what is to outlive a reboot: which pools this node may have something in. Empty: all that it is asked about.
+	NoteDir string
 	Log     *slog.Logger // nil: the default
 	// OpTimeout is how long the cluster may take for one thing; 0: 15 s.
 	OpTimeout time.Duration

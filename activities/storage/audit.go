@@ -16,9 +16,6 @@ import (
 // List implements Pool.
 func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, error) {
 	root, err := d.open(p.Pool, p.Path)
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

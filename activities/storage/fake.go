@@ -206,9 +206,6 @@ func (f *Fake) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, e
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ type Pool interface {
 	ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress)) error
 	// EvictImage removes the copy of an image. It refuses (in_use) while a volume needs it.
 	EvictImage(ctx context.Context, c steps.CachedImage) error
-	// List tells what is in a pool; nothing if it is not prepared here.
+	// List tells what is in a pool. What Prepare has not made, or what is not mounted now, is not_found: nobody knows what is in it.
 	List(ctx context.Context, p steps.PoolOnNode) ([]steps.FileFound, error)
 	// Remove removes a file that List told of, unless something here needs or writes it.
 	Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error

@@ -57,10 +57,10 @@ func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.File
 		}
 		return nil
 	})
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
+	if err != nil {
+		return nil, err
 	}
-	return out, err
+	return out, nil
 }
 
 // Remove implements storage.Pool.

@@ -70,7 +70,12 @@ const (
 	KindVolume  = "volume"
 	KindSeed    = "seed"
 	KindBacking = "backing"
-	KindOther   = "other" // half-made, or not ours
+	// KindSnapshot is a snapshot that a pool keeps under a name, and KindKept one that is there as long as an operation needs it:
+	// what a volume was before it went back, or what it is copied from. KindForeign is one that we have not made.
+	KindSnapshot = "snapshot"
+	KindKept     = "kept"
+	KindForeign  = "foreign"
+	KindOther    = "other" // half-made, or not ours
 )
 
 // What the names of files end with.

@@ -113,7 +113,7 @@ func TestRBDTellsAnAuditOfSnapshotsWatchersAndParents(t *testing.T) {
 		require.NoError(t, img.Close())
 		o := cephrbd.NewRbdImageOptions()
 		defer o.Destroy()
-		require.NoError(t, o.SetUint64(cephrbd.RbdImageOptionCloneFormat, 1))
+		require.NoError(t, o.SetUint64(cephrbd.ImageOptionCloneFormat, 1))
 		require.NoError(t, cephrbd.CloneImage(io, name, "snap-"+ours, io, "clone", o))
 		err = d.Remove(t.Context(), w.pool, *needed)
 		is(t, problem.InUse, err)

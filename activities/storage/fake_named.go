@@ -132,6 +132,19 @@ func (f *Fake) removeNamed(v steps.VolumePlan) error {
 	return err
 }
 
+// CheckRevert implements Snapshots.
+func (f *Fake) CheckRevert(_ context.Context, r steps.VolumeRevert) error {
+	if !named(r.Volume.Pool) {
+		return f.onLayer(at(r.Volume, r.Frozen), func(*fakePool, string) error { return nil })
+	}
+	return f.onNamed(r.Volume, func(file *fakeFile) error {
+		if _, there := file.snaps[fakeTaken+r.Snapshot]; !there {
+			return problem.New(problem.NotFound, "volume %s has no snapshot %s", r.Volume.Name, r.Snapshot)
+		}
+		return nil
+	})
+}
+
 func (f *Fake) revertNamed(r steps.VolumeRevert) error {
 	if !api.IsUUID(r.Layer) {
 		return problem.New(problem.Invalid, "%q is not the ID of a layer", r.Layer)

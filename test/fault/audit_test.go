@@ -1,12 +1,14 @@
 package fault
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/api/store"
 )
 
@@ -64,6 +66,13 @@ func TestAnAuditKnowsTheSnapshotsOfCeph(t *testing.T) {
 	require.False(t, f.Extra)
 	require.Equal(t, s1.ID, f.ID)
 	require.Contains(t, f.Problem, "snapshot s1 of volume data is missing")
+
+	op, err := w.Do(ctx, revert("s1", api.SnapshotRevert{Restart: true}))
+	require.Error(t, err)
+	require.Equal(t, api.OpFailed, op.State)
+	require.Equal(t, problem.NotFound, op.Error.Kind)
+	i := slices.IndexFunc(op.Steps, func(s api.StepRecord) bool { return s.Name == "stop" })
+	require.Equal(t, api.StepPending, op.Steps[i].State, "no guest is stopped for what is not there")
 
 	// A snapshot of one volume is none of another.
 	_, err = w.Do(ctx, makeVolume("other", "fast", nil))

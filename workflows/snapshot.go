@@ -73,7 +73,7 @@ func dropSnapshot(r *saga.Run, s *snapState) error {
 var SnapshotRevert = saga.Table[snapState]{
 	Kind: api.OpSnapshotRevert, Start: startSnapshot,
 	Steps: []saga.Step[snapState]{
-		{Name: "load", Where: control, Do: loadSnapshot}, // reads only
+		{Name: "load", Where: control, Do: loadSnapshot},                   // reads only
 		{Name: "check", Where: node, On: (*snapState).on, Do: checkRevert}, // reads only: no guest is stopped for what is not there
 		{Name: "stop", Where: node, On: (*snapState).on, Do: stopForRevert, Undo: startBefore},
 		{Name: "revert", Where: node, On: (*snapState).on, Do: revert, Undo: undoRevert},

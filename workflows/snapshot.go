@@ -73,7 +73,8 @@ func dropSnapshot(r *saga.Run, s *snapState) error {
 var SnapshotRevert = saga.Table[snapState]{
 	Kind: api.OpSnapshotRevert, Start: startSnapshot,
 	Steps: []saga.Step[snapState]{
-		{Name: "load", Where: control, Do: loadSnapshot}, // reads only
+		{Name: "load", Where: control, Do: loadSnapshot},                   // reads only
+		{Name: "check", Where: node, On: (*snapState).on, Do: checkRevert}, // reads only: no guest is stopped for what is not there
 		{Name: "stop", Where: node, On: (*snapState).on, Do: stopForRevert, Undo: startBefore},
 		{Name: "revert", Where: node, On: (*snapState).on, Do: revert, Undo: undoRevert},
 		{Name: "start", Where: node, On: (*snapState).on, Do: startAfter, Undo: stopAfter},
@@ -109,6 +110,11 @@ func (s *snapState) back() steps.VolumeRevert {
 	v := s.Placed.Plan
 	v.Size = s.In.Size
 	return steps.VolumeRevert{Snapshot: s.In.Snapshot, Volume: v, VM: s.vm(), Frozen: s.In.Frozen, Layer: s.In.Layer}
+}
+
+func checkRevert(r *saga.Run, s *snapState) error {
+	_, err := steps.CheckRevert.Call(r, s.Placed.Plan.Agent, s.back())
+	return err
 }
 
 func revert(r *saga.Run, s *snapState) error {

@@ -53,6 +53,11 @@ func TestARevertStartsTheVMWithWhatItGoesBackTo(t *testing.T) {
 		fine(st, steps.StopDomain)
 		fine(st, steps.RevertVolume)
 		fine(st, steps.UndoRevert)
+		answer(st, steps.CheckRevert, func(r steps.VolumeRevert) (steps.Nothing, error) {
+			require.Equal(t, "then", r.Frozen)
+			require.NotContains(t, st.calls, steps.StopDomain.Name, "the guest runs as long as that is not known")
+			return steps.Nothing{}, nil
+		})
 		answer(st, steps.StartDomain, func(p steps.VMPlan) (steps.PowerResult, error) {
 			require.Equal(t, "mine", p.Data[0].Layer)
 			started = append(started, p.Data[1].Layer)
@@ -79,6 +84,19 @@ func TestARevertStartsTheVMWithWhatItGoesBackTo(t *testing.T) {
 	require.Equal(t, api.OpFailed, st.outcome.State)
 	require.Equal(t, []string{"new", "now"}, started)
 	require.NotContains(t, st.calls, steps.RemoveVolume.Name, "nothing is lost")
+}
+
+// TestNoGuestIsStoppedForASnapshotThatIsLost: the node looks for it first.
+func TestNoGuestIsStoppedForASnapshotThatIsLost(t *testing.T) {
+	st := newStage(t)
+	fine(st, steps.LoadVolume)
+	answer(st, steps.CheckRevert, func(steps.VolumeRevert) (steps.Nothing, error) {
+		return steps.Nothing{}, problem.New(problem.NotFound, "volume data has no snapshot s")
+	})
+	st.run(workflows.SnapshotRevert, steps.Op{Input: input(t, api.SnapshotOrder{Snapshot: "s", Volume: "v", Layer: "new", Stop: &api.VMStop{}})})
+	require.Equal(t, api.OpFailed, st.outcome.State)
+	require.Equal(t, problem.NotFound, st.outcome.Error.Kind)
+	require.NotContains(t, st.calls, steps.StopDomain.Name)
 }
 
 func TestAVolumeIsPurgedFromItsTop(t *testing.T) {

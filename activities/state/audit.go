@@ -42,6 +42,7 @@ func (s *State) compareWorlds(ctx context.Context, t steps.Token, w steps.Worlds
 		c.keys(n)
 	}
 	c.sharedVolumes(w.Nodes)
+	c.watched(w.Nodes)
 	c.network(rows)
 	c.imageFiles(stored)
 	c.claims()

@@ -85,6 +85,10 @@ func (c *comparison) files(n steps.NodeWorld) {
 	}
 	for _, f := range n.Files {
 		c.report.Checked[f.Kind]++
+		if named(f) {
+			c.snapshot(n, f)
+			continue
+		}
 		seen[f.Kind+f.ID] = true
 		l, known := c.layers[f.ID]
 		if f.Kind == "volume" || f.Kind == kindMemory {
@@ -100,11 +104,8 @@ func (c *comparison) files(n steps.NodeWorld) {
 		if f.Kind != "volume" && f.Kind != "seed" && f.Kind != kindMemory && c.active {
 			continue // it may be the half-made file of a running operation
 		}
-		if c.sharedPool(f.Pool) {
-			if c.told[f.Pool+f.Path] {
-				continue
-			}
-			c.told[f.Pool+f.Path] = true
+		if !c.first(f) {
+			continue
 		}
 		c.extra(sidePool, f.Kind, f.ID, n.Agent, f.Path, fmt.Sprintf("%s file %s exists on %s", f.Kind, f.Path, n.AgentName))
 	}
@@ -114,6 +115,7 @@ func (c *comparison) files(n steps.NodeWorld) {
 		}
 	}
 	c.memories(n, unread)
+	c.disks(n)
 }
 
 // fileOwned does not ask on which node the file was seen: agents may share a directory, and each of them sees all that is in it.

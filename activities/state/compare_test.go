@@ -440,4 +440,31 @@ func TestWhatCannotBeReadIsNotMissing(t *testing.T) {
 	missing, skipped = volumes(node)
 	require.Zero(t, missing)
 	require.Len(t, skipped, 1)
+
+	// Another node can use it, which sees nothing of what this one has: it is this one's word that counts.
+	pool = get[api.Pool](t, w, "", "vms")
+	pool.Status.Phase = api.PhaseReady
+	write(t, w, func(d *store.Draft) { d.Update(pool) })
+	missing, skipped = volumes(node)
+	require.Zero(t, missing)
+	require.Equal(t, []string{"pool vms on " + node.AgentName + ": its marker is missing"}, skipped)
+
+	// Of a shared one all nodes see the same, and it was listed.
+	pool = get[api.Pool](t, w, "", "vms")
+	pool.Spec.Shared = true
+	write(t, w, func(d *store.Draft) { d.Update(pool) })
+	missing, skipped = volumes(node)
+	require.Equal(t, 1, missing)
+	require.Empty(t, skipped)
+
+	// What is on its way to become a pool, or to be none, is not there everywhere.
+	pool = get[api.Pool](t, w, "", "vms")
+	pool.Operation = api.NewID()
+	op := &api.Operation{Meta: api.Meta{ID: pool.Operation}, Kind: api.OpPoolUpdate, State: api.OpRunning, Plan: &api.OperationPlan{
+		Locks: []api.Lock{{Ref: api.RefTo(pool)}},
+	}}
+	write(t, w, func(d *store.Draft) { d.Update(pool); d.Create(op) })
+	missing, skipped = volumes(away)
+	require.Zero(t, missing)
+	require.Empty(t, skipped)
 }

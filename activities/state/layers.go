@@ -56,4 +56,5 @@ func (c *comparison) sharedVolumes(nodes []steps.NodeWorld) {
 		}
 	}
 	c.sharedMemories(looked)
+	c.lostSnapshots(looked)
 }

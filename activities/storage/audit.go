@@ -16,9 +16,6 @@ import (
 // List implements Pool.
 func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, error) {
 	root, err := d.open(p.Pool, p.Path)
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -37,10 +34,31 @@ func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, er
 			if e.Type().IsRegular() {
 				f.Kind, f.ID = classify(dir, e.Name())
 			}
+			if f.Kind == KindVolume && !examine(root, &f, dir+"/"+e.Name()) {
+				continue
+			}
 			out = append(out, f)
 		}
 	}
 	return out, nil
+}
+
+// examine tells more of a volume's file. False: it is gone again. Copies of images are listed later than what is made on them is
+// read, so that none is missing that was taken away meanwhile.
+func examine(root *os.Root, f *steps.FileFound, name string) bool {
+	if strings.HasSuffix(name, rawExt) {
+		return true
+	}
+	h, err := header(root, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		f.Defect = err.Error()
+	case isSHA256(filepath.Base(h.BackingFile)) && filepath.Base(filepath.Dir(h.BackingFile)) == backingDir:
+		f.On = filepath.Base(h.BackingFile)
+	}
+	return true
 }
 
 // classify says what a file is by where it lies and what it is called.

@@ -32,6 +32,18 @@ func (d *Dir) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 	return d.layerOn(ctx, top, at(r.Volume, r.Frozen), func(h *qcow2.Header) int64 { return max(h.VirtualSize, r.Volume.Size) })
 }
 
+// CheckRevert implements Snapshots.
+func (d *Dir) CheckRevert(_ context.Context, r steps.VolumeRevert) error {
+	frozen := at(r.Volume, r.Frozen)
+	return d.onVolume(frozen, func(root *os.Root) error {
+		_, err := header(root, layerFile(frozen))
+		if errors.Is(err, fs.ErrNotExist) {
+			return noLayer(frozen)
+		}
+		return problem.Wrap(err, problem.Conflict, "volume %s cannot be read", frozen.Name)
+	})
+}
+
 // UndoRevert implements Snapshots.
 func (d *Dir) UndoRevert(ctx context.Context, r steps.VolumeRevert) error {
 	top, err := newLayer(r.Volume, r.Layer)

@@ -91,6 +91,14 @@ func (f *Fake) Put(p steps.PoolOnNode, name, kind, id string) {
 	f.pools[p.Path].files[filepath.Join(p.Path, name)] = fakeFile{kind: kind, id: id}
 }
 
+// Take takes a file away behind everybody's back, whatever needs it.
+func (f *Fake) Take(p steps.PoolOnNode, path string) {
+	f = f.on(p.Path)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.pools[p.Path].files, path)
+}
+
 // Clone returns pools of their own with the same things in them. What is mounted is the same file system as before.
 func (f *Fake) Clone() *Fake {
 	f.mu.Lock()
@@ -223,15 +231,20 @@ func (f *Fake) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, e
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	pool, err := f.find(p.Pool, p.Path)
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}
 	var out []steps.FileFound
 	for path, file := range pool.files {
-		out = append(out, steps.FileFound{Pool: p.Pool, Path: path, Kind: file.kind, ID: file.id})
+		found := steps.FileFound{Pool: p.Pool, Path: path, Kind: file.kind, ID: file.id}
+		if file.kind == KindVolume {
+			found.On = file.child
+		}
+		out = append(out, found)
+		for name := range file.snaps {
+			kind, id := ClassifyRBDSnap(name)
+			out = append(out, steps.FileFound{Pool: p.Pool, Path: path + "@" + name, Kind: kind, ID: id, Of: file.id})
+		}
 	}
 	slices.SortFunc(out, func(a, b steps.FileFound) int { return strings.Compare(a.Path, b.Path) })
 	return out, nil
@@ -251,6 +264,9 @@ func (f *Fake) Remove(_ context.Context, p steps.PoolOnNode, file steps.FileFoun
 	}
 	if _, _, err := inside(p.Path, file.Path); err != nil {
 		return err
+	}
+	if device, name, isSnap := strings.Cut(file.Path, "@"); isSnap {
+		return pool.dropSnap(device, name)
 	}
 	if known := pool.files[file.Path]; known.kind == KindBacking {
 		return pool.evict(file.Path, known.id)

@@ -22,8 +22,8 @@ type fakeSnap struct {
 
 // What the names of snapshots begin with.
 const (
-	fakeTaken = "snap-" // asked for
-	fakeKept  = "kept-" // in case going back to another one is undone
+	fakeTaken = RBDSnap // asked for
+	fakeKept  = RBDKept // in case going back to another one is undone
 )
 
 func named(p steps.PoolOnNode) bool { return p.Type == api.PoolRBD }
@@ -92,6 +92,27 @@ func (f *Fake) dropNamed(v steps.VolumePlan, name string) error {
 	return err
 }
 
+// dropSnap removes a snapshot that nobody asked for. It is content if there is none.
+func (p *fakePool) dropSnap(path, name string) error {
+	if kind, _ := ClassifyRBDSnap(name); kind == KindForeign {
+		return problem.New(problem.Invalid, "%s is not a snapshot of ours", name)
+	}
+	if file, there := p.files[path]; there {
+		file.snaps = maps.Clone(file.snaps)
+		delete(file.snaps, name)
+		p.files[path] = file
+	}
+	return nil
+}
+
+// Snap takes a snapshot behind everybody's back.
+func (f *Fake) Snap(v steps.VolumePlan, name string) error {
+	return f.onNamed(v, func(file *fakeFile) error { file.keep(name); return nil })
+}
+
+// Unsnap removes one likewise.
+func (f *Fake) Unsnap(v steps.VolumePlan, name string) error { return f.dropNamed(v, name) }
+
 func (f *Fake) removeNamed(v steps.VolumePlan) error {
 	if v.Layer != "" {
 		return f.dropNamed(v, fakeKept+v.Layer)
@@ -109,6 +130,19 @@ func (f *Fake) removeNamed(v steps.VolumePlan) error {
 		return nil
 	}
 	return err
+}
+
+// CheckRevert implements Snapshots.
+func (f *Fake) CheckRevert(_ context.Context, r steps.VolumeRevert) error {
+	if !named(r.Volume.Pool) {
+		return f.onLayer(at(r.Volume, r.Frozen), func(*fakePool, string) error { return nil })
+	}
+	return f.onNamed(r.Volume, func(file *fakeFile) error {
+		if _, there := file.snaps[fakeTaken+r.Snapshot]; !there {
+			return problem.New(problem.NotFound, "volume %s has no snapshot %s", r.Volume.Name, r.Snapshot)
+		}
+		return nil
+	})
 }
 
 func (f *Fake) revertNamed(r steps.VolumeRevert) error {

@@ -49,6 +49,11 @@ func (m *Mounts) CreateVolume(ctx context.Context, v steps.VolumePlan, src Sourc
 	})
 }
 
+// CheckRevert implements Snapshots.
+func (m *Mounts) CheckRevert(ctx context.Context, r steps.VolumeRevert) error {
+	return m.done(ctx, r.Volume.Pool, func(ctx context.Context) error { return m.files.CheckRevert(ctx, r) })
+}
+
 // RemoveVolume implements Volumes.
 func (m *Mounts) RemoveVolume(ctx context.Context, v steps.VolumePlan) error {
 	return m.done(ctx, v.Pool, func(ctx context.Context) error { return m.unlessNone(v.Pool, m.files.RemoveVolume(ctx, v)) })

@@ -121,6 +121,9 @@ func serveNode(socket string) error {
 		"merge": func(ctx context.Context, q question) (answer, error) {
 			return answer{}, m.DropSnapshot(ctx, *q.Drop, q.Merged, nil)
 		},
+		"check revert": func(ctx context.Context, q question) (answer, error) {
+			return answer{}, m.CheckRevert(ctx, *q.Revert)
+		},
 		"revert":   func(ctx context.Context, q question) (answer, error) { return answer{}, m.RevertVolume(ctx, *q.Revert) },
 		"unrevert": func(ctx context.Context, q question) (answer, error) { return answer{}, m.UndoRevert(ctx, *q.Revert) },
 		"make": func(ctx context.Context, q question) (answer, error) {

@@ -90,6 +90,12 @@ func (n *farNode) DropSnapshot(ctx context.Context, s steps.SnapshotDrop, merged
 	return err
 }
 
+func (n *farNode) CheckRevert(ctx context.Context, r steps.VolumeRevert) error {
+	r.Volume = *n.volume(r.Volume)
+	_, err := n.ask(ctx, "check revert", question{Revert: &r})
+	return err
+}
+
 func (n *farNode) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 	r.Volume = *n.volume(r.Volume)
 	_, err := n.ask(ctx, "revert", question{Revert: &r})

@@ -42,6 +42,23 @@ func ClassifyRBD(name string) (kind, id string) {
 	return KindOther, ""
 }
 
+// What the names of snapshots of volumes begin with.
+const (
+	RBDSnap = "snap-" // a snapshot's ID follows
+	RBDKept = "kept-" // what a volume showed before it went back to a snapshot; the ID of that going back follows
+	RBDCopy = "copy-" // what a new volume is copied from; its ID follows
+)
+
+// ClassifyRBDSnap says what a snapshot of a volume is by its name.
+func ClassifyRBDSnap(name string) (kind, id string) {
+	for _, n := range []struct{ prefix, kind string }{{RBDSnap, KindSnapshot}, {RBDKept, KindKept}, {RBDCopy, KindKept}} {
+		if id, ok := strings.CutPrefix(name, n.prefix); ok && api.IsUUID(id) {
+			return n.kind, id
+		}
+	}
+	return KindForeign, ""
+}
+
 // LocateRBD says where the disks of a VM are whose pool is one of Ceph. Its data disks must be, too.
 func LocateRBD(plan steps.VMPlan) (compute.DomainFiles, error) {
 	if err := CheckRBDPlan(plan); err != nil {

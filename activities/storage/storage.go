@@ -43,7 +43,7 @@ type Pool interface {
 	ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress)) error
 	// EvictImage removes the copy of an image. It refuses (in_use) while a volume needs it.
 	EvictImage(ctx context.Context, c steps.CachedImage) error
-	// List tells what is in a pool; nothing if it is not prepared here.
+	// List tells what is in a pool. What Prepare has not made, or what is not mounted now, is not_found: nobody knows what is in it.
 	List(ctx context.Context, p steps.PoolOnNode) ([]steps.FileFound, error)
 	// Remove removes a file that List told of, unless something here needs or writes it.
 	Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error
@@ -74,7 +74,12 @@ const (
 	KindVolume  = "volume"
 	KindSeed    = "seed"
 	KindBacking = "backing"
-	KindOther   = "other" // half-made, or not ours
+	// KindSnapshot is a snapshot that a pool keeps under a name, and KindKept one that is there as long as an operation needs it:
+	// what a volume was before it went back, or what it is copied from. KindForeign is one that we have not made.
+	KindSnapshot = "snapshot"
+	KindKept     = "kept"
+	KindForeign  = "foreign"
+	KindOther    = "other" // half-made, or not ours
 )
 
 // What the names of files end with.

@@ -112,6 +112,15 @@ func (b ByType) RetireLayer(v steps.VolumePlan) error {
 	return d.RetireLayer(v)
 }
 
+// CheckRevert implements Snapshots.
+func (b ByType) CheckRevert(ctx context.Context, r steps.VolumeRevert) error {
+	d, err := b.of(r.Volume.Pool.Type)
+	if err != nil {
+		return err
+	}
+	return d.CheckRevert(ctx, r)
+}
+
 // RevertVolume implements Snapshots.
 func (b ByType) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 	d, err := b.of(r.Volume.Pool.Type)

@@ -42,6 +42,8 @@ type Snapshots interface {
 	// RetireLayer has the layer of a plan be taken for gone from this moment on: it was merged into the one below. It takes but
 	// a moment, because a guest waits. Pools of files only.
 	RetireLayer(v steps.VolumePlan) error
+	// CheckRevert fails (not_found) unless there is what RevertVolume goes back to, whether somebody has the volume open or not.
+	CheckRevert(ctx context.Context, r steps.VolumeRevert) error
 	// RevertVolume makes the new layer on the snapshot's, in a pool of files, or has the volume be as its snapshot. No guest may
 	// have it open.
 	RevertVolume(ctx context.Context, r steps.VolumeRevert) error

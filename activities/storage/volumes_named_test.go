@@ -183,6 +183,7 @@ func conformNamed(t *testing.T, newly func(*testing.T) *stand) {
 		r := steps.VolumeRevert{Snapshot: one, Volume: v, Layer: api.NewID()}
 		require.NoError(t, s.UndoRevert(t.Context(), r), "it was never done")
 		for range 2 {
+			require.NoError(t, s.CheckRevert(t.Context(), r))
 			require.NoError(t, s.RevertVolume(t.Context(), r))
 		}
 		s.shows(t, v, shown{0: 'a'})
@@ -235,7 +236,9 @@ func conformNamed(t *testing.T, newly func(*testing.T) *stand) {
 		is(t, problem.NotFound, s.AddSnapshot(t.Context(), steps.SnapshotPlan{Snapshot: api.NewID(), Volume: v}))
 		is(t, problem.Invalid, s.AddSnapshot(t.Context(), steps.SnapshotPlan{Snapshot: "base", Volume: v}))
 		is(t, problem.NotFound, s.RevertVolume(t.Context(), steps.VolumeRevert{Snapshot: api.NewID(), Volume: v, Layer: api.NewID()}))
+		is(t, problem.NotFound, s.CheckRevert(t.Context(), steps.VolumeRevert{Snapshot: api.NewID(), Volume: v, Layer: api.NewID()}))
 		s.make(t, v)
+		is(t, problem.NotFound, s.CheckRevert(t.Context(), steps.VolumeRevert{Snapshot: api.NewID(), Volume: v, Layer: api.NewID()}))
 		is(t, problem.NotFound, s.RevertVolume(t.Context(), steps.VolumeRevert{Snapshot: api.NewID(), Volume: v, Layer: api.NewID()}))
 		elsewhere := v
 		elsewhere.Pool.Pool = api.NewID()

@@ -381,6 +381,7 @@ func conformVolumes(t *testing.T, fresh func() storage.Pool) {
 		r := steps.VolumeRevert{Snapshot: api.NewID(), Volume: one, Layer: api.NewID()}
 		require.NoError(t, s.UndoRevert(t.Context(), r), "it was never done")
 		for range 2 {
+			require.NoError(t, s.CheckRevert(t.Context(), r))
 			require.NoError(t, s.RevertVolume(t.Context(), r))
 		}
 		other := one
@@ -454,6 +455,7 @@ func conformVolumes(t *testing.T, fresh func() storage.Pool) {
 		is(t, problem.NotFound, s.AddSnapshot(t.Context(), steps.SnapshotPlan{Volume: v, Layer: api.NewID()}))
 		is(t, problem.Invalid, s.AddSnapshot(t.Context(), steps.SnapshotPlan{Volume: v, Layer: v.Volume}))
 		is(t, problem.NotFound, s.RevertVolume(t.Context(), steps.VolumeRevert{Volume: v, Layer: api.NewID()}))
+		is(t, problem.NotFound, s.CheckRevert(t.Context(), steps.VolumeRevert{Volume: v, Layer: api.NewID()}))
 		elsewhere := v
 		elsewhere.Pool.Path += "-not"
 		is(t, problem.NotFound, s.CreateVolume(t.Context(), elsewhere, s.src, nil))

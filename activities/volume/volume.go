@@ -46,6 +46,7 @@ func Register(reg activities.Registry, h *activities.Host, guests Guests, pool P
 	})
 	activities.Implement(reg, h, steps.UndoSnapshot, step(s.undoTake, "cannot undo the snapshot of volume %s", func(in steps.SnapshotPlan) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.DropSnapshot, step(s.drop, "cannot drop the snapshot of volume %s", func(in steps.SnapshotDrop) string { return in.Volume.Name }))
+	activities.Implement(reg, h, steps.CheckRevert, step(s.pool.CheckRevert, "volume %s cannot go back", func(in steps.VolumeRevert) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.RevertVolume, step(s.revert, "cannot revert volume %s", func(in steps.VolumeRevert) string { return in.Volume.Name }))
 	activities.Implement(reg, h, steps.CopyVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeCopied, error) {
 		copied, err := s.copy(ctx, in)

@@ -128,7 +128,7 @@ func (n *Node) Lose(ctx context.Context, kind, id string) {
 		files, _ := n.disks.List(ctx, p)
 		for _, f := range files {
 			if f.Kind == kind && f.ID == id {
-				_ = n.disks.Remove(ctx, p, f)
+				n.disks.Take(p, f.Path)
 			}
 		}
 	}

@@ -44,8 +44,8 @@ func TestTheSuiteBitesOnVolumes(t *testing.T) {
 	base = w
 	bites(api.OpSnapshotRevert, func(w *World) { // what was written is removed before the VM runs again
 		s := append(going.Steps[:0:0], going.Steps...)
-		s[3], s[4] = s[4], s[3]
-		s[3].Commit = false
+		s[4], s[5] = s[5], s[4]
+		s[4].Commit = false
 		going.Steps = s
 		w.Tables[going.Kind] = going
 	})

@@ -3,6 +3,7 @@ package stack
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -34,6 +35,24 @@ func (s *Stack) Audit(t testing.TB) *api.AuditReport {
 	return &r
 }
 
+// settled is Audit once Ceph has forgotten the clients that were killed, which takes half a minute: till then they have open what
+// they had.
+func (s *Stack) settled(t testing.TB) (r *api.AuditReport) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_ = Poll(ctx, 2*time.Second, func() error { // what it does not come to is seen by the caller
+		r = s.Audit(t)
+		for _, f := range r.Findings {
+			if f.Kind == "watcher" {
+				return errors.New(f.Problem)
+			}
+		}
+		return nil
+	})
+	return r
+}
+
 // MustBeClean fails t if anything is left over or missing, as an audit sees it and as each node itself shows it, or if the audit
 // could not look everywhere. It returns the number of findings.
 func (s *Stack) MustBeClean(t testing.TB) int {
@@ -55,7 +74,7 @@ func (s *Stack) MustBeClean(t testing.TB) int {
 	for _, leak := range found {
 		t.Errorf("left over: %s", leak)
 	}
-	r := s.Audit(t)
+	r := s.settled(t)
 	for _, f := range r.Findings {
 		t.Errorf("audit: %s %s %s extra=%t: %s; fix: %s", f.Side, f.Kind, f.ID, f.Extra, f.Problem, f.Fix)
 	}

@@ -10,7 +10,8 @@ import (
 )
 
 // look lists what is on this node. The parts that cannot be asked make it fail: an audit of half a node would call the other
-// half missing. A pool that is away is said to be so: its servers may be away for days, and the rest should be audited.
+// half missing. A pool that cannot be read is said to be so, whatever the reason: its servers may be away for days, or its key be
+// a wrong one, and the rest should be audited.
 func (a *agent) look(ctx context.Context, _ steps.Token, q steps.NodeQuestion) (w steps.NodeWorld, err error) {
 	if w.Domains, err = a.driver.List(ctx); err != nil {
 		return w, problem.Wrap(err, problem.Internal, "the domains of this node cannot be listed")
@@ -25,10 +26,8 @@ func (a *agent) look(ctx context.Context, _ steps.Token, q steps.NodeQuestion) (
 		switch {
 		case ctx.Err() != nil:
 			return w, problem.Wrap(ctx.Err(), problem.Cancelled, "listing the pools was cancelled")
-		case problem.Is(errs[i], problem.Unavailable):
-			w.Unread = append(w.Unread, steps.PoolUnread{Pool: p.Pool, Why: errs[i].Error()})
 		case errs[i] != nil:
-			return w, problem.Wrap(errs[i], problem.Internal, "pool %s cannot be listed", p.Path)
+			w.Unread = append(w.Unread, steps.PoolUnread{Pool: p.Pool, Why: errs[i].Error()})
 		}
 		w.Files = append(w.Files, files[i]...)
 	}

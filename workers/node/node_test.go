@@ -348,12 +348,15 @@ func TestLookAndRepair(t *testing.T) {
 	require.Empty(t, w.Files)
 	require.Empty(t, w.OVSPorts)
 
-	away := &mountedPools{Fake: f.pool, away: pool.Pool}
-	f.pools = away
-	w, err = look()
-	require.NoError(t, err, "it is said which pool was not seen")
-	require.Len(t, w.Unread, 1)
-	require.Equal(t, pool.Pool, w.Unread[0].Pool)
+	for _, kind := range []problem.Kind{problem.Unavailable, problem.Invalid, problem.Conflict, problem.NotFound, problem.Internal} {
+		f.pools = &mountedPools{Fake: f.pool, away: pool.Pool, as: kind}
+		w, err = look()
+		require.NoError(t, err, "it is said which pool was not seen")
+		require.Len(t, w.Unread, 1)
+		require.Equal(t, pool.Pool, w.Unread[0].Pool)
+		require.Contains(t, w.Unread[0].Why, "is away")
+		require.Len(t, w.Domains, 1, "the rest is looked at all the same")
+	}
 
 	f.sw.mu.Lock()
 	f.sw.err = errors.New("no switch")

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"testing"
@@ -20,6 +21,7 @@ type mountedPools struct {
 	*storage.Fake
 	mu    sync.Mutex
 	away  string
+	as    problem.Kind // what its error is
 	ready []string
 	kept  []steps.PoolOnNode
 	keeps int
@@ -30,7 +32,7 @@ func (m *mountedPools) here(p steps.PoolOnNode) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p.Pool == m.away {
-		return problem.New(problem.Unavailable, "pool %s is away", p.Pool)
+		return problem.New(cmp.Or(m.as, problem.Unavailable), "pool %s is away", p.Pool)
 	}
 	return nil
 }

@@ -101,12 +101,25 @@ type DomainFound struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// FileFound is a file in a pool.
+// FileFound is a file in a pool, or whatever else the pool has.
 type FileFound struct {
 	Pool string `json:"pool"`
 	Path string `json:"path"`
-	Kind string `json:"kind"` // volume, seed, backing, memory, other
-	ID   string `json:"id"`   // volume ID, VM ID, SHA-256 or checkpoint ID, as the kind says
+	Kind string `json:"kind"` // as activities/storage calls them
+	ID   string `json:"id"`   // volume ID, VM ID, SHA-256, checkpoint ID or snapshot ID, as the kind says
+	// Of is the ID of the volume that a snapshot is of. Pools of files have none: their snapshots are layers, which are volumes.
+	Of string `json:"of,omitempty"`
+	// On is the SHA-256 of the image whose copy a volume is made on, whether that is there or not; empty: none.
+	On string `json:"on,omitempty"`
+	// Defect is why a volume cannot be opened; empty: nobody has found it wrong.
+	Defect   string  `json:"defect,omitempty"`
+	Watchers []Watch `json:"watchers,omitempty"` // that have a volume open, where the pool knows
+}
+
+// Watch is somebody who has a volume open.
+type Watch struct {
+	Addr string `json:"addr"`           // as the pool tells it
+	Here bool   `json:"here,omitempty"` // on the node that has found it
 }
 
 // PortFound is an interface on the integration bridge that is bound to a logical port.

@@ -169,6 +169,8 @@ var (
 	UndoSnapshot = Step[SnapshotPlan, Nothing]{Name: "volume.undo_snapshot", Where: Node, Timeout: 12 * time.Hour}
 	// DropSnapshot gives a snapshot up, and what only it needs. There is no way back from the middle of it.
 	DropSnapshot = Step[SnapshotDrop, Nothing]{Name: "volume.drop_snapshot", Where: Node, Timeout: 12 * time.Hour}
+	// CheckRevert fails (not_found) unless the pool has what the volume is to go back to. It changes nothing.
+	CheckRevert = Step[VolumeRevert, Nothing]{Name: "volume.check_revert", Where: Node, Timeout: time.Minute}
 	// RevertVolume has the volume go on from a snapshot. What was written since stays in the layer that was written to before,
 	// until RemoveVolume removes that. Undo: UndoRevert.
 	RevertVolume = Step[VolumeRevert, Nothing]{Name: "volume.revert", Where: Node, Timeout: 5 * time.Minute}

@@ -35,7 +35,7 @@ func isOurs(name string) bool {
 
 // List implements storage.Pool. Devices that are not ours by their names are not told of, so that no audit finds them to be nobody's.
 func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.FileFound, err error) {
-	err = d.onPool(ctx, p, "", "list it", func(_ context.Context, io *rados.IOContext) error {
+	err = d.onPool(ctx, p, "", "list it", func(ctx context.Context, io *rados.IOContext) error {
 		names, err := rbd.GetImageNames(io)
 		if err != nil {
 			return err
@@ -45,6 +45,9 @@ func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.File
 				kind, id := storage.ClassifyRBD(n)
 				out = append(out, steps.FileFound{Pool: p.Pool, Path: p.Path + "/" + n, Kind: kind, ID: id})
 			}
+		}
+		if out, err = d.examine(ctx, io, p, out); err != nil {
+			return err
 		}
 		trash, err := rbd.GetTrashList(io)
 		if err != nil {
@@ -57,22 +60,26 @@ func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.File
 		}
 		return nil
 	})
-	if problem.Is(err, problem.NotFound) {
-		return nil, nil
+	if err != nil {
+		return nil, err
 	}
-	return out, err
+	return out, nil
 }
 
 // Remove implements storage.Pool.
 func (d *Driver) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error {
 	name, ok := strings.CutPrefix(f.Path, p.Path+"/")
 	id, trashed := strings.CutPrefix(name, trashDir)
-	if f.Pool != p.Pool || !ok || !trashed && !isOurs(name) || trashed && (id == "" || strings.Contains(id, "/")) {
+	device, snap, isSnap := strings.Cut(name, "@")
+	if f.Pool != p.Pool || !ok || !trashed && !isOurs(device) || trashed && (id == "" || strings.Contains(id, "/")) {
 		return problem.New(problem.Invalid, "%q is not a device of pool %s", f.Path, p.Path)
 	}
-	err := d.onPool(ctx, p, name, "remove "+name, func(ctx context.Context, io *rados.IOContext) error {
-		if trashed {
+	err := d.onPool(ctx, p, device, "remove "+name, func(ctx context.Context, io *rados.IOContext) error {
+		switch {
+		case trashed:
 			return d.purge(io, p, id)
+		case isSnap:
+			return removeSnap(io, p, device, snap)
 		}
 		if kind, _ := storage.ClassifyRBD(name); kind == storage.KindBacking {
 			return d.evict(ctx, io, p, name)
@@ -145,7 +152,12 @@ func (d *Driver) evict(ctx context.Context, io *rados.IOContext, p steps.PoolOnN
 
 // unbase takes the snapshot away that children are made of.
 func unbase(img *rbd.Image, p steps.PoolOnNode, name string) error {
-	s := img.GetSnapshot(baseSnap)
+	return unsnap(img, p, name, baseSnap)
+}
+
+// unsnap takes a snapshot away unless something is made of it. None is fine.
+func unsnap(img *rbd.Image, p steps.PoolOnNode, name, snap string) error {
+	s := img.GetSnapshot(snap)
 	safe, err := s.IsProtected()
 	if code(err) == unix.ENOENT {
 		return nil
@@ -153,7 +165,7 @@ func unbase(img *rbd.Image, p steps.PoolOnNode, name string) error {
 	if err == nil && safe {
 		err = s.Unprotect()
 		if code(err) == unix.EBUSY {
-			return problem.New(problem.InUse, "%s of Ceph pool %s is needed", name, p.Source.Name).Because("%s", childrenOf(img, baseSnap))
+			return problem.New(problem.InUse, "%s of Ceph pool %s is needed", name, p.Source.Name).Because("%s", childrenOf(img, snap))
 		}
 	}
 	if err != nil {

@@ -114,7 +114,7 @@ func (d *Driver) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 		snap, kept := snapPrefix+r.Snapshot, keptPrefix+r.Layer
 		there, err := has(img, snap)
 		if err == nil && !there {
-			err = problem.New(problem.NotFound, "volume %s has no snapshot %s", r.Volume.Name, r.Snapshot)
+			err = noSnap(r)
 		}
 		if err == nil {
 			err = d.alone(ctx, io, r.Volume, img)
@@ -128,6 +128,29 @@ func (d *Driver) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 		d.cfg.Step("kept")
 		return img.GetSnapshot(snap).Rollback()
 	})
+}
+
+// CheckRevert implements storage.Snapshots.
+func (d *Driver) CheckRevert(ctx context.Context, r steps.VolumeRevert) error {
+	if err := errors.Join(storage.CheckRBDVolume(r.Volume), checkSnap(r.Snapshot)); err != nil {
+		return problem.From(err)
+	}
+	name := storage.RBDDisk(r.Volume.Volume)
+	return d.onPool(ctx, r.Volume.Pool, "", "look for a snapshot of volume "+r.Volume.Volume, func(_ context.Context, io *rados.IOContext) error {
+		img, err := rbd.OpenImageReadOnly(io, name, rbd.NoSnapshot)
+		if err != nil {
+			return missing(err, r.Volume.Volume)
+		}
+		there, err := has(img, snapPrefix+r.Snapshot)
+		if err == nil && !there {
+			err = noSnap(r)
+		}
+		return errors.Join(err, img.Close())
+	})
+}
+
+func noSnap(r steps.VolumeRevert) error {
+	return problem.New(problem.NotFound, "volume %s has no snapshot %s", r.Volume.Name, r.Snapshot)
 }
 
 // UndoRevert implements storage.Snapshots.

@@ -21,9 +21,9 @@ import (
 
 // Names of snapshots.
 const (
-	snapPrefix = "snap-" // a snapshot's ID follows
-	keptPrefix = "kept-" // what a volume showed before it went back to a snapshot; the ID of that going back follows
-	copyPrefix = "copy-" // what a new volume is copied from; its ID follows
+	snapPrefix = storage.RBDSnap
+	keptPrefix = storage.RBDKept
+	copyPrefix = storage.RBDCopy
 )
 
 // CreateVolume implements storage.Volumes. A copy of a volume is whole by itself: nothing of it stays with what it was made of.

@@ -146,10 +146,15 @@ func placeAll(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 // EndCheckpoint implements compute.Checkpoints.
 func (d *Driver) EndCheckpoint(ctx context.Context, vm string, disks []compute.SwitchedDisk) error {
 	s, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) })
-	if err != nil || !s.exists || len(disks) == 0 {
+	if err != nil || !s.exists {
 		return err
 	}
-	err = d.with(ctx, vm, "close layers that are not used", func(dom *libvirt.Domain) error { return forget(dom, disks) })
+	err = d.with(ctx, vm, "close layers that are not used", func(dom *libvirt.Domain) error {
+		if err := wake(dom); err != nil {
+			return err
+		}
+		return forget(dom, disks)
+	})
 	if problem.Is(err, problem.NotFound) {
 		return nil
 	}
@@ -244,7 +249,11 @@ func (d *Driver) RestoreGuest(ctx context.Context, r compute.Restore, tell func(
 				return cut(dom) // it has not gone on yet
 			}
 			on, err := scope{dom, true}.on(r.Disks())
-			if err == nil && on < len(r.Disks()) {
+			as := r.As
+			if err == nil && as != "" {
+				as, err = restoredAs(dom)
+			}
+			if err == nil && (on < len(r.Disks()) || as != r.As) {
 				err = compute.RunsElsewise(r.Plan.Name)
 			}
 			running <- true
@@ -294,7 +303,7 @@ func (d *Driver) restored(ctx context.Context, r compute.Restore) (string, error
 		if err != nil {
 			return err
 		}
-		xml, err := domain.Restored(saved, there, r.Plan.Name)
+		xml, err := domain.Restored(saved, there, r.Plan.Name, r.As)
 		if err != nil {
 			return err
 		}

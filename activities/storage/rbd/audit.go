@@ -60,12 +60,19 @@ func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.File
 	if problem.Is(err, problem.NotFound) {
 		return nil, nil
 	}
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	here, err := d.here(p)
+	return append(out, here...), err
 }
 
 // Remove implements storage.Pool.
 func (d *Driver) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error {
 	name, ok := strings.CutPrefix(f.Path, p.Path+"/")
+	if file, here := strings.CutPrefix(name, nodeDir); ok && here && f.Pool == p.Pool {
+		return d.removeHere(p, file)
+	}
 	id, trashed := strings.CutPrefix(name, trashDir)
 	if f.Pool != p.Pool || !ok || !trashed && !isOurs(name) || trashed && (id == "" || strings.Contains(id, "/")) {
 		return problem.New(problem.Invalid, "%q is not a device of pool %s", f.Path, p.Path)

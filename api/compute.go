@@ -208,7 +208,7 @@ func (r *VMMigrate) Validate() error {
 	if r.To != "" {
 		CheckRef(&v, "to", r.To)
 	}
-	v.Check(r.Bandwidth == 0 || r.Bandwidth >= MiB, "bandwidth", r.Bandwidth, "must be 0 (no limit) or at least 1 MiB per second, in bytes")
+	CheckBandwidth(&v, r.Bandwidth)
 	v.Check(r.MaxDowntime >= 0 && r.MaxDowntime <= 60_000, "maxDowntime", r.MaxDowntime, "must be 0 to 60000 milliseconds")
 	v.Check(r.Timeout >= 0 && r.Timeout <= 86_400, "timeout", r.Timeout, "must be 0 to 86400 seconds")
 	v.Check(!r.Cold || !r.AutoConverge && !r.PostCopy && r.MaxDowntime == 0, "cold", r.Cold, "autoConverge, postCopy and maxDowntime are for live moves")

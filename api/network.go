@@ -345,6 +345,11 @@ func CheckRef(v *problem.Validation, path, s string) {
 	v.Check(ValidName(s) || IsUUID(s), path, s, "must be a name or a UUID")
 }
 
+// CheckBandwidth adds a field error unless n is a limit of what is copied, in bytes per second.
+func CheckBandwidth(v *problem.Validation, n int64) {
+	v.Check(n == 0 || n >= MiB, "bandwidth", n, "must be 0 (no limit) or at least 1 MiB per second, in bytes")
+}
+
 func checkRefs(v *problem.Validation, path string, refs []string) {
 	v.Check(len(refs) <= 64, path, len(refs), "at most 64")
 	seen := map[string]bool{}

@@ -226,8 +226,9 @@ type VolumeFlatten struct {
 
 // VolumeMigrate asks for a volume to be brought into another pool.
 type VolumeMigrate struct {
-	Pool string `json:"pool" doc:"Pool that it goes to"`
-	Node string `json:"node,omitempty" doc:"Agent to keep it, if that pool is not shared and no VM has the volume; empty: the one with the most space"`
+	Pool      string `json:"pool" doc:"Pool that it goes to"`
+	Node      string `json:"node,omitempty" doc:"Agent to keep it, if that pool is not shared and no VM has the volume; empty: the one with the most space"`
+	Bandwidth int64  `json:"bandwidth,omitempty" doc:"Bytes per second at most; 0: no limit"`
 }
 
 // Validate checks the shape of the request.
@@ -237,6 +238,7 @@ func (r *VolumeMigrate) Validate() error {
 	if r.Node != "" {
 		CheckRef(&v, "node", r.Node)
 	}
+	CheckBandwidth(&v, r.Bandwidth)
 	return v.Err("request to move a volume")
 }
 
@@ -292,6 +294,8 @@ type VolumeMove struct {
 	To    PoolOnNode `json:"to"`
 	Layer string     `json:"layer,omitempty"` // its file in the other pool; empty: the volume's ID
 	Agent AgentRef   `json:"agent"`           // that has both pools, and makes the copy
+	// Bandwidth is bytes per second at most; 0: no limit.
+	Bandwidth int64 `json:"bandwidth,omitempty"`
 }
 
 // VolumeRemoval is what has to be removed of a volume, in this order.

@@ -46,7 +46,7 @@ func (s *volumeMoveState) there() steps.VolumePlan {
 }
 
 func (s *volumeMoveState) copy() steps.VolumeCopy {
-	return steps.VolumeCopy{From: s.Placed.Plan, To: s.there(), VM: s.vm()}
+	return steps.VolumeCopy{From: s.Placed.Plan, To: s.there(), VM: s.vm(), Bandwidth: s.In.Bandwidth}
 }
 
 // rooted returns the VM whose root disk the volume is, as it is and as it will be; ok is false for all other volumes.

@@ -13,16 +13,19 @@ import (
 // Checkpoints takes the memory of guests into files, and has guests go on from there. What takes long is the hypervisor's work,
 // which goes on whatever becomes of the caller; who comes next waits for its end. A VM that has no domain is not_found.
 type Checkpoints interface {
-	// TakeCheckpoint writes the memory of a guest that runs to a file, and has its disks be written to other layers, which are there
-	// already and show what the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
+	// TakeCheckpoint writes the memory of a guest that runs to a file, and has its disks be written to other layers, which show what
+	// the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
 	// mean that it was done. Tell may be nil.
 	TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell func(api.Progress)) (pause time.Duration, err error)
 	// TakeStill writes the memory of a guest that runs to a file, and has it stand still while its disks are kept by somebody else.
 	// Then it goes on. It knows nothing of an earlier attempt, but lets the guest go on before, that such a one has left still. Tell
 	// may be nil.
 	TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell func(api.Progress)) (pause time.Duration, err error)
+	// EndStill breaks off what TakeStill has begun, if it has begun anything, and returns when it is over and the guest goes on. It is
+	// content if there is no domain.
+	EndStill(ctx context.Context, vm string) error
 	// EndCheckpoint breaks off what the hypervisor does to the memory of a guest, if it does anything, and returns when it is over:
-	// then the guest goes on as before, also one that was left still, unless it was too late. Layers that it was given and is not on, of disks that may be nil, it
+	// then the guest goes on as before, unless it was too late. Layers that it was given and is not on, of disks that may be nil, it
 	// has closed then. It is content if there is no domain.
 	EndCheckpoint(ctx context.Context, vm string, disks []SwitchedDisk) error
 	// SaveGuest writes the memory of a guest to a file and ends the guest; all it has written to its disks is there. One that does
@@ -43,6 +46,7 @@ type Checkpoints interface {
 type Checkpoint struct {
 	Memory string // path of the file that is written
 	Disks  []SwitchedDisk
+	Fresh  func() error // makes their layers, as that of LayerSwitch does; nil: they are there
 }
 
 // StillCheckpoint is where the memory of a guest is kept, and who keeps its disks.

@@ -25,10 +25,10 @@ type Disks interface {
 	ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error)
 	// TuneDisk limits a disk.
 	TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQoS) error
-	// SwitchDisk has a disk be written to another layer, which is there already and shows what the disk does. With freeze the
-	// guest is asked to bring its file systems to rest meanwhile. Running is false if no guest has the disk open: then the domain
-	// is started with it. A disk that is on the layer already is content.
-	SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error)
+	// SwitchDisk has a disk be written to another layer, which shows what the disk does. Running is false if no
+	// guest has the disk open: then the domain is started with it. A disk that is on the layer already is content. A guest that has gone
+	// over in an earlier attempt without the hypervisor's management knowing is brought back first.
+	SwitchDisk(ctx context.Context, vm, volume string, l LayerSwitch) (done Switched, err error)
 	// PlaceDisk has a domain that does not run be started with another layer, whatever that shows. Running is true, and nothing
 	// has happened, if a guest has the disk open.
 	PlaceDisk(ctx context.Context, vm, volume string, to DiskSource) (running bool, err error)
@@ -48,8 +48,8 @@ type Disks interface {
 	// MoveDisk has the hypervisor of a guest that runs copy a disk to another place, while the guest goes on and writes, and then has
 	// the guest go on with the copy. The place is there, with the size of the disk, and all of it is written. A copy that is under
 	// way, whoever began it, is joined. If no guest has the disk open nothing happens; Moved.There tells what it is started with.
-	// Tell may be nil.
-	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (Moved, error)
+	// Rate is bytes per second at most; 0: no limit. Tell may be nil.
+	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, rate int64, tell func(api.Progress)) (Moved, error)
 	// SettleDisk ends a copy that is under way, and reports whether the VM has the disk at the other place. If so, it has it there at
 	// its next start, too, and may have written to it.
 	SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error)
@@ -59,6 +59,15 @@ type Disks interface {
 	// Freezing runs do while the file systems of the guest are at rest, if that is wanted and it can bring them to that; else while it
 	// goes on. Unlike Resting it never pauses the guest: it is for what keeps all of a disk at one moment by itself.
 	Freezing(ctx context.Context, vm string, freeze bool, do func() error) (done Switched, err error)
+}
+
+// LayerSwitch is a disk that is to be written to another layer.
+type LayerSwitch struct {
+	To     DiskSource
+	Freeze bool // the guest is asked to bring its file systems to rest meanwhile
+	// Fresh makes the layer, anew if it is there, for a guest that runs and does not have it open: in an earlier attempt one may have
+	// written to it, before that was brought back. Nil: it is there, as it was made.
+	Fresh func() error
 }
 
 // Switched is how a disk got another layer.

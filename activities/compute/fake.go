@@ -31,6 +31,8 @@ type Fake struct {
 	lingers  bool
 	clingy   bool
 	mute     bool
+	torn     func(volume string) bool // whether the management dies in the next switch; nil: no
+	tornText string                   // what guests write then
 	hook     func(vm string, at MovePoint) MoveFate
 }
 
@@ -178,6 +180,9 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 	}
 	if d.phase == api.PhaseStopped || d.broken {
 		d.boots, d.memory, d.as, d.still = d.boots+1, "", "", false
+		for i := range d.disks { // it is started with what it had open
+			d.disks[i].Torn = DiskSource{}
+		}
 	}
 	d.phase, d.broken, d.left = api.PhaseRunning, false, false
 	go f.publish(vm)

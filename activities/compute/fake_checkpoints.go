@@ -52,6 +52,9 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 	if d.phase == api.PhaseStopped {
 		return 0, NotRunning(vm)
 	}
+	if err := f.allBack(d, c.Disks); err != nil {
+		return 0, err
+	}
 	switch on := d.onDisks(c.Disks); {
 	case on == len(c.Disks):
 		return 0, nil
@@ -66,14 +69,21 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 	if err := f.Backing.WriteMemory(c.Memory, d.memory); err != nil {
 		return 0, err
 	}
+	if c.Fresh != nil {
+		if err := c.Fresh(); err != nil {
+			return 0, err
+		}
+	}
 	for _, k := range c.Disks {
-		disk := d.disk(k.Volume)
-		if disk == nil {
+		if d.disk(k.Volume) == nil {
 			return 0, NoSuchDisk(vm, k.Volume)
 		}
-		disk.Source = k.To
 	}
-	return fakePause, nil
+	var torn error
+	for _, k := range c.Disks {
+		torn = errors.Join(torn, f.over(k, d.disk(k.Volume)))
+	}
+	return fakePause, torn
 }
 
 // TakeStill implements Checkpoints.
@@ -131,8 +141,8 @@ func (d *fakeDomain) wake() {
 	d.still = false
 }
 
-// EndCheckpoint implements Checkpoints.
-func (f *Fake) EndCheckpoint(ctx context.Context, vm string, _ []SwitchedDisk) error {
+// EndStill implements Checkpoints.
+func (f *Fake) EndStill(ctx context.Context, vm string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d, err := f.find(ctx, vm)
@@ -141,6 +151,17 @@ func (f *Fake) EndCheckpoint(ctx context.Context, vm string, _ []SwitchedDisk) e
 	}
 	if err == nil {
 		d.wake()
+	}
+	return err
+}
+
+// EndCheckpoint implements Checkpoints.
+func (f *Fake) EndCheckpoint(ctx context.Context, vm string, _ []SwitchedDisk) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.find(ctx, vm)
+	if problem.Is(err, problem.NotFound) {
+		return nil
 	}
 	return err
 }

@@ -19,6 +19,8 @@ type FakeDisk struct {
 	ReadOnly  bool
 	Shareable bool
 	QoS       api.VolumeQoS
+	// Torn is what the hypervisor's management takes the disk to be, while the guest that runs writes to Source; not set: it knows.
+	Torn DiskSource
 }
 
 // FakeBacking is what is behind the disks of a Fake. storage.Fake is one.
@@ -31,6 +33,8 @@ type FakeBacking interface {
 	CopyLayer(from, to DiskSource) error
 	// GrowLayer does to a file what a hypervisor does that gives a disk a new size. One that is as big already is content.
 	GrowLayer(s DiskSource, size int64) error
+	// WriteLayer does to a file what a guest does that writes.
+	WriteLayer(s DiskSource, text string) error
 	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
 	PullLayer(s DiskSource) error
 	// WriteMemory does what a hypervisor does that writes the memory of a guest to a file, and ReadMemory returns what is in one.
@@ -165,10 +169,13 @@ func (f *Fake) DetachDisk(ctx context.Context, vm, volume string) error {
 // ResizeDisk implements Disks.
 func (f *Fake) ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
-		if running = d.phase != api.PhaseStopped; running && f.Backing != nil {
-			return f.Backing.GrowLayer(disk.Source, size)
+		if running = d.phase != api.PhaseStopped; !running || f.Backing == nil {
+			return nil
 		}
-		return nil
+		if err := disk.agreed(); err != nil {
+			return err
+		}
+		return f.Backing.GrowLayer(disk.Source, size)
 	})
 	return running, err
 }
@@ -182,13 +189,25 @@ func (f *Fake) TuneDisk(ctx context.Context, vm, volume string, qos api.VolumeQo
 }
 
 // SwitchDisk implements Disks.
-func (f *Fake) SwitchDisk(ctx context.Context, vm, volume string, to DiskSource, freeze bool) (done Switched, err error) {
+func (f *Fake) SwitchDisk(ctx context.Context, vm, volume string, l LayerSwitch) (done Switched, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
-		if d.phase != api.PhaseStopped {
-			done = Switched{Running: true, Frozen: freeze && !f.mute && d.phase == api.PhaseRunning, Pause: fakePause}
+		if d.phase == api.PhaseStopped {
+			disk.Source = l.To
+			return nil
 		}
-		disk.Source = to
-		return nil
+		done = Switched{Running: true, Frozen: l.Freeze && !f.mute && d.phase == api.PhaseRunning, Pause: fakePause}
+		if err := f.takeBack(disk, l.To); err != nil {
+			return err
+		}
+		if err := disk.agreed(); err != nil || disk.Source == l.To {
+			return err
+		}
+		if l.Fresh != nil {
+			if err := l.Fresh(); err != nil {
+				return err
+			}
+		}
+		return f.over(SwitchedDisk{volume, l.To}, disk)
 	})
 	return done, err
 }
@@ -212,6 +231,12 @@ func (f *Fake) MergeDisk(ctx context.Context, vm, volume string, m Merge, tell f
 		}
 		if f.Backing == nil {
 			return errors.New("there is nothing behind the disks of this fake")
+		}
+		if err := f.takeBack(disk, m.Top); err != nil {
+			return err
+		}
+		if err := disk.agreed(); err != nil {
+			return err
 		}
 		if tell != nil {
 			tell(api.Progress{Text: "merging", Done: 1, Total: 1})
@@ -274,6 +299,9 @@ func (f *Fake) PullDisk(ctx context.Context, vm, volume string, tell func(api.Pr
 		if f.Backing == nil {
 			return errors.New("there is nothing behind the disks of this fake")
 		}
+		if err := disk.agreed(); err != nil {
+			return err
+		}
 		return f.Backing.PullLayer(disk.Source)
 	})
 	return running, err
@@ -313,7 +341,7 @@ func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested 
 }
 
 // MoveDisk implements Disks.
-func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, tell func(api.Progress)) (done Moved, err error) {
+func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, _ int64, tell func(api.Progress)) (done Moved, err error) {
 	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
 		done = Moved{Running: d.phase != api.PhaseStopped, There: disk.Source.Same(to)}
 		if !done.Running || done.There {
@@ -321,6 +349,9 @@ func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, t
 		}
 		if f.Backing == nil {
 			return errors.New("there is nothing behind the disks of this fake")
+		}
+		if err := disk.agreed(); err != nil {
+			return err
 		}
 		if tell != nil {
 			tell(api.Progress{Text: "copying the disk", Done: 1, Total: 1})

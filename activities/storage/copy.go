@@ -18,8 +18,9 @@ import (
 // Copier is what a node does for volumes that go from one of its pools to another.
 type Copier interface {
 	// CopyVolume makes a volume, which may be there half-made, with what another one shows that no guest has open: that stands in
-	// another pool, which may be of another type. It can be called again after any interruption. Tell may be nil.
-	CopyVolume(ctx context.Context, from, to steps.VolumePlan, tell func(api.Progress)) error
+	// another pool, which may be of another type. Rate is bytes per second at most; 0: no limit. It can be called again after any
+	// interruption. Tell may be nil.
+	CopyVolume(ctx context.Context, from, to steps.VolumePlan, rate int64, tell func(api.Progress)) error
 }
 
 // Contents is what the driver of a pool does for that.
@@ -38,7 +39,7 @@ var (
 )
 
 // CopyVolume implements Copier.
-func (b ByType) CopyVolume(ctx context.Context, from, to steps.VolumePlan, tell func(api.Progress)) error {
+func (b ByType) CopyVolume(ctx context.Context, from, to steps.VolumePlan, rate int64, tell func(api.Progress)) error {
 	source, err := b.contents(from.Pool.Type)
 	if err != nil {
 		return err
@@ -49,6 +50,7 @@ func (b ByType) CopyVolume(ctx context.Context, from, to steps.VolumePlan, tell 
 	}
 	return source.Lend(ctx, from, func(ctx context.Context, d qemuimg.Disk) error {
 		began := time.Now()
+		d.Rate = rate
 		return target.Fill(ctx, to, d, func(percent float64) {
 			if tell == nil {
 				return
@@ -149,7 +151,7 @@ func (m *Mounts) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk
 }
 
 // CopyVolume implements Copier.
-func (f *Fake) CopyVolume(ctx context.Context, from, to steps.VolumePlan, tell func(api.Progress)) error {
+func (f *Fake) CopyVolume(ctx context.Context, from, to steps.VolumePlan, _ int64, tell func(api.Progress)) error {
 	if ctx.Err() != nil {
 		return problem.New(problem.Cancelled, "the copy was given up")
 	}

@@ -38,11 +38,11 @@ func conformCopies(t *testing.T, c storage.Copier, from, to *stand) {
 	done := func(t *testing.T, source, target steps.VolumePlan, want shown) {
 		t.Helper()
 		told := api.Progress{}
-		require.NoError(t, c.CopyVolume(t.Context(), source, target, func(p api.Progress) { told = p }))
+		require.NoError(t, c.CopyVolume(t.Context(), source, target, 0, func(p api.Progress) { told = p }))
 		require.Equal(t, source.Size, told.Total)
 		to.shows(t, target, want)
 		from.shows(t, source, want)
-		require.NoError(t, c.CopyVolume(t.Context(), source, target, nil), "once more")
+		require.NoError(t, c.CopyVolume(t.Context(), source, target, 0, nil), "once more")
 		to.shows(t, target, want)
 		to.make(t, target) // it is what it was made as
 		require.NoError(t, from.RemoveVolume(t.Context(), source))
@@ -119,10 +119,10 @@ func conformCopies(t *testing.T, c storage.Copier, from, to *stand) {
 		target := there(t, v)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(errors.New("given up"))
-		is(t, problem.Cancelled, c.CopyVolume(ctx, v, target, nil))
+		is(t, problem.Cancelled, c.CopyVolume(ctx, v, target, 0, nil))
 		ctx, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer stop()
-		_ = c.CopyVolume(ctx, v, target, nil) // it may even have been fast enough
+		_ = c.CopyVolume(ctx, v, target, 0, nil) // it may even have been fast enough
 		from.shows(t, v, shown{3: 'a'})
 		done(t, v, target, shown{3: 'a'})
 	})
@@ -130,15 +130,15 @@ func conformCopies(t *testing.T, c storage.Copier, from, to *stand) {
 	t.Run("refusals", func(t *testing.T) {
 		v := from.volume()
 		target := there(t, v)
-		is(t, problem.NotFound, c.CopyVolume(t.Context(), v, target, nil))
+		is(t, problem.NotFound, c.CopyVolume(t.Context(), v, target, 0, nil))
 		from.make(t, v)
 		small := target
 		small.Size /= 2
-		is(t, problem.Invalid, c.CopyVolume(t.Context(), v, small, nil))
+		is(t, problem.Invalid, c.CopyVolume(t.Context(), v, small, 0, nil))
 		if to.Capabilities(to.pool).Files {
 			elsewhere := target
 			elsewhere.Pool.Pool = api.NewID()
-			is(t, problem.Conflict, c.CopyVolume(t.Context(), v, elsewhere, nil))
+			is(t, problem.Conflict, c.CopyVolume(t.Context(), v, elsewhere, 0, nil))
 		}
 		require.NoError(t, to.RemoveVolume(t.Context(), target))
 		require.NoError(t, from.RemoveVolume(t.Context(), v))

@@ -394,6 +394,20 @@ func (f *Fake) MergeLayers(top, below compute.DiskSource) error {
 	return nil
 }
 
+// WriteLayer implements compute.FakeBacking.
+func (f *Fake) WriteLayer(s compute.DiskSource, text string) error {
+	path := f.fileOf(s)
+	pool, leave, err := f.holding(path)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	file := pool.files[path]
+	file.data = append(slices.Clone(file.data), text...)
+	pool.files[path] = file
+	return nil
+}
+
 // GrowLayer implements compute.FakeBacking.
 func (f *Fake) GrowLayer(s compute.DiskSource, size int64) error {
 	file := f.fileOf(s)

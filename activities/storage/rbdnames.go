@@ -132,6 +132,6 @@ func CheckRBDPool(p steps.PoolOnNode) error {
 func RBDCapabilities() Capabilities {
 	return Capabilities{
 		Type: api.PoolRBD, Access: "librbd, in the agent and in QEMU", Shared: true, Clone: true, Flatten: true, Thin: true, Discard: true,
-		GrowOnline: true, MultiWriter: true, SharedSnaps: true, LiveSnapshot: true, Checkpoint: true, DropAnywhere: true, Checksum: true,
+		GrowOnline: true, MultiWriter: true, SharedSnaps: true, LiveSnapshot: true, Checkpoint: true, DropAnywhere: true, Capture: true, Checksum: true,
 	}
 }

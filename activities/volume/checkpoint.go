@@ -35,7 +35,7 @@ func (s *service) memories(m steps.MemoryFile) (storage.Memories, error) {
 	return storage.MemoriesOf(s.pool, m.Pool.Type)
 }
 
-// takeCheckpoint: layers first, as for snapshots; then the hypervisor takes them all at one moment with the memory.
+// takeCheckpoint: the hypervisor asks for the layers first, as for snapshots; then the hypervisor takes them all at one moment with the memory.
 func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (out steps.CheckpointTaken, err error) {
 	m := memory(in.Checkpoint, in.VM)
 	mem, err := s.memories(m)
@@ -53,12 +53,17 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 		if c := s.pool.Capabilities(d.Volume.Pool); !c.Files || !c.Checkpoint {
 			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
 		}
-		if err := s.pool.AddSnapshot(ctx, d); err != nil {
-			return out, err
-		}
 	}
 	if c.Disks, err = s.layers(in); err != nil {
 		return out, err
+	}
+	c.Fresh = func() error {
+		for _, d := range in.Disks {
+			if err := s.fresh(ctx, d); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, activities.Reporting(ctx)); err != nil {
 		return out, err
@@ -85,7 +90,12 @@ func (s *service) undoCheckpoint(ctx context.Context, in steps.CheckpointPlan) e
 	if err != nil {
 		return err
 	}
-	if err := s.guests.EndCheckpoint(ctx, in.VM.VM, disks); err != nil {
+	if s.pool.Capabilities(memory("", in.VM).Pool).Files {
+		err = s.guests.EndCheckpoint(ctx, in.VM.VM, disks)
+	} else {
+		err = s.guests.EndStill(ctx, in.VM.VM)
+	}
+	if err != nil {
 		return err
 	}
 	for _, d := range in.Disks {

@@ -36,7 +36,7 @@ func (s *service) takeStill(ctx context.Context, in steps.CheckpointPlan, mem st
 	tell := activities.Reporting(ctx)
 	out.Memory, err = mem.KeepMemory(ctx, m, tell)
 	if err == nil {
-		return out, s.guests.EndCheckpoint(ctx, in.VM.VM, nil)
+		return out, s.guests.EndStill(ctx, in.VM.VM)
 	}
 	if !problem.Is(err, problem.NotFound) {
 		return out, err

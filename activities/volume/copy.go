@@ -22,7 +22,7 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 	}
 	if in.VM != nil {
 		var done compute.Moved
-		if done, err = s.guests.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, tell); absent(err) != nil {
+		if done, err = s.guests.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, in.Bandwidth, tell); absent(err) != nil {
 			return out, err
 		}
 		switch {
@@ -36,7 +36,7 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 	if !ok {
 		return out, problem.New(problem.Unsupported, "this node cannot copy volumes from one pool to another").Because("its storage has pools of one type only").Try("choose another node: --node")
 	}
-	if err := pools.CopyVolume(ctx, in.From, in.To, tell); err != nil {
+	if err := pools.CopyVolume(ctx, in.From, in.To, in.Bandwidth, tell); err != nil {
 		return out, err
 	}
 	if in.VM != nil {
@@ -71,7 +71,7 @@ func (s *service) moveSeed(ctx context.Context, in steps.SeedMove) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.guests.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, activities.Reporting(ctx))
+	done, err := s.guests.MoveDisk(ctx, in.From.VM, compute.SeedDisk, files.Seed, 0, activities.Reporting(ctx))
 	if err != nil || done.There {
 		return absent(err)
 	}

@@ -139,18 +139,43 @@ func (s *service) take(ctx context.Context, in steps.SnapshotPlan) (steps.Snapsh
 	if !s.files(in.Volume) {
 		return s.takeNamed(ctx, in)
 	}
-	if err := s.pool.AddSnapshot(ctx, in); err != nil {
+	up, err := s.up(ctx, in.VM)
+	if err != nil {
 		return steps.SnapshotTaken{}, err
 	}
-	if in.VM == nil {
-		return steps.SnapshotTaken{}, nil
+	if !up {
+		if err := s.pool.AddSnapshot(ctx, in); err != nil || in.VM == nil {
+			return steps.SnapshotTaken{}, err
+		}
 	}
 	to, err := s.locate(in.Volume, in.Layer)
 	if err != nil {
 		return steps.SnapshotTaken{}, err
 	}
-	done, err := s.guests.SwitchDisk(ctx, in.VM.VM, in.Volume.Volume, to, in.Freeze)
-	return steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}, absent(err)
+	done, err := s.guests.SwitchDisk(ctx, in.VM.VM, in.Volume.Volume, compute.LayerSwitch{To: to, Freeze: in.Freeze, Fresh: func() error { return s.fresh(ctx, in) }})
+	if err = absent(err); err == nil && up && !done.Running { // the guest has ended meanwhile
+		err = s.pool.AddSnapshot(ctx, in)
+	}
+	return steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}, err
+}
+
+// up reports whether the guest of a VM, which may be none, has its disks open.
+func (s *service) up(ctx context.Context, vm *steps.VMPlan) (bool, error) {
+	if vm == nil {
+		return false, nil
+	}
+	phase, err := s.guests.State(ctx, vm.VM)
+	return err == nil && phase != api.PhaseStopped, absent(err)
+}
+
+// fresh makes the layer of a snapshot anew.
+func (s *service) fresh(ctx context.Context, in steps.SnapshotPlan) error {
+	old := in.Volume
+	old.Layer = in.Layer
+	if err := s.pool.RemoveVolume(ctx, old); err != nil {
+		return err
+	}
+	return s.pool.AddSnapshot(ctx, in)
 }
 
 // takeNamed is for pools that keep all of a volume at one moment by themselves. The guest goes on; what it writes meanwhile waits.

@@ -39,7 +39,9 @@ func parseToken(s string) (id string, ok bool) {
 
 // Bounds of what is remembered of tokens.
 const (
-	cacheFor  = 10 * time.Second // how long a revocation may go unnoticed while the store's watch is away
+	// cacheFor is how long a revocation may go unnoticed while the store's watch is away. It is longer than the time between two
+	// reports of an agent (10 s where there are many), which would each read the store otherwise.
+	cacheFor  = time.Minute
 	cacheSize = 4096
 )
 

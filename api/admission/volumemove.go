@@ -57,7 +57,7 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 		if err != nil {
 			return err
 		}
-		move := api.VolumeMove{From: from.OnNode(), To: to.OnNode(), Agent: agentRef(agent)}
+		move := api.VolumeMove{From: from.OnNode(), To: to.OnNode(), Agent: agentRef(agent), Bandwidth: req.Bandwidth}
 		after := changed(v)
 		after.Spec.Pool, after.Spec.Image, after.Status.Layer, after.Status.Agent = to.ID, "", "", ""
 		if to.Spec.Files() { // called as the operation: an audit knows whose it is, and no file of an earlier stay has that name

@@ -121,12 +121,16 @@ func TestTheNodeWithTheMostSpaceKeepsAVolume(t *testing.T) {
 	var in api.VolumeMove
 	require.NoError(t, json.Unmarshal(op.Plan.Input, &in))
 	require.Equal(t, "a3", in.Agent.Name)
-	op = d.ask(d.Admission.MigrateVolume(ctx, d.User, opts, "data", api.VolumeMigrate{Pool: "vms", Node: "a1"}))
+	op = d.ask(d.Admission.MigrateVolume(ctx, d.User, opts, "data", api.VolumeMigrate{Pool: "vms", Node: "a1", Bandwidth: 5 * api.MiB}))
+	require.NoError(t, json.Unmarshal(op.Plan.Input, &in))
+	require.EqualValues(t, 5*api.MiB, in.Bandwidth)
 	d.settle(op, api.OpSucceeded)
 	require.Equal(t, find[api.Agent](d, "", "a1").ID, d.vol("data").Status.Agent)
 	none, err := d.Admission.MigrateVolume(ctx, d.User, opts, "data", api.VolumeMigrate{Pool: "net", Node: "nobody"})
 	_ = d.refuse(problem.NotFound, none, err)
 	none, err = d.Admission.MigrateVolume(ctx, d.User, opts, "data", api.VolumeMigrate{})
+	_ = d.refuse(problem.Invalid, none, err)
+	none, err = d.Admission.MigrateVolume(ctx, d.User, opts, "data", api.VolumeMigrate{Pool: "net", Bandwidth: 1})
 	_ = d.refuse(problem.Invalid, none, err)
 	d.clean()
 }

@@ -244,6 +244,8 @@ func (a *app) volMigrateCmd() *cobra.Command {
 		"snapshots. Until the end the volume is good where it was: cancelled, it stays there, unless the guest has gone on with the copy already."
 	cmd.Example = "  gnext vol migrate data --pool ceph"
 	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool that it goes to")
+	cmd.Flags().Var(sizeFlag{&r.Bandwidth}, "bandwidth", "bytes per second at most, like 100MiB (default: no limit)")
+	must(cmd.RegisterFlagCompletionFunc("bandwidth", cobra.NoFileCompletions))
 	a.refFlag(cmd, &r.Node, "node", api.KindAgent, "node to keep it, if that pool is not shared and no VM has it (default: the one with the most space)")
 	return cmd
 }

@@ -240,7 +240,7 @@ if [ -s "$DEV/nodes" ] && [ "$WANTED" != "$NODES" ]; then echo "up: a cloud with
 for b in nextstack gnext; do [ -x "$BIN/$b" ] || { echo "up: $BIN/$b is missing: run make build" >&2; exit 1; }; done
 NODES=$WANTED
 case $STORAGE in '' | ceph) ;; *) echo "up: STORAGE is ceph or nothing, not '$STORAGE'" >&2; exit 2 ;; esac
-if [ "$STORAGE" = ceph ] && ! ldd "$BIN/gnext" | grep -q librbd; then echo "up: $BIN/gnext was built without Ceph: run make build, without CEPH=0" >&2; exit 1; fi
+if [ "$STORAGE" = ceph ] && [[ $(ldd "$BIN/gnext") != *librbd* ]]; then echo "up: $BIN/gnext was built without Ceph: run make build, without CEPH=0" >&2; exit 1; fi
 echo "$NODES" > "$DEV/nodes"
 echo "$STORAGE" > "$DEV/storage"
 

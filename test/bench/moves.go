@@ -1,8 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
+	"github.com/nextstack/nextstack/test/pings"
 )
 
 // moved is what one live move was like.
@@ -31,8 +31,8 @@ func (m moves) of(pick func(moved) time.Duration) (s sample) {
 }
 
 // migrations moves a guest to and fro between two nodes through the API, and another one of the same kind with virsh, taking
-// turns, while both are pinged every 20 ms. It needs a sandbox of several nodes. Emulated guests stand still meanwhile in either way, unless
-// both ways are asked to let them run.
+// turns, while both are pinged every 20 ms: on a shared directory, and with make up STORAGE=ceph in Ceph, which copies no disk either.
+// It needs a sandbox of several nodes. Emulated guests stand still meanwhile in either way, unless both ways are asked to let them run.
 func (b *bench) migrations() error {
 	nodes, err := b.movable()
 	if err != nil {
@@ -42,8 +42,27 @@ func (b *bench) migrations() error {
 		fmt.Printf("\nMoves are not measured: this sandbox has one node (make up NODES=2).\n")
 		return nil
 	}
+	dir, ceph, err := b.pools()
+	if err != nil {
+		return err
+	}
+	if dir == nil || !dir.Spec.Shared {
+		return errors.New("there is no pool that is a shared directory")
+	}
+	if err := b.migrationsOf(nodes, dir.Name, "on a shared directory"); err != nil {
+		return err
+	}
+	if ceph == nil {
+		fmt.Printf("\nMoves of VMs in Ceph are not measured: this sandbox has none (make up STORAGE=ceph).\n")
+		return nil
+	}
+	return b.migrationsOf(nodes, ceph.Name, "in Ceph")
+}
+
+// migrationsOf does that with root disks in a pool.
+func (b *bench) migrationsOf(nodes []*api.Agent, pool, where string) error {
 	b.node = nodes[0].Name
-	if err := b.templateOn("shared", b.node); err != nil {
+	if err := b.templateOn(pool, b.node); err != nil {
 		return err
 	}
 	defer b.sweep() //nolint:errcheck // the next run sweeps too
@@ -97,7 +116,7 @@ func (b *bench) migrations() error {
 		}
 		fmt.Fprintf(os.Stderr, "%d of %d: %+v, bare %+v\n", i+1, b.n, ours[i], theirs[i])
 	}
-	fmt.Printf("\n| %s move on shared storage, %d times, in turns | NextStack p50 / p95 | bare virsh p50 / p95 | ratio at p50 | goal |\n|---|---|---|---|---|\n", way, b.n)
+	fmt.Printf("\n| %s move of a VM whose disk is %s, %d times, in turns | NextStack p50 / p95 | bare virsh p50 / p95 | ratio at p50 | goal |\n|---|---|---|---|---|\n", way, where, b.n)
 	row("downtime, as libvirt tells it", ours.of(func(m moved) time.Duration { return m.downtime }), theirs.of(func(m moved) time.Duration { return m.downtime }), "<= 1.1")
 	row("from the request to the end of the operation; from virsh's start to its end", ours.of(func(m moved) time.Duration { return m.total }), theirs.of(func(m moved) time.Duration { return m.total }), "")
 	row("longest gap of a ping every 20 ms", ours.of(func(m moved) time.Duration { return m.gap }), theirs.of(func(m moved) time.Duration { return m.gap }), "")
@@ -207,14 +226,18 @@ func (b *bench) probe(args ...string) (*exec.Cmd, error) {
 	return exec.CommandContext(b.ctx, filepath.Join(b.root, "deploy/dev/probe.sh"), append([]string{b.node, port.ID, port.Spec.MAC, port.Spec.Address + "/24"}, args...)...), nil
 }
 
+// awaitPing waits until a guest answers, which has just been made.
 func (b *bench) awaitPing(address string) error {
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		cmd, err := b.probe("ping", "-c1", "-W1", address)
 		if err == nil {
 			err = cmd.Run()
 		}
-		if err == nil || time.Now().After(deadline) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the guest at %s does not answer pings: %w", address, err)
 		}
 	}
 }
@@ -224,50 +247,23 @@ const after = time.Second
 
 // startPing pings a guest every 20 ms, from the first answer on until the returned function is called, which tells the longest gap.
 func (b *bench) startPing(address string) (gap func() (time.Duration, error), err error) {
-	cmd, err := b.probe("ping", "-n", "-D", "-i", "0.02", address)
+	cmd, err := b.probe(pings.Args(address)...)
 	if err != nil {
 		return nil, err
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := cmd.StdoutPipe()
+	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	first, done := make(chan struct{}), make(chan struct{})
-	var last, longest float64
-	go func() {
-		defer close(done)
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			stamp, _, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "["), "]")
-			at, err := strconv.ParseFloat(stamp, 64)
-			if !ok || err != nil || !strings.Contains(lines.Text(), "bytes from") {
-				continue
-			}
-			if last == 0 {
-				close(first)
-			} else {
-				longest = max(longest, at-last)
-			}
-			last = at
-		}
-	}()
-	end := func() error {
-		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
-		<-done
-		_ = cmd.Wait() // which says whether all were answered
-		return err
-	}
-	select {
-	case <-first:
-	case <-time.After(10 * time.Second):
-		return nil, errors.Join(end(), fmt.Errorf("%s did not answer one ping", address))
+	soon, cancel := context.WithTimeout(b.ctx, 10*time.Second)
+	defer cancel()
+	p, err := pings.Start(soon, cmd, dir)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s does not answer pings: %w", address, err), os.RemoveAll(dir))
 	}
 	return func() (time.Duration, error) {
 		<-time.After(after)
-		err := end()
-		return time.Duration(longest * float64(time.Second)), err
+		got, err := p.Stop()
+		return got.Gap, errors.Join(err, os.RemoveAll(dir))
 	}, nil
 }

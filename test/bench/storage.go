@@ -155,7 +155,7 @@ func (s *storageBench) prepare(guest string) error {
 	}
 	args := []string{"prepare", s.pool.Spec.Type, guest, s.pool.Spec.Path, image.Status.SHA256}
 	if src := s.pool.Spec.Source; s.pool.Spec.Type == api.PoolRBD {
-		conf, err := filepath.Abs(filepath.Join(s.sandboxDir(), "ceph", "ceph.conf"))
+		conf, err := s.cephConf()
 		if err != nil {
 			return err
 		}
@@ -267,7 +267,7 @@ func (b *bench) whereVMsAre(dir, ceph string) error {
 	return nil
 }
 
-// sandboxDir is where the sandbox keeps what its daemons need.
-func (b *bench) sandboxDir() string {
-	return cmp.Or(os.Getenv("SANDBOX_DIR"), filepath.Join(b.root, ".dev", "sandbox"))
+// cephConf is the configuration of the sandbox's Ceph, for its administrator.
+func (b *bench) cephConf() (string, error) {
+	return filepath.Abs(filepath.Join(cmp.Or(os.Getenv("SANDBOX_DIR"), filepath.Join(b.root, ".dev", "sandbox")), "ceph", "ceph.conf"))
 }

@@ -92,7 +92,15 @@ func (b *bench) template() error {
 	if err != nil {
 		return err
 	}
-	_, err = b.script("prepare", vm.ID, vm.Spec.NICs[0].Port, vm.Spec.NICs[0].Subnet, pool.Spec.Path, image.Status.SHA256)
+	args := []string{"prepare", vm.ID, vm.Spec.NICs[0].Port, vm.Spec.NICs[0].Subnet, pool.Spec.Path, image.Status.SHA256}
+	if pool.Spec.Type == api.PoolRBD {
+		conf, err := b.cephConf()
+		if err != nil {
+			return err
+		}
+		args = append(args[:4], pool.Spec.Source.Name, image.Status.SHA256, conf)
+	}
+	_, err = b.script(args...)
 	return err
 }
 

@@ -46,6 +46,7 @@ func TestCloud(t *testing.T) {
 		{"Failures", testFailures},
 		{"AgentAway", testAgentAway},
 		{"Boot", testBoot},
+		{"Disks", testDisks},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			begun := time.Now()

@@ -74,7 +74,7 @@ func (w *World) Dump(ctx context.Context) (Dump, error) {
 		for _, p := range n.disks.pools(ctx) {
 			out = append(out, fmt.Sprintf("%s: pool %s", n.Name, p.Pool))
 			for _, line := range n.disks.Describe(p) {
-				out = append(out, n.Name+": volume "+line)
+				out = append(out, n.Name+": volume "+strings.ReplaceAll(line, unheard, "")) // see World.unheard
 			}
 		}
 	}

@@ -47,6 +47,7 @@ func (w *World) addNode(id, name string, d *disks) *Node {
 		phase, err := n.Compute.State(context.Background(), vm)
 		return err == nil && phase != api.PhaseStopped
 	}
+	n.Compute.Tear(unheard, w.tear)
 	w.rack.Plug(n.uri(), n.Compute)
 	n.Compute.OnMove(func(_ string, at compute.MovePoint) compute.MoveFate {
 		w.watch(context.Background())
@@ -212,6 +213,11 @@ func (w *World) Wrong(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	lost, err := w.unheard(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, lost...)
 	for _, vm := range vms {
 		home := w.node(vm.Status.Agent)
 		say := func(format string, args ...any) {

@@ -58,6 +58,7 @@ func checkpoints() map[string][]Scenario {
 	return map[string][]Scenario{
 		api.OpCheckpointCreate: {
 			{Name: "checkpoint.create", Prepare: run, Accept: checkpoint("c1"), Check: livesOn("n=1", "one ")},
+			{Name: "checkpoint.create, libvirtd dies in the switch", Prepare: run, Accept: checkpoint("c1"), Tears: 2, Check: livesOn("n=1", "one "+unheard), Every: 3},
 			{Name: "checkpoint.create, the second", Prepare: also(run, first), Accept: checkpoint("c2"), Check: livesOn("n=2", "one two "), Every: 3},
 			{Name: "checkpoint.create, shared", Prepare: remote, Accept: checkpoint("c1"), Check: livesOn("n=1", "one "), Every: 3},
 		},

@@ -249,6 +249,7 @@ func volumes() map[string][]Scenario {
 		},
 		api.OpSnapshotCreate: {
 			{Name: "snapshot.create", Prepare: also(run, kept), Accept: snap("s2", "data"), Check: shows("data", "one ")},
+			{Name: "snapshot.create, libvirtd dies in the switch", Prepare: also(run, kept), Accept: snap("s2", "data"), Tears: 2, Check: shows("data", "one "+unheard+unheard)},
 			{Name: "snapshot.create, stopped", Prepare: also(halt, kept), Accept: snap("s2", "data"), Check: shows("data", "one ")},
 			{Name: "snapshot.create of one that no vm has", Prepare: []Accept{net}, Accept: snap("s1", "data")},
 			{Name: "snapshot.create of a root disk", Prepare: []Accept{makeVM("web1", ha)}, Accept: root("web1", func(v string) Accept { return snap("s1", v) })},

@@ -57,6 +57,8 @@ type World struct {
 
 	mu    sync.Mutex
 	twins []string // VMs that ran on two nodes at once
+	tears int      // switches of disks that are to come, in which libvirtd dies; not cloned
+	torn  []string // volumes whose guests have written what nobody knew of then
 }
 
 // netDir is where the nodes have what they share.

@@ -142,20 +142,5 @@ func (w *world) clean(t *testing.T) {
 			t.Errorf("an operation is still open: %s", stack.Describe(op))
 		}
 	}
-	// Polled, because the record of a node follows its ledger with the next report.
-	var found []string
-	err := stack.Poll(within(t, 15*time.Second), 200*time.Millisecond, func() (err error) {
-		found, err = w.Leaks(t.Context())
-		if len(found) > 0 {
-			return fmt.Errorf("left over: %v", found)
-		}
-		return err
-	})
-	if len(found) == 0 {
-		require.NoError(t, err)
-	}
-	for _, leak := range found {
-		t.Errorf("left over: %s", leak)
-	}
-	leaks.Add(int64(w.MustBeClean(t) + len(found)))
+	leaks.Add(int64(w.MustBeClean(t)))
 }

@@ -49,7 +49,7 @@ var built = sync.OnceValues(func() (binaries, error) {
 func build(out, pkg, cgo, ldflags string) error {
 	// The flags are those of `make build`, so that its build cache serves here.
 	tags := "faultpoints"
-	if _, err := os.Stat("/usr/include/rbd/librbd.h"); err == nil && cgo == "1" {
+	if cgo == "1" && withCeph() {
 		tags += " ceph pacific"
 	}
 	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+ldflags), "-tags", tags, "-o", out, pkg)
@@ -58,6 +58,12 @@ func build(out, pkg, cgo, ldflags string) error {
 		return &buildError{pkg, string(text), err}
 	}
 	return nil
+}
+
+// withCeph reports whether agents are built with their driver of Ceph pools.
+func withCeph() bool {
+	_, err := os.Stat("/usr/include/rbd/librbd.h")
+	return err == nil
 }
 
 // OtherVersion is what OtherAgent says that it is.

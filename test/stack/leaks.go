@@ -2,20 +2,17 @@ package stack
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/client"
 )
 
-// Leaks looks at every node itself for what belongs to no VM that there is, and for what a VM should have on its node and on no
-// other: domains, QEMU processes, files of volumes and seeds, ports of the integration bridge, claims. The audit of the control
-// plane looks, too, but it is the one that is under test. Nothing may be under way meanwhile. Nodes without power are not asked.
+// Leaks looks at every node itself for what belongs to nothing that there is, and for what should be there and is not: domains and
+// their disks, QEMU processes, all that pools keep of volumes, snapshots, checkpoints and seeds, ports of the integration bridge,
+// claims. The audit of the control plane looks, too, but it is the one that is under test. Nothing may be under way meanwhile.
+// Nodes without power are not asked.
 func (s *Stack) Leaks(ctx context.Context) ([]string, error) {
 	var found []string
 	leak := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
@@ -72,22 +69,12 @@ func (s *Stack) Leaks(ctx context.Context) ([]string, error) {
 				leak("%s: port %s is plugged in, and not of a VM of this node", h.Name, id)
 			}
 		}
-		files, err := poolFiles(h.Path())
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range files {
-			if vm := ownerOf(f, vms); vm == nil || vm.Status.Agent != a.ID {
-				leak("%s: file %s is not of a VM of this node", h.Name, f)
-			}
-		}
 	}
-	files, err := poolFiles(s.path("shared"))
-	for _, f := range files {
-		if ownerOf(f, vms) == nil {
-			leak("file %s in the shared pool is not of any VM", f)
-		}
+	more, err := s.diskLeaks(ctx, vms)
+	if err != nil {
+		return nil, err
 	}
+	found = append(found, more...)
 	for id, vm := range vms {
 		q, err := s.QEMUs(id)
 		if err != nil {
@@ -97,7 +84,7 @@ func (s *Stack) Leaks(ctx context.Context) ([]string, error) {
 			leak("vm %s is %s and has these processes: %+v", vm.Name, vm.Status.Phase, q)
 		}
 	}
-	return found, err
+	return found, nil
 }
 
 // ports returns what is plugged into the node's integration bridge, but for probes.
@@ -113,33 +100,4 @@ func (h *Host) ports(ctx context.Context) ([]string, error) {
 		}
 	}
 	return ids, nil
-}
-
-// poolFiles returns the files of VMs in a directory that is a pool: all but images and the pool's own.
-func poolFiles(dir string) ([]string, error) {
-	var files []string
-	for _, sub := range []string{"volumes", "seeds"} {
-		err := filepath.WalkDir(filepath.Join(dir, sub), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && !d.IsDir() {
-				files = append(files, path)
-			}
-			return err
-		})
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
-		}
-	}
-	return files, nil
-}
-
-// ownerOf returns the VM that a file is of, by its name.
-func ownerOf(file string, vms map[string]*api.VM) *api.VM {
-	for id, vm := range vms {
-		for _, owner := range append([]string{id}, vm.Status.Volumes...) {
-			if strings.Contains(filepath.Base(file), owner) {
-				return vm
-			}
-		}
-	}
-	return nil
 }

@@ -22,6 +22,7 @@ const pollEvery = 20 * time.Millisecond
 const (
 	Pool   = "default" // a directory of each node
 	Shared = "shared"  // a directory that all nodes see, if Options.Shared
+	Ceph   = "ceph"    // in a Ceph cluster, if Options.Ceph
 	Blank  = "blank"   // an image without a system: its guests run and do nothing
 	Tiny   = "tiny"    // an image of a Linux that answers HTTP
 	VPC    = "net"     // 10.1.0.0/16
@@ -139,6 +140,17 @@ func (s *Stack) furnish(ctx context.Context, o Options) error {
 				return nil
 			}
 			return create(ctx, s, &api.PoolCreate{Name: Shared, Type: api.PoolDir, Path: s.path("shared"), Shared: true})
+		},
+		func() error {
+			if !o.Ceph {
+				return nil
+			}
+			key, err := os.ReadFile(s.path("s", "ceph", "client.libvirt.key"))
+			if err != nil {
+				return err
+			}
+			source := api.PoolSource{Hosts: []string{s.net + ".1"}, Name: "vms", User: "libvirt"}
+			return create(ctx, s, &api.PoolCreate{Name: Ceph, Type: api.PoolRBD, Source: source, Key: strings.TrimSpace(string(key))})
 		},
 		func() error {
 			return create(ctx, s, &api.ImageCreate{Name: Blank, Format: api.FormatRaw, Path: s.path("images", "blank.raw")})

@@ -30,6 +30,8 @@ type Options struct {
 	Nodes int
 	// Shared adds the pool Shared, a directory that all nodes see.
 	Shared bool
+	// Ceph adds a Ceph cluster, and the pool Ceph in it.
+	Ceph bool
 	// IPMI gives every node a fence device, see Host.Fence. No agent's record says so yet.
 	IPMI bool
 }
@@ -102,6 +104,12 @@ func requireParts(t testing.TB, o Options) {
 	programs := []string{"libvirtd", "ovs-vswitchd", "ovn-northd", "qemu-img", "virsh", "ip"}
 	if o.IPMI {
 		programs = append(programs, "ipmi_sim")
+	}
+	if o.Ceph {
+		programs = append(programs, "ceph-osd", "rbd")
+		if !withCeph() {
+			t.Skip("SKIPPED, NOT TESTED: the real stack on Ceph. librbd's headers are not here: run make deps")
+		}
 	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
@@ -223,6 +231,11 @@ func (s *Stack) startSandbox(ctx context.Context, o Options) error {
 	}
 	if _, err := command(ctx, environment(), s.script("guest.sh"), s.guest()); err != nil {
 		return err
+	}
+	if o.Ceph {
+		if _, err := s.sandboxDo(ctx, "ceph"); err != nil {
+			return err
+		}
 	}
 	if s.central != Node {
 		for _, args := range [][]string{{"node-up", s.central, strconv.Itoa(firstHost - 1)}, {"ovn-central", s.central}} {

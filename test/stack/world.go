@@ -34,9 +34,27 @@ func (s *Stack) Audit(t testing.TB) *api.AuditReport {
 	return &r
 }
 
-// MustBeClean fails t if an audit finds anything at all, or could not look everywhere. It returns the number of findings.
+// MustBeClean fails t if anything is left over or missing, as an audit sees it and as each node itself shows it, or if the audit
+// could not look everywhere. It returns the number of findings.
 func (s *Stack) MustBeClean(t testing.TB) int {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	// Polled, because the record of a node follows its ledger with the next report.
+	var found []string
+	err := Poll(ctx, 200*time.Millisecond, func() (err error) {
+		found, err = s.Leaks(ctx)
+		if len(found) > 0 {
+			return fmt.Errorf("left over: %v", found)
+		}
+		return err
+	})
+	if err != nil && len(found) == 0 {
+		t.Errorf("looking for what is left over: %v", err)
+	}
+	for _, leak := range found {
+		t.Errorf("left over: %s", leak)
+	}
 	r := s.Audit(t)
 	for _, f := range r.Findings {
 		t.Errorf("audit: %s %s %s extra=%t: %s; fix: %s", f.Side, f.Kind, f.ID, f.Extra, f.Problem, f.Fix)
@@ -47,7 +65,7 @@ func (s *Stack) MustBeClean(t testing.TB) int {
 	if len(r.Checked) == 0 {
 		t.Errorf("the audit looked at nothing: %+v", r)
 	}
-	return len(r.Findings)
+	return len(r.Findings) + len(found)
 }
 
 // Running returns the IDs of the domains that libvirt itself says are running, on any node that has power, and how many domains
@@ -115,4 +133,19 @@ func Describe(op *api.Operation) string {
 		fmt.Fprintf(&b, " error: %v", op.Error)
 	}
 	return b.String()
+}
+
+// ExportRBD writes what a volume in a Ceph pool shows, or one of its snapshots, into a file.
+func (s *Stack) ExportRBD(ctx context.Context, p *api.Pool, volume, snapshot, file string) error {
+	what := p.Spec.Source.Name + "/disk-" + volume
+	if snapshot != "" {
+		what += "@" + snapshot
+	}
+	_, err := s.rbd(ctx, "export", "--no-progress", what, file)
+	return err
+}
+
+// rbd runs Ceph's own tool, as the administrator of the stack's cluster.
+func (s *Stack) rbd(ctx context.Context, args ...string) (string, error) {
+	return s.sandboxDo(ctx, append([]string{"control", "rbd", "-c", s.path("s", "ceph", "ceph.conf")}, args...)...)
 }

@@ -17,6 +17,8 @@ type VolumeCopy struct {
 	From VolumePlan `json:"from"`
 	To   VolumePlan `json:"to"`           // is there, with its full size, and whatever in it
 	VM   *VMPlan    `json:"vm,omitempty"` // that has it; nil: none
+	// Bandwidth is bytes per second at most; 0: no limit.
+	Bandwidth int64 `json:"bandwidth,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.

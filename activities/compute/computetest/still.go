@@ -45,7 +45,7 @@ func still(t *testing.T, b Bench) {
 	fails := c
 	fails.Keep = func() error { return problem.New(problem.Unavailable, "not now") }
 	is(problem.Unavailable, take(fails))
-	fails.Keep = func() error { return s.EndCheckpoint(t.Context(), vm, nil) }
+	fails.Keep = func() error { return s.EndStill(t.Context(), vm) }
 	is(problem.Conflict, take(fails)) // somebody has let it go on
 	fails = c
 	fails.Volumes = c.Volumes[:1]
@@ -57,7 +57,8 @@ func still(t *testing.T, b Bench) {
 	cut.Keep = func() error { cancel(); return ctx.Err() }
 	_, err := s.TakeStill(ctx, vm, cut, nil)
 	require.Error(t, err)
-	require.NoError(t, s.EndCheckpoint(t.Context(), vm, nil))
+	require.NoError(t, s.EndStill(t.Context(), vm))
+	require.NoError(t, s.EndStill(t.Context(), api.NewID()))
 	s.is(t, api.PhaseRunning)
 	s.g.Steady(t, "vdc")
 	require.Equal(t, 2, kept)

@@ -98,6 +98,9 @@ type Disk struct {
 	Mirror compute.DiskSource // likewise, where a job copies it to; not set: none does
 	Ready  bool               // a job that copies or merges it waits to be completed
 	XML    libvirtxml.DomainDisk
+	// Really is what the guest has open instead, that which is written to first, where somebody has asked and found that libvirt does
+	// not know it.
+	Really []compute.DiskSource
 }
 
 // seedDevice is what hypervisors call the seed.
@@ -169,6 +172,33 @@ func sourceOf(s *libvirtxml.DomainDiskSource) compute.DiskSource {
 		r.Secret = a.Secret.UUID
 	}
 	return compute.DiskSource{RBD: r}
+}
+
+// Index is the number by which libvirt has QEMU name what the disk is written to; 0: it has none.
+func (d *Disk) Index() uint {
+	if d.XML.Source == nil {
+		return 0
+	}
+	return d.XML.Source.Index
+}
+
+// Alias is what libvirt has QEMU call the device; empty: the domain does not run.
+func (d *Disk) Alias() string {
+	if d.XML.Alias == nil {
+		return ""
+	}
+	return d.XML.Alias.Name
+}
+
+// Devices returns the disks of a domain that are disks for its guest.
+func Devices(xml string) (out []*Disk, err error) {
+	disks, err := disksOf(xml)
+	for _, d := range disks {
+		if d.Target != nil && d.Source != nil {
+			out = append(out, diskOf(d))
+		}
+	}
+	return out, err
 }
 
 // Writes reports whether a file, or device, is the one that the disk is written to.

@@ -23,6 +23,9 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 	if _, err := d.idle(ctx, vm, nil); err != nil { // it may be what an agent before this one has begun
 		return 0, err
 	}
+	if err := d.takeBack(ctx, vm, c.Disks); err != nil {
+		return 0, err
+	}
 	type work struct {
 		xml   string
 		flags libvirt.DomainSnapshotCreateFlags
@@ -32,18 +35,29 @@ func (d *Driver) TakeCheckpoint(ctx context.Context, vm string, c compute.Checkp
 		if active, err := dom.IsActive(); err != nil || !active {
 			return errors.Join(err, compute.NotRunning(vm))
 		}
-		if err := wake(dom); err != nil {
+		live := scope{dom, true}
+		if err := live.allAgreed(); err != nil {
 			return err
 		}
-		live := scope{dom, true}
 		on, err := live.on(c.Disks)
 		switch {
 		case err != nil:
 			return err
 		case on == len(c.Disks):
-			return nil
+			return wake(dom)
 		case on > 0:
 			return compute.HalfSwitched(vm)
+		}
+		if c.Fresh != nil {
+			if err := c.Fresh(); err != nil {
+				return err
+			}
+		}
+		if err := placeAll(dom, c.Disks); err != nil { // before the switch, as SwitchDisk does
+			return err
+		}
+		if err := wake(dom); err != nil {
+			return err
 		}
 		xml, err := live.xml()
 		if err != nil {
@@ -146,15 +160,10 @@ func placeAll(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 // EndCheckpoint implements compute.Checkpoints.
 func (d *Driver) EndCheckpoint(ctx context.Context, vm string, disks []compute.SwitchedDisk) error {
 	s, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) })
-	if err != nil || !s.exists {
+	if err != nil || !s.exists || len(disks) == 0 {
 		return err
 	}
-	err = d.with(ctx, vm, "close layers that are not used", func(dom *libvirt.Domain) error {
-		if err := wake(dom); err != nil {
-			return err
-		}
-		return forget(dom, disks)
-	})
+	err = d.with(ctx, vm, "close layers that are not used", func(dom *libvirt.Domain) error { return forget(dom, disks) })
 	if problem.Is(err, problem.NotFound) {
 		return nil
 	}
@@ -167,7 +176,16 @@ func (d *Driver) SaveGuest(ctx context.Context, vm, memory string, tell func(api
 	if err != nil || s.phase() == api.PhaseStopped {
 		return err
 	}
-	if err := d.with(ctx, vm, "let the guest go on", wake); err != nil {
+	err = d.with(ctx, vm, "let the guest go on", func(dom *libvirt.Domain) error {
+		if active, err := dom.IsActive(); err != nil || !active {
+			return err
+		}
+		if err := (scope{dom, true}).allAgreed(); err != nil { // it goes on with what libvirt says
+			return err
+		}
+		return wake(dom)
+	})
+	if err != nil {
 		return err
 	}
 	err = d.long(ctx, longCall{vm: vm, what: "put the guest aside", tell: tell, text: "writing the memory of the guest", do: func(conn *libvirt.Connect) error {

@@ -13,9 +13,9 @@ import (
 )
 
 // MoveDisk implements compute.Disks.
-func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, tell func(api.Progress)) (compute.Moved, error) {
+func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, rate int64, tell func(api.Progress)) (compute.Moved, error) {
 	last, running, err := d.diskJob(ctx, vm, volume, "copy the disk to another place", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
-		return copyOn(ctx, s, disk, volume, to, begun)
+		return copyOn(ctx, s, disk, volume, to, rate, begun)
 	}, tell)
 	switch {
 	case err != nil:
@@ -27,11 +27,22 @@ func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.Dis
 	return compute.Moved{Running: true, There: true, Pause: last.pause}, nil
 }
 
+// writes reports whether the guest writes to a source, whatever libvirt knows.
+func writes(disk *domain.Disk, to compute.DiskSource) bool {
+	if disk.Really != nil {
+		return on(disk.Really[0], to)
+	}
+	return disk.Writes(to)
+}
+
 // copyOn does what is next to be done.
-func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, begun bool) (jobState, error) {
+func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, rate int64, begun bool) (jobState, error) {
 	const text = "copying the disk"
-	if disk.Writes(to) {
+	if writes(disk, to) {
 		return jobState{}, arrived(s.dom, volume, to)
+	}
+	if err := s.agreed(disk, volume); err != nil {
+		return jobState{}, err
 	}
 	job, err := s.dom.GetBlockJobInfo(disk.Device, libvirt.DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
 	if err != nil {
@@ -51,7 +62,7 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 		}
 		// A job of a domain that is defined must be said to be lost when the guest ends: it is begun anew then.
 		const flags = libvirt.DOMAIN_BLOCK_COPY_REUSE_EXT | libvirt.DOMAIN_BLOCK_COPY_TRANSIENT_JOB
-		return jobState{underWay: true, text: text}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{}, flags)
+		return jobState{underWay: true, text: text}, s.dom.BlockCopy(disk.Device, xml, &libvirt.DomainBlockCopyParameters{BandwidthSet: rate > 0, Bandwidth: uint64(max(rate, 0))}, flags)
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_COPY || !disk.Mirror.Same(to):
 		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
 	case disk.Ready:
@@ -109,13 +120,13 @@ func (d *Driver) startsAt(ctx context.Context, vm, volume string, to compute.Dis
 func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.DiskSource) (bool, error) {
 	there := make(chan bool, 1)
 	running, err := d.guestDisk(ctx, vm, volume, "end the copy of the disk", func(s scope, disk *domain.Disk) error {
-		if disk.Mirror.IsSet() && !disk.Writes(to) {
+		if disk.Mirror.IsSet() && !writes(disk, to) {
 			if err := s.dom.BlockJobAbort(disk.Device, 0); err != nil {
 				if now, derr := s.disk(volume); derr != nil || now != nil && now.Mirror.IsSet() {
 					return err
 				}
 			}
-			now, err := s.disk(volume)
+			now, err := s.real(volume)
 			if err != nil {
 				return err
 			}
@@ -124,7 +135,10 @@ func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.D
 			}
 			disk = now
 		}
-		if !disk.Writes(to) {
+		if !writes(disk, to) {
+			if err := s.agreed(disk, volume); err != nil {
+				return err
+			}
 			there <- false
 			return wake(s.dom)
 		}

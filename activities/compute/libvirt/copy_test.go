@@ -100,15 +100,28 @@ func (b *copyBench) settle(to compute.DiskSource) bool {
 func (b *copyBench) begin(to compute.DiskSource) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(b.t.Context())
-	_, err := b.driver().MoveDisk(ctx, b.plan.VM, b.disk.Volume, to, func(api.Progress) { cancel() })
+	_, err := b.driver().MoveDisk(ctx, b.plan.VM, b.disk.Volume, to, 0, func(api.Progress) { cancel() })
 	require.Equal(b.t, problem.Cancelled, problem.KindOf(err), "%v", err)
 }
 
 func (b *copyBench) move(to compute.DiskSource) compute.Moved {
 	b.t.Helper()
-	moved, err := b.driver().MoveDisk(b.t.Context(), b.plan.VM, b.disk.Volume, to, nil)
+	moved, err := b.driver().MoveDisk(b.t.Context(), b.plan.VM, b.disk.Volume, to, 0, nil)
 	require.NoError(b.t, err)
 	return moved
+}
+
+// TestCopiesAtARate: a copy takes no less time than its rate allows.
+func TestCopiesAtARate(t *testing.T) {
+	b := newCopyBench(t)
+	to := b.empty("to")
+	const rate = 16 * api.MiB
+	began := time.Now()
+	moved, err := b.driver().MoveDisk(t.Context(), b.plan.VM, b.disk.Volume, to, rate, nil)
+	require.NoError(t, err)
+	require.True(t, moved.There)
+	require.Greater(t, time.Since(began), time.Duration(copied/rate-1)*time.Second, "the first second's worth may go at once")
+	b.has(to)
 }
 
 // TestCopiesThatAreCutOff: at any moment the agent may die, or the guest end. There is one good copy, and the domain is started
@@ -123,7 +136,7 @@ func TestCopiesThatAreCutOff(t *testing.T) {
 
 	// Who comes next joins it. Another place is none of its business.
 	b.begin(to)
-	_, err := b.driver().MoveDisk(t.Context(), b.plan.VM, b.disk.Volume, b.empty("other"), nil)
+	_, err := b.driver().MoveDisk(t.Context(), b.plan.VM, b.disk.Volume, b.empty("other"), 0, nil)
 	require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
 	moved := b.move(to)
 	require.True(t, moved.Running && moved.There)
@@ -208,7 +221,7 @@ func TestACopyThatFails(t *testing.T) {
 	defer inside("umount", "-l", small)
 	to := compute.QCOW2(filepath.Join(small, "to.qcow2"))
 	inside("qemu-img", "create", "-q", "-f", "qcow2", to.File, "64M")
-	_, err := b.driver().MoveDisk(t.Context(), b.plan.VM, b.disk.Volume, to, nil)
+	_, err := b.driver().MoveDisk(t.Context(), b.plan.VM, b.disk.Volume, to, 0, nil)
 	require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
 	require.ErrorContains(t, err, "broken off")
 	require.False(t, b.settle(to))
@@ -307,12 +320,12 @@ func TestARootDiskGoesWithItsSeed(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(seed.File, want, 0o644))
 	for range 2 {
-		moved, err := d.MoveDisk(ctx, vm, compute.SeedDisk, seed, nil)
+		moved, err := d.MoveDisk(ctx, vm, compute.SeedDisk, seed, 0, nil)
 		require.NoError(t, err)
 		require.True(t, moved.Running && moved.There)
 	}
 	root := b.empty("other")
-	moved, err := d.MoveDisk(ctx, vm, b.plan.Disk.Volume, root, nil)
+	moved, err := d.MoveDisk(ctx, vm, b.plan.Disk.Volume, root, 0, nil)
 	require.NoError(t, err)
 	require.True(t, moved.There)
 	xml, err := d.LiveXML(ctx, vm)
@@ -337,7 +350,7 @@ func TestARootDiskGoesWithItsSeed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 	require.NoError(t, os.WriteFile(b.seed.File, want, 0o644))
-	back, err := d.MoveDisk(ctx, vm, compute.SeedDisk, b.seed, nil)
+	back, err := d.MoveDisk(ctx, vm, compute.SeedDisk, b.seed, 0, nil)
 	require.NoError(t, err)
 	require.Equal(t, compute.Moved{}, back)
 	running, err := d.PlaceDisk(ctx, vm, compute.SeedDisk, b.seed)

@@ -210,6 +210,12 @@ func letGo(dom *libvirt.Domain, volume string, ask bool) (held bool, err error) 
 	if err != nil || disk == nil || !ask {
 		return disk != nil, err
 	}
+	if disk, err = live.real(volume); err == nil { // else it would stay open in QEMU, under names that libvirt does not know
+		err = live.agreed(disk, volume)
+	}
+	if err != nil || disk == nil {
+		return disk != nil, err
+	}
 	xml, err := disk.XML.Marshal()
 	if err != nil {
 		return false, err
@@ -223,7 +229,8 @@ func letGo(dom *libvirt.Domain, volume string, ask bool) (held bool, err error) 
 	return disk != nil, err
 }
 
-// guestDisk runs f on the disk of a guest that runs, or is paused. Running is false if there is no such guest.
+// guestDisk runs f on the disk of a guest that runs, or is paused, whether or not libvirt knows what it has open: f has to look, unless
+// it is in agreement. Running is false if there is no such guest.
 func (d *Driver) guestDisk(ctx context.Context, vm, volume, what string, f func(s scope, disk *domain.Disk) error) (running bool, err error) {
 	up := make(chan bool, 1)
 	err = d.with(ctx, vm, what, func(dom *libvirt.Domain) error {
@@ -232,7 +239,7 @@ func (d *Driver) guestDisk(ctx context.Context, vm, volume, what string, f func(
 			return err
 		}
 		s := scope{dom, active}
-		disk, err := s.disk(volume)
+		disk, err := s.real(volume)
 		if err != nil {
 			return err
 		}
@@ -256,9 +263,19 @@ func (d *Driver) guestDisk(ctx context.Context, vm, volume, what string, f func(
 	return <-up, nil
 }
 
+// inAgreement is f for disks of which libvirt knows what the guest has open, and refuses others.
+func inAgreement(volume string, f func(s scope, disk *domain.Disk) error) func(s scope, disk *domain.Disk) error {
+	return func(s scope, disk *domain.Disk) error {
+		if err := s.agreed(disk, volume); err != nil {
+			return err
+		}
+		return f(s, disk)
+	}
+}
+
 // ResizeDisk implements compute.Disks.
 func (d *Driver) ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error) {
-	return d.guestDisk(ctx, vm, volume, "resize the disk", func(s scope, disk *domain.Disk) error {
+	return d.guestDisk(ctx, vm, volume, "resize the disk", inAgreement(volume, func(s scope, disk *domain.Disk) error {
 		info, err := s.dom.GetBlockInfo(disk.Device, 0)
 		switch {
 		case err != nil:
@@ -269,7 +286,7 @@ func (d *Driver) ResizeDisk(ctx context.Context, vm, volume string, size int64) 
 			return problem.New(problem.Conflict, "a volume of %d bytes does not shrink to %d", info.Capacity, size).Because("its end may be in use")
 		}
 		return s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
-	})
+	}))
 }
 
 // TuneDisk implements compute.Disks.

@@ -8,15 +8,14 @@ import (
 	"libvirt.org/go/libvirt"
 
 	"github.com/nextstack/nextstack/activities/compute"
-	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/api/problem"
 )
 
-// A libvirtd that dies while it takes a checkpoint has had QEMU open the new layers, and the next one knows nothing of that: QEMU
+// A libvirtd that dies before a guest goes over to new layers has had QEMU open them, and the next one knows nothing of that: QEMU
 // keeps them locked, under names that libvirt will want to give again.
 
-// forget has QEMU close layers that it has opened and the guest does not use. Should the guest write to one of them, although libvirt
-// says otherwise, it died in the very moment of the switch: then nobody may touch the layers while the guest runs.
+// forget has QEMU close layers that it has opened and the guest does not use. Those that it does use are not touched, whatever libvirt
+// says.
 func forget(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 	if len(disks) == 0 {
 		return nil
@@ -24,26 +23,22 @@ func forget(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 	if active, err := dom.IsActive(); err != nil || !active {
 		return err
 	}
-	xml, err := scope{dom, true}.xml()
-	if err != nil {
-		return err
-	}
 	var nodes []blockNode
 	if err := monitor(dom, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
 		return err
 	}
 	for _, k := range disks {
-		disk, err := domain.FindDisk(xml, k.Volume)
+		disk, err := scope{dom, true}.real(k.Volume)
 		if err != nil {
 			return err
 		}
-		if k.To.File == "" || disk == nil || slices.Contains(disk.Chain, k.To.File) {
+		if k.To.File == "" || disk == nil || slices.Contains(disk.Chain, k.To.File) || slices.ContainsFunc(disk.Really, func(s compute.DiskSource) bool { return on(s, k.To) }) {
 			continue
 		}
 		for _, n := range opened(nodes, k.To.File) {
 			if err := monitor(dom, "blockdev-del", map[string]any{"node-name": n}, nil); err != nil {
-				return problem.New(problem.Unavailable, "libvirt and QEMU do not agree on what disk %s of the guest is written to", disk.Device).
-					Because("libvirtd has died in the middle of a change; QEMU has %s open: %s", k.To.File, err).Try("stop the vm, so that it is started with what libvirt knows")
+				return problem.New(problem.Unavailable, "QEMU does not close a layer of disk %s that the guest does not use", disk.Device).
+					Because("it has %s open: %s", k.To.File, err).Try("stop the vm and start it")
 			}
 		}
 	}

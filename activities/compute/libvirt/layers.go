@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -16,24 +17,34 @@ import (
 // agentPatience is how long a guest's agent may take to answer, in seconds.
 const agentPatience = 5
 
-// SwitchDisk implements compute.Disks. The pause is that of the whole call to libvirt, of which the guest's is a part.
-func (d *Driver) SwitchDisk(ctx context.Context, vm, volume string, to compute.DiskSource, freeze bool) (compute.Switched, error) {
+// SwitchDisk implements compute.Disks. The pause is that of the whole call to libvirt, of which the guest's is a part. The domain is
+// started with the new layer from before the switch: it shows the same, and should libvirtd die in the middle, and the guest end, what
+// the guest has written since is there.
+func (d *Driver) SwitchDisk(ctx context.Context, vm, volume string, l compute.LayerSwitch) (compute.Switched, error) {
 	var done compute.Switched
+	to := l.To
+	if err := d.takeBack(ctx, vm, []compute.SwitchedDisk{{Volume: volume, To: to}}); err != nil {
+		return done, err
+	}
 	answer := make(chan compute.Switched, 1)
-	running, err := d.guestDisk(ctx, vm, volume, "switch the disk to another file", func(s scope, disk *domain.Disk) error {
-		if err := wake(s.dom); err != nil {
+	running, err := d.guestDisk(ctx, vm, volume, "switch the disk to another file", inAgreement(volume, func(s scope, disk *domain.Disk) error {
+		if !disk.Writes(to) && l.Fresh != nil {
+			if err := l.Fresh(); err != nil {
+				return err
+			}
+		}
+		if err := place(s.dom, volume, to); err != nil {
 			return err
 		}
-		if disk.Writes(to) {
-			return place(s.dom, volume, to)
-		}
-		out, err := d.snapshot(s, disk, to, freeze)
-		if err != nil {
+		if err := wake(s.dom); err != nil || disk.Writes(to) {
 			return err
 		}
-		answer <- out
-		return place(s.dom, volume, to) // libvirt does so itself, unless the two had gone apart
-	})
+		out, err := d.snapshot(s, disk, to, l.Freeze)
+		if err == nil {
+			answer <- out
+		}
+		return err
+	}))
 	if err != nil {
 		return done, err
 	}
@@ -70,6 +81,15 @@ func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, fre
 		return err
 	}
 	if freeze && domain.Listens(live) {
+		// libvirt wakes them, unless it dies before: then the mark has whoever comes next do so.
+		if err := markRest(s.dom); err != nil {
+			return out, err
+		}
+		defer func() {
+			if werr := wake(s.dom); werr != nil && !lost(err) {
+				err = errors.Join(err, werr)
+			}
+		}()
 		s.dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own
 		if err = take(flags | libvirt.DOMAIN_SNAPSHOT_CREATE_QUIESCE); err == nil {
 			out.Frozen = true
@@ -84,10 +104,18 @@ func (d *Driver) snapshot(s scope, disk *domain.Disk, to compute.DiskSource, fre
 }
 
 // volumeOf returns what FindDisk finds the disk by.
-func volumeOf(d *domain.Disk) string { return d.XML.Serial }
+func volumeOf(d *domain.Disk) string {
+	if d.XML.Serial == "" {
+		return compute.SeedDisk
+	}
+	return d.XML.Serial
+}
 
 // MergeDisk implements compute.Disks.
 func (d *Driver) MergeDisk(ctx context.Context, vm, volume string, m compute.Merge, tell func(api.Progress)) (running bool, err error) {
+	if err := d.takeBack(ctx, vm, []compute.SwitchedDisk{{Volume: volume, To: m.Top}}); err != nil {
+		return false, err
+	}
 	last, running, err := d.diskJob(ctx, vm, volume, "merge layers of the disk", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
 		now, err := merge(ctx, s, disk, volume, m, begun)
 		now.text = "merging layers"
@@ -101,7 +129,14 @@ func (d *Driver) MergeDisk(ctx context.Context, vm, volume string, m compute.Mer
 
 // merge does what is next to be done.
 func merge(ctx context.Context, s scope, disk *domain.Disk, volume string, m compute.Merge, begun bool) (jobState, error) {
-	top, below := slices.Index(disk.Chain, m.Top.File), slices.Index(disk.Chain, m.Below.File)
+	chain := disk.Chain
+	if disk.Really != nil { // it may be just that libvirt has not heard of its end
+		chain = nil
+		for _, r := range disk.Really {
+			chain = append(chain, r.File)
+		}
+	}
+	top, below := slices.Index(chain, m.Top.File), slices.Index(chain, m.Below.File)
 	switch {
 	case top < 0 && below < 0:
 		return jobState{}, wake(s.dom)
@@ -115,6 +150,8 @@ func merge(ctx context.Context, s scope, disk *domain.Disk, volume string, m com
 			}
 		}
 		return jobState{open: true}, wake(s.dom)
+	case disk.Really != nil:
+		return jobState{}, s.agreed(disk, volume)
 	case below != top+1:
 		return jobState{}, compute.NotBelow(m)
 	}

@@ -89,7 +89,7 @@ func TestMergesThatAreCutOff(t *testing.T) {
 
 	// One that was paused by somebody else stays so, and a merge of its disk changes nothing of that.
 	do("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below.File, file("next").File, "64M")
-	_, err = d.SwitchDisk(ctx, plan.VM, disk.Volume, file("next"), false)
+	_, err = d.SwitchDisk(ctx, plan.VM, disk.Volume, compute.LayerSwitch{To: file("next")})
 	require.NoError(t, err)
 	require.NoError(t, d.with(ctx, plan.VM, "pause", (*libvirt.Domain).Suspend))
 	_, err = d.MergeDisk(ctx, plan.VM, disk.Volume, compute.Merge{Top: file("next"), Below: below}, nil)

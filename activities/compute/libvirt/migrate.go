@@ -125,6 +125,9 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 		if err := dom.MigrateSetMaxDowntime(uint64(m.in.MaxDowntime.Milliseconds()), 0); err != nil {
 			m.d.opt.Log.Debug("the downtime is set when the move runs", "vm", m.vm, "error", err)
 		}
+		if err := leavesWith(scope{dom, true}, m.in); err != nil {
+			return err
+		}
 		s, err := dom.GetXMLDesc(libvirt.DOMAIN_XML_MIGRATABLE)
 		if err == nil {
 			live <- s
@@ -167,6 +170,38 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 		done <- explain(err, what, m.d.opt.URI)
 	}()
 	return done, nil
+}
+
+// leavesWith refuses a guest that would go on at its next node with other layers than it has: of one that libvirt does not know to write
+// elsewhere, libvirt would copy what it believes in. Where nothing is copied it is the plan that says what the next node opens: if that is
+// what the guest has open, both agree again when it has arrived.
+func leavesWith(s scope, in steps.MoveDomain) error {
+	xml, err := s.xml()
+	if err != nil {
+		return err
+	}
+	disks, err := domain.Devices(xml)
+	if err != nil {
+		return err
+	}
+	for _, k := range disks {
+		volume := volumeOf(k)
+		disk, err := s.real(volume)
+		if err != nil {
+			return err
+		}
+		if disk == nil || disk.Really == nil {
+			continue
+		}
+		there, err := domain.FindDisk(in.Incoming.XML, volume)
+		if err != nil {
+			return err
+		}
+		if in.Copy || there == nil || !on(disk.Really[0], there.Source) {
+			return s.agreed(disk, volume)
+		}
+	}
+	return nil
 }
 
 // standsStill reports whether a guest has to be paused while its memory is sent or written: one that is emulated has. Of what it writes

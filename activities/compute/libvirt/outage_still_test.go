@@ -85,6 +85,6 @@ func TestOutageOfStillGuests(t *testing.T) {
 	require.Error(t, err)
 	sandbox("libvirtd")
 	is(api.PhasePaused)
-	require.NoError(t, d.EndCheckpoint(ctx, plan.VM, nil))
+	require.NoError(t, d.EndStill(ctx, plan.VM))
 	is(api.PhaseRunning)
 }

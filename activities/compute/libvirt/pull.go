@@ -33,13 +33,15 @@ func pull(s scope, disk *domain.Disk, volume string, begun bool) (jobState, erro
 	case job.Type != libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
 		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it copies it, or merges its layers").Try("wait for the other operation to end")
 	}
-	now, err := s.disk(volume) // again: a job may have ended since
+	now, err := s.real(volume) // again: a job may have ended since
 	if err != nil || now == nil {
 		return jobState{}, err
 	}
 	switch {
-	case len(now.Chain) < 2:
+	case len(now.Chain) < 2, len(now.Really) == 1 && on(now.Really[0], now.Source):
 		return jobState{}, wake(s.dom)
+	case now.Really != nil:
+		return jobState{}, s.agreed(now, volume)
 	case begun:
 		return jobState{}, problem.New(problem.Unavailable, "copying the image into volume %s was broken off", volume).Because("the node may be out of space: see the log of libvirt")
 	}

@@ -22,7 +22,7 @@ func rest(dom *libvirt.Domain) error {
 	if err != nil || phaseOf(s) != api.PhaseRunning {
 		return err
 	}
-	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+	if err := markRest(dom); err != nil {
 		return err
 	}
 	return dom.Suspend()
@@ -136,13 +136,18 @@ func (d *Driver) Freezing(ctx context.Context, vm string, freeze bool, do func()
 	return done, err
 }
 
+// markRest marks a guest that is going to rest.
+func markRest(dom *libvirt.Domain) error {
+	return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
+}
+
 // freezes brings the file systems of a guest to rest, if it can.
 func freezes(dom *libvirt.Domain) (bool, error) {
 	xml, err := dom.GetXMLDesc(0)
 	if err != nil || !domain.Listens(xml) {
 		return false, err
 	}
-	if err := dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE); err != nil {
+	if err := markRest(dom); err != nil {
 		return false, err
 	}
 	dom.AgentSetResponseTimeout(agentPatience, 0) //nolint:errcheck // then it is libvirt's own

@@ -75,6 +75,19 @@ func (d *Driver) TakeStill(ctx context.Context, vm string, c compute.StillCheckp
 	return still.until(written), errors.Join(err, werr)
 }
 
+// EndStill implements compute.Checkpoints.
+func (d *Driver) EndStill(ctx context.Context, vm string) error {
+	s, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) })
+	if err != nil || !s.exists {
+		return err
+	}
+	err = d.with(ctx, vm, "let the guest go on", wake)
+	if missing(err) || problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	return err
+}
+
 // keepStill has the disks of a guest be kept that stands still.
 func (d *Driver) keepStill(ctx context.Context, vm string, c compute.StillCheckpoint) error {
 	for _, do := range []func() error{c.Keep, c.Kept} {

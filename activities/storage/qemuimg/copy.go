@@ -20,6 +20,7 @@ type Disk struct {
 	Options map[string]any
 	Size    int64  // bytes that a guest sees
 	Key     string // secret, in base64, that Options ask for by the name of SecretOption; it is in no argument and no file
+	Rate    int64  // bytes per second at which it is copied at most; 0: no limit
 }
 
 // SecretOption is the name of the option of a block driver that says which secret it needs.
@@ -38,6 +39,9 @@ const clusterSpace = 16 * api.GiB
 func Copy(ctx context.Context, from, to Disk, progress func(percent float64)) error {
 	format, _ := to.Options["driver"].(string)
 	args := []string{"convert", "-p", "-n", "--target-is-zero", "-O", format}
+	if from.Rate > 0 {
+		args = append(args, "-r", strconv.FormatInt(from.Rate, 10))
+	}
 	var keys []*os.File
 	defer func() {
 		for _, k := range keys {

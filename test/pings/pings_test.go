@@ -1,4 +1,4 @@
-package stack
+package pings
 
 import (
 	"bufio"
@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestParsePings(t *testing.T) {
+func TestParse(t *testing.T) {
 	const answers = `PING 10.1.0.3 (10.1.0.3) 56(84) bytes of data.
 [100.000000] 64 bytes from 10.1.0.3: icmp_seq=1 ttl=64 time=1.2 ms
 [100.020000] 64 bytes from 10.1.0.3: icmp_seq=2 ttl=64 time=1.2 ms
@@ -19,17 +19,17 @@ func TestParsePings(t *testing.T) {
 --- 10.1.0.3 ping statistics ---
 20 packets transmitted, 3 received, 85% packet loss, time 400ms
 `
-	parse := func(text string, stopped float64) (Pinged, error) {
-		return parsePings(bufio.NewScanner(strings.NewReader(text)), stopped)
+	read := func(text string, stopped float64) (Pinged, error) {
+		return parse(bufio.NewScanner(strings.NewReader(text)), stopped)
 	}
-	got, err := parse(answers+summary, 100.4)
+	got, err := read(answers+summary, 100.4)
 	require.NoError(t, err)
 	require.Equal(t, 20, got.Sent)
 	require.Equal(t, 3, got.Answered)
 	require.InDelta(t, 300*time.Millisecond, got.Gap, float64(time.Millisecond))
-	got, err = parse(answers+summary, 102.32) // silent in the end
+	got, err = read(answers+summary, 102.32) // silent in the end
 	require.NoError(t, err)
 	require.InDelta(t, 2*time.Second, got.Gap, float64(time.Millisecond))
-	_, err = parse(answers, 100.4)
+	_, err = read(answers, 100.4)
 	require.Error(t, err, "it was killed, and told nothing")
 }

@@ -354,8 +354,9 @@ type AgentReport struct {
 
 // VMObservation is one domain as libvirt has it now.
 type VMObservation struct {
-	ID    string `json:"id" doc:"VM ID, which is the domain's UUID"`
-	Phase Phase  `json:"phase" doc:"running, stopped or paused"`
+	ID     string `json:"id" doc:"VM ID, which is the domain's UUID"`
+	Phase  Phase  `json:"phase" doc:"running, stopped or paused"`
+	Reason string `json:"reason,omitempty" doc:"Why it is so, where that is worth telling"`
 }
 
 // AgentPool tells an agent of a pool that it should report on.

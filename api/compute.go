@@ -81,6 +81,7 @@ type VMCreate struct {
 	Image          string            `json:"image"`
 	RootDisk       int64             `json:"rootDisk,omitempty" doc:"Bytes; 0: the size of the image"`
 	Pool           string            `json:"pool,omitempty" doc:"Pool of the root disk; empty: the only ready pool"`
+	Volumes        []VMVolume        `json:"volumes,omitempty" doc:"Empty volumes that are made with it, and which it has as vdc, vdd and so on; they outlive it"`
 	NICs           []NICRequest      `json:"nics,omitempty"`
 	SecurityGroups []string          `json:"securityGroups,omitempty" doc:"For every NIC that names none itself"`
 	Hostname       string            `json:"hostname,omitempty" doc:"Empty: the name"`
@@ -88,6 +89,13 @@ type VMCreate struct {
 	SSHKeys        []string          `json:"sshKeys,omitempty" doc:"Public keys, one line each"`
 	Placing
 	HA bool `json:"ha,omitempty" doc:"Restart it on another node when its own is dead; its pool must be shared"`
+}
+
+// VMVolume asks for an empty volume for a VM that is made.
+type VMVolume struct {
+	Name string `json:"name,omitempty" doc:"Empty: made from the name of the VM"`
+	Size int64  `json:"size" doc:"Bytes, a multiple of 1 MiB"`
+	Pool string `json:"pool,omitempty" doc:"Empty: that of the root disk"`
 }
 
 // NICRequest asks for one network interface.
@@ -104,6 +112,7 @@ const (
 	MaxMemory   = 4 * TiB
 	MaxDisk     = 64 * TiB
 	MaxNICs     = 16
+	MaxVolumes  = 24 // besides the root disk
 	MaxUserData = 64 * KiB
 	MaxSSHKeys  = 32
 )
@@ -124,6 +133,17 @@ func (r *VMCreate) Validate() error {
 	}
 	if r.Hostname != "" {
 		v.Check(nameRE.MatchString(r.Hostname), "hostname", r.Hostname, "must be one DNS label: a-z, 0-9 and '-', at most 63 characters")
+	}
+	v.Check(len(r.Volumes) <= MaxVolumes, "volumes", len(r.Volumes), "at most %d", MaxVolumes)
+	for i, d := range r.Volumes {
+		p := pathIndex("volumes", i)
+		if d.Name != "" {
+			CheckName(&v, p+".name", d.Name)
+		}
+		v.Check(d.Size >= MiB && d.Size <= MaxDisk && d.Size%MiB == 0, p+".size", d.Size, "must be 1 MiB to 64 TiB, in bytes, a multiple of 1 MiB")
+		if d.Pool != "" {
+			CheckRef(&v, p+".pool", d.Pool)
+		}
 	}
 	v.Check(len(r.NICs) <= MaxNICs, "nics", len(r.NICs), "at most %d", MaxNICs)
 	for i, n := range r.NICs {

@@ -207,7 +207,11 @@ func (r *ImageCreate) Validate() error {
 	}
 	if r.URL != "" {
 		u, err := url.Parse(r.URL)
-		v.Check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.Fragment == "" && len(r.URL) <= 2048, "url", r.URL,
+		shown := any(nil)
+		if err == nil {
+			shown = u.Redacted() // a refusal is no place for a password
+		}
+		v.Check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil && u.Fragment == "" && len(r.URL) <= 2048, "url", shown,
 			"must be a URL like https://HOST/FILE, without a password, of at most 2048 characters")
 	}
 	if r.Upload != "" {

@@ -143,7 +143,8 @@ func (r *VolumeCreate) Validate() error {
 }
 
 func checkSize(v *problem.Validation, size int64) {
-	v.Check(size >= MiB && size <= MaxDisk && size%MiB == 0, "size", size, "must be 1 MiB to 64 TiB, in bytes, a multiple of 1 MiB")
+	v.Check(size != 0, "size", nil, "is missing: 1 MiB to 64 TiB, in bytes, a multiple of 1 MiB")
+	v.Check(size == 0 || size >= MiB && size <= MaxDisk && size%MiB == 0, "size", size, "must be 1 MiB to 64 TiB, in bytes, a multiple of 1 MiB")
 }
 
 func (q *VolumeQoS) check(v *problem.Validation, path string) {

@@ -35,7 +35,7 @@ var VMCreate = saga.Table[vmState]{
 	Steps: []saga.Step[vmState]{
 		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
-		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: removeDisk, Detail: diskDetail},
+		{Name: "disk", Where: node, On: (*vmState).node, Do: makeDisk, Undo: unmakeDisk, Detail: diskDetail}, // and volumes that are made with it
 		{Name: "start", Where: node, On: (*vmState).node, Do: createDomain, Undo: removeDomain},
 	},
 }
@@ -178,8 +178,32 @@ func unwireVM(r *saga.Run, s *vmState) error {
 func makeDisk(r *saga.Run, s *vmState) (err error) {
 	plan := s.Placed.Plan
 	plan.Disk.Offer = imageOffer(r, s)
-	s.Made, err = steps.MakeDisk.Call(r, plan.Agent, plan)
-	return err
+	if s.Made, err = steps.MakeDisk.Call(r, plan.Agent, plan); err != nil {
+		return err
+	}
+	for _, v := range s.Placed.Volumes {
+		if _, err := steps.MakeVolume.Call(r, plan.Agent, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmakeDisk is for a VM that is not made after all: the volumes that were to be made with it go, too.
+func unmakeDisk(r *saga.Run, s *vmState) error {
+	for _, v := range s.Placed.Volumes {
+		as := *s
+		as.Placed.Plan.Disk = steps.DiskPlan{Volume: v.Volume, Pool: v.Pool.Pool, PoolPath: v.Pool.Path, Type: v.Pool.Type, Shared: v.Pool.Shared, Source: v.Pool.Source}
+		err := withDisk(r, &as, func(plan steps.VMPlan) error {
+			v.Agent, v.Pool.Path = plan.Agent, plan.Disk.PoolPath
+			_, err := steps.RemoveVolume.Call(r, plan.Agent, v)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return removeDisk(r, s)
 }
 
 // imageOffer asks a node that has a copy of the image to give it away. A node that does not is not asked again: the server has the

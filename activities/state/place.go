@@ -29,6 +29,9 @@ func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (ou
 		if out, err = s.placement(ctx, vm); err != nil {
 			return err
 		}
+		if out.Volumes, err = s.newVolumes(ctx, vm); err != nil {
+			return err
+		}
 		out.Phase, out.Decision = api.PhaseCreating, decision
 		out.ImageAt = s.imageAt(ctx, vm, out.Plan)
 		return nil
@@ -262,18 +265,51 @@ func worthWaiting(nodes []placement.Node, request placement.Request, refusal err
 	return refusal
 }
 
-// volumesOn writes into the VM's root volume on which node it is. All others do not follow the VM: they are on no node, or the
-// VM does not leave theirs.
+// volumesOn writes into the VM's root volume on which node it is, and into those that are made with the VM. All others do not follow it:
+// they are on no node, or the VM does not leave theirs.
 func (s *State) volumesOn(ctx context.Context, d *store.Draft, vm *api.VM, agent string) error {
-	for _, id := range vm.Status.Volumes[:min(1, len(vm.Status.Volumes))] {
+	for i, id := range vm.Status.Volumes {
+		if i > 0 && vm.Status.Phase != api.PhaseCreating {
+			break
+		}
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
 			return err
+		}
+		if i > 0 {
+			pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
+			if err != nil {
+				return err
+			}
+			if pool.Spec.Shared {
+				continue // it is on no node
+			}
 		}
 		v.Status.Agent = agent
 		d.Update(v)
 	}
 	return nil
+}
+
+// newVolumes returns the volumes that are made with a VM, as they are made where it is.
+func (s *State) newVolumes(ctx context.Context, vm *api.VM) (out []steps.VolumePlan, err error) {
+	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
+		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
+		if err != nil {
+			return nil, err
+		}
+		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
+		if err != nil {
+			return nil, err
+		}
+		plan, err := s.volumePlan(ctx, v, pool)
+		if err != nil {
+			return nil, err
+		}
+		plan.Agent = vm.Status.Agent
+		out = append(out, plan)
+	}
+	return out, nil
 }
 
 // known returns a record that was as it is now when the VM was accepted: from the view if that has seen the VM, else from the

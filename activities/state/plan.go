@@ -61,7 +61,20 @@ func (p *Planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.O
 		return planned(out, err)
 	}
 	vm.Revision = 0 // it is in no store
-	c, err := p.s.choose(ctx, vm, whole(p.s.wish))
+	vm.Status.Volumes = nil
+	c, err := p.s.choose(ctx, vm, whole(func(ctx context.Context, vm *api.VM) (placement.Request, error) {
+		r, err := p.s.wish(ctx, vm)
+		for _, v := range req.Volumes {
+			if v.Pool == "" || err != nil {
+				continue
+			}
+			var pool *api.Pool
+			if pool, err = store.Find[api.Pool](ctx, p.s.kv, p.s.h, "", v.Pool); err == nil {
+				r.Also = append(r.Also, placement.Pool{ID: pool.ID, Name: pool.Name})
+			}
+		}
+		return r, err
+	}))
 	if c == nil {
 		return planned(out, err)
 	}

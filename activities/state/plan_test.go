@@ -228,6 +228,31 @@ func TestADryRunSaysWhatWouldBeDoneAndWritesNothing(t *testing.T) {
 	require.Equal(t, problem.NoCapacity, out.Error.Kind)
 	require.Len(t, out.Decision.Refused, 2)
 
+	// Its volumes count: a node must have their pools.
+	with := create
+	with.Volumes = []api.VMVolume{{Size: api.GiB}, {Size: api.GiB, Pool: "vms"}}
+	out, err = p.PlanVMCreate(ctx, c.User, opts, with)
+	require.NoError(t, err)
+	require.Nil(t, out.Error)
+	_, now, err := c.KV.List(ctx, store.Root)
+	require.NoError(t, err)
+	require.Equal(t, before, now)
+	_, err = c.Do(ctx, func(ctx context.Context, w *fault.World, h auth.Handle) (*api.Operation, error) {
+		return w.Admission.CreatePool(ctx, h, opts, api.PoolCreate{Name: "rare", Type: api.PoolDir, Path: "/rare", Agents: []string{c.here.Name}})
+	})
+	require.NoError(t, err)
+	_, before, err = c.KV.List(ctx, store.Root)
+	require.NoError(t, err)
+	with.Volumes[1].Pool = "rare"
+	out, err = p.PlanVMCreate(ctx, c.User, opts, with)
+	require.NoError(t, err)
+	require.Nil(t, out.Error)
+	require.Equal(t, c.here.ID, out.Decision.Node)
+	with.Volumes[1].Pool = "none"
+	out, err = p.PlanVMCreate(ctx, c.User, opts, with)
+	require.NoError(t, err)
+	require.Equal(t, problem.NotFound, out.Error.Kind)
+
 	taken := create
 	taken.Name = "web1"
 	out, err = p.PlanVMCreate(ctx, c.User, opts, taken)

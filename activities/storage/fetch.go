@@ -87,6 +87,15 @@ func (d *Dir) join(path string, total int64, run func(context.Context, *fetch) e
 	return f
 }
 
+// fetched says how far a download is; the total is not always known.
+func fetched(done, total int64) string {
+	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/float64(api.MiB)) }
+	if total <= 0 {
+		return "fetching the image: " + mib(done)
+	}
+	return fmt.Sprintf("fetching the image: %s of %s", mib(done), mib(total))
+}
+
 // wait waits for the download's end. The last one who loses interest ends it.
 func (d *Dir) wait(ctx context.Context, path string, f *fetch, progress func(string)) error {
 	t := time.NewTicker(time.Second)
@@ -97,7 +106,7 @@ func (d *Dir) wait(ctx context.Context, path string, f *fetch, progress func(str
 			return f.err
 		case <-t.C:
 			if progress != nil {
-				progress(fmt.Sprintf("fetching the image: %d of %d bytes", f.bytes.Load(), f.total))
+				progress(fetched(f.bytes.Load(), f.total))
 			}
 		case <-ctx.Done():
 			d.mu.Lock()

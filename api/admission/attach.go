@@ -34,7 +34,11 @@ func (a *Admission) AttachVolume(ctx context.Context, h auth.Handle, o Options, 
 		order := api.DiskOrder{VM: vm.ID, ReadOnly: req.ReadOnly}
 		if has := v.Attachment(vm.ID); has != nil {
 			if has.ReadOnly != req.ReadOnly {
-				return no.Because("it has it already, and not read-only: %v", req.ReadOnly).Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
+				how := "to write"
+				if has.ReadOnly {
+					how = "read-only"
+				}
+				return no.Because("it has it already, %s", how).Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
 			}
 			order.Device, order.Had = has.Device, true
 			return c.input(order)

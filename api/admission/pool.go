@@ -215,7 +215,7 @@ func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *pro
 	}
 	no = no.Because("it has %s", strings.Join(first(on, 5), ", "))
 	if ag.Status.Alive() {
-		return no.Try("move those away (gnext host drain %s), or delete them", ag.Name)
+		return no.Try("move VMs away (gnext host drain %s) and volumes that no VM has into another pool (gnext vol migrate VOLUME --pool OTHER), or delete them", ag.Name)
 	}
 	return no.Try("wait until they are restarted elsewhere, or the node is back; see: gnext host get %s", ag.Name)
 }

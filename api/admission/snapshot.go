@@ -131,7 +131,7 @@ func unbranched(v *api.Volume, snap *api.Snapshot, children []*api.Snapshot, no 
 	if len(names) < 2 {
 		return nil
 	}
-	return no.Because("%s go on from it, and each needs what it keeps", strings.Join(first(names, 5), " and ")).Try("delete all but one of those first")
+	return no.Because("%s go on from it, and each needs what it keeps", strings.Join(first(names, 5), " and ")).Try("delete snapshots first until one of those is left; what the volume is now goes when it is taken back to another one: gnext snap switch NAME")
 }
 
 // inherit has those who go on from a snapshot that is deleted go on from its parent. In a pool of files the one who does takes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
@@ -60,8 +61,8 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 		disk = (image.Status.VirtualSize + api.MiB - 1) / api.MiB * api.MiB
 	}
 	if disk < image.Status.VirtualSize {
-		return nil, problem.New(problem.Invalid, "the root disk of %d bytes is too small", disk).
-			Because("image %s is %d bytes", image.Name, image.Status.VirtualSize).Try("ask for at least that, or leave the size out")
+		return nil, problem.New(problem.Invalid, "the root disk of %s is too small", api.ExactSize(disk)).
+			Because("image %s has %s", image.Name, api.ExactSize(image.Status.VirtualSize)).Try("ask for at least that, or leave the size out")
 	}
 	volume := &api.Volume{
 		Meta: c.meta(p, partName(req.Name, "root"), nil),
@@ -93,7 +94,17 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 		}
 	}
 	use := quotaUse{VMs: 1, VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Disk: vm.Spec.RootDisk}
-	if err := a.claimQuota(c, vm, use); err != nil {
+	value, err := use.encode()
+	if err != nil {
+		return nil, err
+	}
+	c.claims(store.QuotaClaim(p, vm.ID), value)
+	more, err := a.addVolumes(c, vm, pool, req.Volumes)
+	if err != nil {
+		return nil, err
+	}
+	use.Disk += more
+	if err := a.withinQuota(c, vm, use); err != nil {
 		return nil, err
 	}
 	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {
@@ -137,9 +148,10 @@ func (a *Admission) poolFor(c *acceptance, ref string) (*api.Pool, error) {
 		return nil, err
 	}
 	var ready []*api.Pool
+	var names []string
 	for _, p := range pools {
 		if p.Status.Phase == api.PhaseReady {
-			ready = append(ready, p)
+			ready, names = append(ready, p), append(names, p.Name)
 		}
 	}
 	switch len(ready) {
@@ -148,7 +160,8 @@ func (a *Admission) poolFor(c *acceptance, ref string) (*api.Pool, error) {
 	case 0:
 		return nil, problem.New(problem.Conflict, "there is no pool that is ready").Try("add one: gnext pool add NAME --type dir --path /vms")
 	default:
-		return nil, problem.New(problem.Invalid, "there are %d pools", len(ready)).Try("say which one: pool")
+		slices.Sort(names)
+		return nil, problem.New(problem.Invalid, "no pool is named").Because("there are several: %s", strings.Join(first(names, 5), ", ")).Try("say which one: --pool NAME")
 	}
 }
 

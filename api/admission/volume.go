@@ -22,7 +22,7 @@ func (a *Admission) CreateVolume(ctx context.Context, h auth.Handle, o Options, 
 		if err != nil {
 			return err
 		}
-		pool, err := a.poolForCopy(c, req.Pool, src)
+		pool, err := a.poolForVolume(c, req, src)
 		if err != nil {
 			return err
 		}
@@ -99,10 +99,19 @@ func (a *Admission) holdStopped(c *acceptance, v *api.Volume) error {
 	return nil
 }
 
-// poolForCopy finds the pool of a new volume. A copy is made in the pool of what is copied.
-func (a *Admission) poolForCopy(c *acceptance, ref string, src volumeSource) (*api.Pool, error) {
+// poolForVolume finds the pool of a new volume. A copy is made in the pool of what is copied, and a volume for a VM where its root
+// disk is, unless another one is named.
+func (a *Admission) poolForVolume(c *acceptance, req api.VolumeCreate, src volumeSource) (*api.Pool, error) {
+	ref := req.Pool
 	if src.volume == nil {
-		return a.poolFor(c, ref)
+		if ref != "" || req.VM == "" {
+			return a.poolFor(c, ref)
+		}
+		vm, err := store.Find[api.VM](c.ctx, c.kv, c.h, c.opts.Project, req.VM)
+		if err != nil {
+			return nil, err
+		}
+		return store.Get[api.Pool](c.ctx, c.kv, c.h, "", vm.Spec.Pool)
 	}
 	pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", src.volume.Spec.Pool)
 	if err != nil || ref == "" {
@@ -124,7 +133,7 @@ func sized(v *api.Volume, src volumeSource) error {
 	if v.Spec.Size >= src.size {
 		return nil
 	}
-	return problem.New(problem.Invalid, "a volume of %d bytes is too small", v.Spec.Size).Because("%s is %d bytes", src.what, src.size).
+	return problem.New(problem.Invalid, "a volume of %s is too small", api.ExactSize(v.Spec.Size)).Because("%s has %s", src.what, api.ExactSize(src.size)).
 		Try("ask for at least that, or leave the size out")
 }
 
@@ -175,7 +184,7 @@ func ready(r api.Phased) error {
 	}
 	no := problem.New(problem.Conflict, "%s %s cannot be used", r.ResourceKind().Singular(), m.Name)
 	if p == api.PhaseDeleted {
-		return no.Because("it is in the recycle bin").Try("bring it back: gnext vol restore NAME")
+		return no.Because("it is in the recycle bin").Try("bring it back: gnext vol restore %s", m.Name)
 	}
 	return no.Because("it is %s", p).Try("see what is wrong with it: gnext vol get %s", m.Name)
 }
@@ -312,7 +321,7 @@ func (a *Admission) ResizeVolume(ctx context.Context, h auth.Handle, o Options, 
 		}
 		no := problem.New(problem.Conflict, "volume %s cannot be resized", v.Name)
 		if v.Operation == "" && req.Size < v.Spec.Size {
-			return no.Because("it has %d bytes, and would shrink: what is behind the new end would be lost", v.Spec.Size).
+			return no.Because("it has %s, and would shrink to %s: what is behind the new end would be lost", api.ExactSize(v.Spec.Size), api.ExactSize(req.Size)).
 				Try("ask for more, or make a smaller volume and copy what is needed")
 		}
 		grown := req.Size - v.Spec.Size

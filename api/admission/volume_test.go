@@ -99,6 +99,10 @@ func TestWhatAVolumeIsMadeFromStaysMeanwhile(t *testing.T) {
 		none, err := a.CreateVolume(ctx, h, opts, req)
 		require.Error(t, err, name)
 		require.Nil(t, none)
+		if name == "too small" {
+			require.Equal(t, "a volume of 1M is too small", problem.From(err).What)
+			require.Contains(t, problem.From(err).Why, "1G")
+		}
 	}
 	op := d.ask(a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "copy", Snapshot: "s1"}))
 	var in api.VolumeMake
@@ -142,6 +146,13 @@ func TestWhereAVolumeIsMadeAndAttached(t *testing.T) {
 	}
 	none, err := a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "copy", Volume: "here", Node: "a2"})
 	_ = d.refuse(problem.Conflict, none, err)
+	none, err = a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "v6", Size: api.GiB})
+	p := d.refuse(problem.Invalid, none, err)
+	require.Contains(t, p.Why, "net, vms")
+	require.Contains(t, p.Fix, "--pool")
+	op := d.ask(a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "v6", Size: api.GiB, VM: "web1"}))
+	require.Equal(t, find[api.Pool](d, "", "net").ID, d.vol("v6").Spec.Pool, "where the root disk of the VM is")
+	d.settle(op, api.OpFailed)
 	d.volume("ours", "net", func(r *api.VolumeCreate) { r.Shareable = true })
 	none, err = a.CreateSnapshot(ctx, h, opts, api.SnapshotCreate{Name: "s1", Volume: "ours"})
 	_ = d.refuse(problem.Unsupported, none, err)

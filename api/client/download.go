@@ -27,6 +27,9 @@ type Download struct {
 	Size           int64  // bytes
 }
 
+// PartExt is what a file is called behind its name until all of it is there.
+const PartExt = ".part"
+
 // DownloadImage writes an image, or an exported volume, to the new file path. What an earlier download has left there, in path.part, is gone on with, and
 // so is a transfer that breaks. Progress, unless nil, is told how many bytes are there. Only what has the checksum gets the name.
 func (c *Client) DownloadImage(ctx context.Context, project string, d Download, path string, progress func(have int64)) error {
@@ -36,7 +39,7 @@ func (c *Client) DownloadImage(ctx context.Context, project string, d Download, 
 	if d.Format == "" {
 		d.Format = api.FormatQCOW2
 	}
-	part := path + ".part"
+	part := path + PartExt
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return problem.Wrap(err, problem.Invalid, "cannot write %s", part)

@@ -199,6 +199,7 @@ func TestObservations(t *testing.T) {
 		was    api.Phase
 		reason string
 		saw    api.Phase // "": not there
+		why    string    // of the node
 		change func(*api.VM)
 		sent   time.Duration
 		want   api.Phase
@@ -208,6 +209,9 @@ func TestObservations(t *testing.T) {
 		"powered off from inside":         {was: "running", saw: "stopped", want: "stopped", writes: true},
 		"started by hand":                 {was: "stopped", saw: "running", want: "running", writes: true},
 		"paused":                          {was: "running", saw: "paused", want: "paused", writes: true},
+		"paused by its disk":              {was: "running", saw: "paused", why: "a disk gave an error", want: "paused", writes: true},
+		"the same for another reason":     {was: "paused", saw: "paused", why: "a disk gave an error", want: "paused", writes: true},
+		"goes on":                         {was: "paused", reason: "a disk gave an error", saw: "running", want: "running", writes: true},
 		"gone":                            {was: "running", want: "error", writes: true},
 		"stopped and gone":                {was: "stopped", want: "error", writes: true},
 		"came back":                       {was: "error", reason: reasonMissing, saw: "running", want: "running", writes: true},
@@ -238,7 +242,7 @@ func TestObservations(t *testing.T) {
 			before := k.read(vm)
 			r := api.AgentReport{Sent: k.at.Add(c.sent)}
 			if c.saw != "" {
-				r.VMs = []api.VMObservation{{ID: vm.ID, Phase: c.saw}}
+				r.VMs = []api.VMObservation{{ID: vm.ID, Phase: c.saw, Reason: c.why}}
 			}
 			r.VMs = append(r.VMs, api.VMObservation{ID: api.NewID(), Phase: api.PhaseRunning}) // unknown: for the audit
 			k.report(h, r)
@@ -248,7 +252,7 @@ func TestObservations(t *testing.T) {
 			if c.want == api.PhaseError {
 				require.NotEmpty(t, after.Status.Reason)
 			} else {
-				require.Empty(t, after.Status.Reason)
+				require.Equal(t, c.why, after.Status.Reason)
 			}
 			require.False(t, after.Status.Observed.After(k.at))
 			d := store.NewDraft(system)

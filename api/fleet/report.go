@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -90,6 +91,9 @@ func validateReport(r *api.AgentReport) error {
 	v.Check(len(r.VMs) <= maxObservations, "vms", len(r.VMs), "at most %d", maxObservations)
 	v.Check(len(r.Inventory.Pools) <= maxPoolsOnNode, "inventory.pools", len(r.Inventory.Pools), "at most %d", maxPoolsOnNode)
 	v.Check(len(r.Stopped) <= maxObservations, "stopped", len(r.Stopped), "at most %d", maxObservations)
+	for i, o := range r.VMs {
+		v.Check(len(o.Reason) <= maxError, fmt.Sprintf("vms[%d].reason", i), len(o.Reason), "at most %d bytes", maxError)
+	}
 	v.Check(len(r.Error) <= maxError, "error", len(r.Error), "at most %d bytes", maxError)
 	v.Check(!r.Sent.IsZero(), "sent", nil, "is missing")
 	v.Check(r.Inventory.Cores >= 0 && r.Inventory.Memory >= 0, "inventory", nil, "cores and memory must not be negative")
@@ -99,9 +103,9 @@ func validateReport(r *api.AgentReport) error {
 // observeVMs applies what was seen of VMs that are on this node and that no operation holds. A report that was made before
 // a VM's last change tells nothing about it. Domains that are no VM of ours are left to the audit.
 func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport) error {
-	seen := make(map[string]api.Phase, len(r.VMs))
+	seen := make(map[string]api.VMObservation, len(r.VMs))
 	for _, o := range r.VMs {
-		seen[o.ID] = o.Phase
+		seen[o.ID] = o
 	}
 	here, err := f.vmsOn(agent)
 	if err != nil {
@@ -128,7 +132,7 @@ func (f *Fleet) observeVMs(ctx context.Context, agent string, r *api.AgentReport
 const reasonMissing = "its domain is missing on its node; start the VM to define it again, or delete it"
 
 // observe changes vm to what was seen at the time sent, and reports whether that is worth writing.
-func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time) bool {
+func observe(vm *api.VM, agent string, seen map[string]api.VMObservation, sent time.Time) bool {
 	if vm.Operation != "" || vm.Status.Agent != agent || !sent.After(vm.Status.Observed) {
 		return false
 	}
@@ -137,10 +141,10 @@ func observe(vm *api.VM, agent string, seen map[string]api.Phase, sent time.Time
 	if !steady(was) && was != api.PhaseUnknown && (was != api.PhaseError || why != reasonMissing && why != "") {
 		return false
 	}
-	phase, there := seen[vm.ID]
+	now, there := seen[vm.ID]
 	switch {
-	case there && steady(phase):
-		vm.Status.Phase, vm.Status.Reason = phase, ""
+	case there && steady(now.Phase):
+		vm.Status.Phase, vm.Status.Reason = now.Phase, now.Reason
 	case there:
 		return false // something between two phases; the next report will tell
 	default:

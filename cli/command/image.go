@@ -3,6 +3,7 @@ package command
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -277,6 +278,18 @@ func vacant(file string) error {
 	}
 	if _, err := os.Lstat(file); err == nil {
 		return problem.New(problem.Conflict, "%s is there already", file).Try("give another name, or remove it first")
+	}
+	// Better now than when all is copied. What there is of an earlier download goes on.
+	_, before := os.Lstat(file + client.PartExt)
+	f, err := os.OpenFile(file+client.PartExt, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil && errors.Is(before, fs.ErrNotExist) {
+		err = os.Remove(f.Name())
+	}
+	if err != nil {
+		return problem.Caused(err, problem.Invalid, "%s cannot be written", file).Try("give --file a name in a directory that is there, and that you may write to")
 	}
 	return nil
 }

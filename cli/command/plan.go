@@ -133,7 +133,7 @@ func writeDecision(w io.Writer, d *api.Decision) error {
 		if i == 0 {
 			rows = append(rows, []string{"  CAN TAKE IT", "SCORE", "BECAUSE OF"})
 		}
-		rows = append(rows, []string{"  " + cmp.Or(c.Name, c.Node), score(c.Score), dash(terms(c.Terms))})
+		rows = append(rows, []string{"  " + cmp.Or(c.Name, c.Node), scoreOf(c), dash(terms(c.Terms))})
 	}
 	if err := writeTable(w, rows); err != nil {
 		return err
@@ -154,11 +154,28 @@ func writeDecision(w io.Writer, d *api.Decision) error {
 	return nil
 }
 
+// bytesTerm is how terms end that are bytes, where others are shares.
+const bytesTerm = " bytes"
+
+// scoreOf returns a score as its one term, if that is bytes.
+func scoreOf(c api.Candidate) string {
+	for k := range c.Terms {
+		if len(c.Terms) == 1 && strings.HasSuffix(k, bytesTerm) {
+			return formatSize(int64(c.Score))
+		}
+	}
+	return score(c.Score)
+}
+
 func score(f float64) string { return strconv.FormatFloat(f, 'f', 3, 64) }
 
 func terms(m map[string]float64) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if what, ok := strings.CutSuffix(k, bytesTerm); ok {
+			out = append(out, what+" "+formatSize(int64(m[k])))
+			continue
+		}
 		out = append(out, k+" "+score(m[k]))
 	}
 	return strings.Join(out, ", ")
@@ -202,6 +219,12 @@ func writeDetail(w io.Writer, step string, raw json.RawMessage) error {
 			_, err = fmt.Fprintln(w, proofLine(&p))
 			return err
 		}
+	case has("live", "pause"):
+		var c volumeCopied
+		if err = json.Unmarshal(raw, &c); err == nil {
+			_, err = fmt.Fprintln(w, c.String())
+			return err
+		}
 	case has("fetched", "took"):
 		var m diskMade
 		if err = json.Unmarshal(raw, &m); err == nil {
@@ -236,6 +259,25 @@ func (m diskMade) String() string {
 		return fmt.Sprintf("%s of the image came from the server; %s in all", formatSize(m.Fetched), took)
 	default:
 		return fmt.Sprintf("%s of the image came from the node at %s; %s in all", formatSize(m.Fetched), m.Peer, took)
+	}
+}
+
+// volumeCopied is how a volume came into another pool, as the step tells it.
+type volumeCopied struct {
+	Live  bool          `json:"live"`
+	Took  time.Duration `json:"took"`
+	Pause time.Duration `json:"pause"`
+}
+
+// String says it in words.
+func (c volumeCopied) String() string {
+	switch {
+	case c.Live:
+		return fmt.Sprintf("the guest went on meanwhile, and stood still for %s; %s in all", c.Pause.Round(time.Millisecond), c.Took.Round(time.Millisecond))
+	case c.Took > 0:
+		return fmt.Sprintf("copied in %s; no guest ran with it", c.Took.Round(time.Millisecond))
+	default:
+		return "an earlier attempt had made the copy"
 	}
 }
 

@@ -123,6 +123,7 @@ type vmFlags struct {
 	sshKeys  []string
 	labels   []string
 	node     []string // labels
+	volumes  []string
 }
 
 func (a *app) vmAddCmd() *cobra.Command {
@@ -132,7 +133,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "add NAME", Aliases: []string{"create"}, Short: "Make a VM and start it",
 		Example: "  gnext vm add hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web\n" +
-			"  gnext vm add db --image tiny --memory 4G --subnet front=10.1.0.5 --subnet back --ssh-key ~/.ssh/id_ed25519.pub",
+			"  gnext vm add db --image tiny --memory 4G --subnet front=10.1.0.5 --subnet back --ssh-key ~/.ssh/id_ed25519.pub\n" +
+			"  gnext vm add files --image tiny --memory 1G --subnet front --volume 20G,name=files-data --volume 1T,pool=slow",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -155,6 +157,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 	fl.Var(sizeFlag{&r.Memory}, "memory", "memory, like 128M or 4G")
 	fl.Var(sizeFlag{&r.RootDisk}, "disk", "size of the root disk, like 20G (default: the size of the image)")
 	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool of the root disk (default: the only ready one)")
+	fl.StringArrayVar(&f.volumes, "volume", nil, "empty volume to be made with it, as SIZE[,pool=POOL][,name=NAME] (repeatable; default: in the pool of the root disk)")
+	must(cmd.RegisterFlagCompletionFunc("volume", cobra.NoFileCompletions))
 	a.refsFlag(cmd, &f.subnets, "subnet", api.KindSubnet, "subnet of a network interface, as NAME or NAME=IP (repeatable)")
 	fl.StringVar(&f.address, "ip", "", "fixed address in the only subnet")
 	a.refsFlag(cmd, &r.SecurityGroups, "sg", api.KindSecurityGroup, "security group of all interfaces (repeatable)")
@@ -175,6 +179,28 @@ func (a *app) vmAddCmd() *cobra.Command {
 	return a.writes(cmd)
 }
 
+// parseVolume reads SIZE[,pool=POOL][,name=NAME].
+func parseVolume(s string) (v api.VMVolume, err error) {
+	size, rest, _ := strings.Cut(s, ",")
+	if v.Size, err = parseSize(size); err != nil {
+		return v, err
+	}
+	for rest != "" {
+		var part string
+		part, rest, _ = strings.Cut(rest, ",")
+		key, value, _ := strings.Cut(part, "=")
+		switch {
+		case key == "pool" && value != "":
+			v.Pool = value
+		case key == "name" && value != "":
+			v.Name = value
+		default:
+			return v, problem.New(problem.Invalid, "%q says nothing about a volume", part).Try("give it as SIZE[,pool=POOL][,name=NAME], like 20G,pool=fast")
+		}
+	}
+	return v, nil
+}
+
 // placementFlag adds the flag that chooses a strategy of placement.
 func placementFlag(cmd *cobra.Command, to *string, usage string) {
 	cmd.Flags().StringVar(to, "placement", "", usage)
@@ -192,6 +218,13 @@ func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 	}
 	if r.Image == "" || r.Memory == 0 {
 		return problem.New(problem.Invalid, "a vm needs an image and memory").Try("give --image NAME and --memory SIZE, like --memory 128M")
+	}
+	for _, s := range f.volumes {
+		v, err := parseVolume(s)
+		if err != nil {
+			return err
+		}
+		r.Volumes = append(r.Volumes, v)
 	}
 	for _, s := range f.subnets {
 		subnet, address, _ := strings.Cut(s, "=")

@@ -26,11 +26,25 @@ func testDisks(t *testing.T, w *world) {
 	w.succeed(t, op.ID)
 	all := w.lanes(t, 6, stack.Pool)
 	w.clean(t)
+	w.leaksShow(t, all[0].vm)
 	for i, v := range []victim{killControl, killAgent, killLibvirtd} {
 		w.live(t, all, life(stack.Pool), v, i)
 	}
 	w.forget(t, all)
 	w.removeAll(t, api.KindPool, otherPool)
+}
+
+// leaksShow puts something into the pool that is nobody's, and takes something away: it must be found.
+func (w *world) leaksShow(t *testing.T, vm *api.VM) {
+	stray := w.Path("pool", "checkpoints", api.NewID()+".memory")
+	require.NoError(t, os.WriteFile(stray, nil, 0o600))
+	seed := w.Path("pool", "seeds", vm.ID+".iso")
+	require.NoError(t, os.Rename(seed, seed+".tmp"))
+	found, err := w.Leaks(t.Context())
+	require.NoError(t, err)
+	require.Len(t, found, 3, "%v", found) // the seed is missing under one name and nobody's under another
+	require.NoError(t, os.Rename(seed+".tmp", seed))
+	require.NoError(t, os.Remove(stray))
 }
 
 // live takes the data volumes of all lanes through a life. In each operation the victim is killed, once, while each lane stands at

@@ -102,6 +102,10 @@ func Scenarios() map[string][]Scenario {
 	all := map[string][]Scenario{
 		api.OpVMCreate: {
 			{Name: "vm.create", Accept: createVM},
+			{Name: "vm.create with volumes", Accept: makeVM("web1", func(r *api.VMCreate) {
+				local(r)
+				r.Volumes = []api.VMVolume{{Size: api.GiB}, {Name: "data", Size: 2 * api.GiB, Pool: "shared"}}
+			}), Check: shows("data", "")},
 			{Name: "vm.create, image copied before", Prepare: []Accept{createVM, deleteVM}, Accept: createVM, Check: fetched(false)},
 			{Name: "vm.create, image on another node", Plant: copyElsewhere, Accept: createVM, Check: fetched(true), Spares: steps.OfferImage.Name},
 		},

@@ -100,7 +100,7 @@ func (d *disks) read(ctx context.Context) error {
 		case s.Status.Layer != "":
 			d.expect(v.Spec.Pool, d.agent(v), d.disk(v, s.Status.Layer, ".qcow2"), "snapshot "+s.Name)
 		default:
-			d.expect(v.Spec.Pool, "", "disk-"+v.ID+"@"+s.ID, "snapshot "+s.Name)
+			d.expect(v.Spec.Pool, "", "disk-"+v.ID+"@snap-"+s.ID, "snapshot "+s.Name)
 		}
 	}
 	for p, err := range client.All[*api.Checkpoint](ctx, c, "", client.ListOptions{}) {

@@ -139,7 +139,7 @@ func Describe(op *api.Operation) string {
 func (s *Stack) ExportRBD(ctx context.Context, p *api.Pool, volume, snapshot, file string) error {
 	what := p.Spec.Source.Name + "/disk-" + volume
 	if snapshot != "" {
-		what += "@" + snapshot
+		what += "@snap-" + snapshot
 	}
 	_, err := s.rbd(ctx, "export", "--no-progress", what, file)
 	return err

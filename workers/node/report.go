@@ -200,7 +200,7 @@ func (r *reporter) observe(ctx context.Context) ([]api.VMObservation, error) {
 	out := make([]api.VMObservation, 0, len(domains))
 	for _, d := range domains {
 		if d.Ours {
-			out = append(out, api.VMObservation{ID: d.ID, Phase: d.Phase})
+			out = append(out, api.VMObservation{ID: d.ID, Phase: d.Phase, Reason: d.Reason})
 		}
 	}
 	return out, err

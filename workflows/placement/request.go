@@ -33,7 +33,7 @@ type Request struct {
 	Amount api.Amount
 	Pool   string // ID of the pool of its disk; empty: any node has it
 	Disk   int64  // bytes that the disk needs in the pool at once; of a shared pool that has the disk already: 0
-	Also   []Pool // of its other disks, which are there already
+	Also   []Pool // of its other disks, which are there already, or empty
 
 	Arch       string            // empty: any
 	CPUModel   string            // empty: any

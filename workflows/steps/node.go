@@ -97,6 +97,8 @@ type DomainFound struct {
 	Name  string    `json:"name"`
 	Phase api.Phase `json:"phase"`
 	Ours  bool      `json:"ours"` // carries our metadata
+	// Reason says why the hypervisor has it in this phase, where that is worth telling.
+	Reason string `json:"reason,omitempty"`
 }
 
 // FileFound is a file in a pool.

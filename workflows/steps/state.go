@@ -83,6 +83,8 @@ type Placement struct {
 	Plan  VMPlan       `json:"plan"`
 	Phase api.Phase    `json:"phase"` // before the operation: running, stopped or paused; creating while it is made
 	Ports []PortWiring `json:"ports"`
+	// Volumes are those that are made with the VM, besides its root disk.
+	Volumes []VolumePlan `json:"volumes,omitempty"`
 	// ImageAt is another node that has a copy of the image which its node lacks; nil: nobody knows of one, or none is needed.
 	ImageAt *ImageAt `json:"imageAt,omitempty"`
 	// Decision is why it is there; nil if it was not decided now.

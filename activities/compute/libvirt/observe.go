@@ -49,14 +49,16 @@ func (d *Driver) found(s libvirt.DomainStats) (f steps.DomainFound, err error) {
 	if f.Name, err = s.Domain.GetName(); err != nil {
 		return f, err
 	}
+	var state libvirt.DomainState
+	var why int
 	if s.State != nil && s.State.StateSet {
-		f.Phase = phaseOf(s.State.State)
-	} else {
-		state, _, err := s.Domain.GetState()
-		if err != nil {
-			return f, err
-		}
-		f.Phase = phaseOf(state)
+		state, why = s.State.State, s.State.Reason
+	} else if state, why, err = s.Domain.GetState(); err != nil {
+		return f, err
+	}
+	f.Phase = phaseOf(state)
+	if state == libvirt.DOMAIN_PAUSED && libvirt.DomainPausedReason(why) == libvirt.DOMAIN_PAUSED_IOERROR {
+		f.Reason = "a disk of it gave an error: its pool may be full or away; make room, then start it again"
 	}
 	d.mu.Lock()
 	f.Ours = d.ours[f.ID]

@@ -1,0 +1,16 @@
+package api
+
+import "strconv"
+
+// ExactSize writes n bytes as people and flags do, "64M" or "200G", in the largest unit of which it is a whole number.
+func ExactSize(n int64) string {
+	for _, u := range []struct {
+		name string
+		size int64
+	}{{"T", TiB}, {"G", GiB}, {"M", MiB}, {"K", KiB}} {
+		if n != 0 && n%u.size == 0 {
+			return strconv.FormatInt(n/u.size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + " bytes"
+}

@@ -33,6 +33,14 @@ func (v *Pool) OnNode() PoolOnNode {
 	return PoolOnNode{Pool: v.ID, Type: v.Spec.Type, Path: v.Spec.Path, Shared: v.Spec.Shared, Source: v.Spec.Source}
 }
 
+// Where is where a pool is, for people: its directory, or its servers and what it is there.
+func (p PoolOnNode) Where() string {
+	if len(p.Source.Hosts) == 0 {
+		return p.Path
+	}
+	return strings.Join(p.Source.Hosts, ",") + ":" + p.Source.Name
+}
+
 // Copy names the pool's copy of an image.
 func (v *Pool) Copy(img *Image) CachedImage {
 	return CachedImage{Image: img.ID, SHA256: img.Status.SHA256, Pool: v.ID, PoolPath: v.Spec.Path, PoolType: v.Spec.Type, PoolSource: v.Spec.Source}

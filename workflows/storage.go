@@ -90,7 +90,7 @@ func startImageDelete(op steps.Op) (s api.ImageRemoval, err error) {
 func evictImage(r *saga.Run, s *api.ImageRemoval) error {
 	for _, c := range s.Copies {
 		if _, err := steps.EvictImage.Call(r, c.Agent, c.Copy); err != nil {
-			return problem.Wrap(err, problem.Internal, "the copy in pool directory %s", c.Copy.PoolPath)
+			return problem.Wrap(err, problem.Internal, "the copy in pool %s", c.Copy.OnNode().Where())
 		}
 	}
 	return nil
@@ -160,7 +160,7 @@ func prepareAdded(r *saga.Run, s *api.PoolChange) error {
 		case err == nil:
 			return nil
 		case p.Join && problem.Is(err, problem.Conflict):
-			return notTheSame(err, a.Name, p.Path, "the other nodes of the pool", "mount the same file system there")
+			return notTheSame(err, a.Name, p.Where(), "the other nodes of the pool", "mount the same file system there")
 		default:
 			return ofPool(err, p, a)
 		}
@@ -210,12 +210,16 @@ func prepareRemoved(r *saga.Run, s *api.PoolChange) error {
 
 // ofPool says of which node an error is.
 func ofPool(err error, p api.PoolOnNode, a api.AgentRef) error {
-	return problem.Wrap(err, problem.Internal, "pool directory %s on agent %s", p.Path, a.Name)
+	what := "pool"
+	if len(p.Source.Hosts) == 0 {
+		what = "pool directory"
+	}
+	return problem.Wrap(err, problem.Internal, "%s %s on agent %s", what, p.Where(), a.Name)
 }
 
 // notTheSame says that a node does not see the files of a shared pool.
-func notTheSame(err error, agent, path, others, fix string) error {
-	return problem.New(problem.Conflict, "agent %s does not see the same files at %s as %s", agent, path, others).
+func notTheSame(err error, agent, where, others, fix string) error {
+	return problem.New(problem.Conflict, "agent %s does not see the same files at %s as %s", agent, where, others).
 		Because("%s", problem.From(err).What).Try("%s", fix)
 }
 
@@ -227,7 +231,7 @@ func preparePool(r *saga.Run, s *api.PoolWork) error {
 		case err == nil:
 			return nil
 		case p.Join && problem.Is(err, problem.Conflict):
-			return notTheSame(err, a.Name, p.Path, "agent "+s.Agents[0].Name, "mount the same file system there, or leave --shared out")
+			return notTheSame(err, a.Name, p.Where(), "agent "+s.Agents[0].Name, "mount the same file system there, or leave --shared out")
 		default:
 			return ofPool(err, p, a)
 		}

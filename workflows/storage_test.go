@@ -166,3 +166,14 @@ func TestAPoolThatOneNodeRefusesIsReleasedOnAllThatMayHaveIt(t *testing.T) {
 	}
 	require.Less(t, asked, 200, "the rest is not asked any more")
 }
+
+// TestErrorsOfPoolsSayWhereTheyAreAsPeopleDo, and not where agents mount them, or what names them inside.
+func TestErrorsOfPoolsSayWhereTheyAreAsPeopleDo(t *testing.T) {
+	for _, kind := range []string{api.PoolRBD, api.PoolNFS} {
+		st, _ := poolStage(t, func(steps.PoolOnNode) error { return problem.New(problem.Invalid, "no") }, well)
+		pool := api.PoolOnNode{Pool: "p", Type: kind, Path: "/run/x", Shared: true, Source: api.PoolSource{Hosts: []string{"h1", "h2"}, Name: "vms"}}
+		st.run(workflows.PoolAdd, steps.Op{Input: input(t, api.PoolWork{Pool: pool, Agents: agents("a1", "a2")})})
+		require.Equal(t, api.OpFailed, st.outcome.State)
+		require.Equal(t, "pool h1,h2:vms on agent a1", st.outcome.Error.What)
+	}
+}

@@ -24,7 +24,7 @@ func (d *Dir) List(_ context.Context, p steps.PoolOnNode) ([]steps.FileFound, er
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
 	var out []steps.FileFound
-	for _, dir := range []string{volumesDir, backingDir, seedsDir, checkpointsDir} {
+	for _, dir := range poolDirs {
 		entries, err := fs.ReadDir(root.FS(), dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

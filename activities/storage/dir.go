@@ -25,7 +25,8 @@ import (
 //	seeds/VM.iso          cloud-init seeds
 //	checkpoints/ID.memory the memory of guests, as their hypervisor has written it
 //
-// Files that are being made are called NAME.tmp until they are whole. Nothing but these names is ever touched.
+// Files that are being made are called NAME.tmp until they are whole. Nothing but these names is ever touched. The directory itself
+// goes with the pool if it was made for it, as do those above it, once they are empty.
 //
 // The directory may be that of a network file system which several nodes see. They take turns by locks (flock) on files in
 // it, and never replace a file that another node may have open.
@@ -55,9 +56,10 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 	if err := checkPool(p); err != nil {
 		return api.PoolUsage{}, err
 	}
+	made := 0
 	if !p.Join {
-		// The hypervisor may run as somebody else: it must be able to pass through, but nobody needs to list.
-		if err := os.MkdirAll(p.Path, 0o711); err != nil {
+		var err error
+		if made, err = makeDirs(p.Path); err != nil {
 			return api.PoolUsage{}, unusable(p.Path, err)
 		}
 	}
@@ -69,10 +71,11 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 		return api.PoolUsage{}, err
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	if err := claim(root, p); err != nil {
+	if err := claim(root, p, made); err != nil {
+		removeDirs(p.Path, made)
 		return api.PoolUsage{}, err
 	}
-	for _, name := range []string{volumesDir, backingDir, seedsDir, checkpointsDir} {
+	for _, name := range poolDirs {
 		if err := ensureDir(root, name); err != nil {
 			return api.PoolUsage{}, unusable(p.Path, err)
 		}
@@ -91,12 +94,14 @@ func unusable(path string, err error) error {
 	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", path)
 }
 
-// openRoot opens a directory such that nothing below it can lead out of it again.
+// openRoot opens a directory such that nothing below it can lead out of it again. What can be no directory is invalid.
 func openRoot(path string) (*os.Root, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, problem.New(problem.NotFound, "there is no pool in %s on this node", path)
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		return nil, unusable(path, err)
 	case err != nil:
 		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be read", path)
 	case info.Mode()&fs.ModeSymlink != 0:
@@ -173,6 +178,33 @@ func ensureDir(root *os.Root, name string) error {
 	return err
 }
 
+// makeDirs makes a directory, and those above it that are missing. It returns how many were made, those at the path's end. What
+// is there already may be anything.
+func makeDirs(path string) (made int, err error) {
+	// The hypervisor may run as somebody else: it must be able to pass through, but nobody needs to list.
+	err = os.Mkdir(path, 0o711)
+	if up := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && up != path {
+		if made, err = makeDirs(up); err == nil {
+			err = os.Mkdir(path, 0o711)
+		}
+	}
+	switch {
+	case err == nil:
+		return made + 1, nil
+	case errors.Is(err, fs.ErrExist):
+		return 0, nil
+	}
+	removeDirs(filepath.Dir(path), made)
+	return 0, err
+}
+
+// removeDirs removes the last directories of a path, as many, as long as they are empty: others may use them by now.
+func removeDirs(path string, count int) {
+	for ; count > 0 && unix.Rmdir(path) == nil; count-- {
+		path = filepath.Dir(path)
+	}
+}
+
 // open returns the prepared pool, after a look at its marker: a file system that is not mounted must not be mistaken for an
 // empty pool.
 func (d *Dir) open(pool, path string) (*os.Root, error) {
@@ -195,50 +227,6 @@ func (d *Dir) open(pool, path string) (*os.Root, error) {
 		err = problem.Wrap(err, problem.Unavailable, "the marker of %s cannot be read", path)
 	}
 	return nil, errors.Join(err, root.Close())
-}
-
-// Release implements Pool.
-func (d *Dir) Release(ctx context.Context, p steps.PoolOnNode) error {
-	root, err := d.open(p.Pool, p.Path)
-	if problem.Is(err, problem.NotFound) || problem.Is(err, problem.Conflict) {
-		return nil // not ours, or not any more
-	}
-	if err != nil {
-		return err
-	}
-	defer root.Close() //nolint:errcheck // a directory that was only read
-	leave, err := d.alone(ctx, root, p.Path)
-	if problem.Is(err, problem.NotFound) {
-		return nil // another agent was faster
-	}
-	if errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.ENOTSUP) {
-		// For want of locks it was refused, so nobody has made anything in it, which is seen below.
-		leave, err = func() {}, nil
-	}
-	if err != nil {
-		return err
-	}
-	defer leave()
-	for _, dir := range []string{volumesDir, checkpointsDir} {
-		files, err := fs.ReadDir(root.FS(), dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return problem.Wrap(err, problem.Unavailable, "pool %s cannot be read", p.Path)
-		}
-		if len(files) > 0 {
-			return problem.New(problem.InUse, "pool %s is not empty", p.Path).Because("%s has %d files, the first is %s", dir, len(files), files[0].Name()).
-				Try("delete the VMs in it, or run an audit with repair if nobody owns them")
-		}
-		if err := root.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // never with what is in it
-			return problem.Wrap(err, problem.InUse, "%s of pool %s cannot be removed", dir, p.Path)
-		}
-	}
-	// The marker goes last, so that an interrupted release can be done again.
-	for _, name := range []string{backingDir, seedsDir, markerName} {
-		if err := root.RemoveAll(name); err != nil {
-			return problem.Wrap(err, problem.Internal, "%s of pool %s cannot be removed", name, p.Path)
-		}
-	}
-	return nil
 }
 
 // Usage implements Pool.

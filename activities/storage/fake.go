@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -25,7 +26,20 @@ type Fake struct {
 
 	mu    sync.Mutex
 	pools map[string]*fakePool // by path
+	bars  map[string]error     // likewise
 	away  bool
+}
+
+// Bar says that nothing can be made a pool at a path, as if it were no directory, or the address of nobody. What is a pool there
+// already cannot be released either.
+func (f *Fake) Bar(path string, err error) {
+	f = f.on(path)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.bars == nil {
+		f.bars = map[string]error{}
+	}
+	f.bars[path] = err
 }
 
 // Away says whether the servers of what agents mount are away. Of a network file system only.
@@ -82,7 +96,7 @@ func (f *Fake) Put(p steps.PoolOnNode, name, kind, id string) {
 func (f *Fake) Clone() *Fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, away: f.away, pools: map[string]*fakePool{}}
+	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, away: f.away, bars: maps.Clone(f.bars), pools: map[string]*fakePool{}}
 	for path, p := range f.pools {
 		out.pools[path] = &fakePool{id: p.id, agent: p.agent, files: maps.Clone(p.files)} // contents are never changed, only replaced
 	}
@@ -101,7 +115,7 @@ func (f *Fake) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, er
 	f = f.on(p.Path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.lost(p.Path); err != nil {
+	if err := errors.Join(f.lost(p.Path), f.bars[p.Path]); err != nil {
 		return api.PoolUsage{}, err
 	}
 	switch old := f.pools[p.Path]; {
@@ -166,6 +180,9 @@ func (f *Fake) Release(_ context.Context, p steps.PoolOnNode) error {
 	}
 	if err != nil {
 		return nil
+	}
+	if err := f.bars[p.Path]; err != nil {
+		return err
 	}
 	for path, file := range pool.files {
 		if file.kind == KindVolume || file.kind == KindMemory {

@@ -24,11 +24,12 @@ type Pool interface {
 	// Locate says how a hypervisor of this node opens the disks of a VM.
 	Locate(plan steps.VMPlan) (compute.DomainFiles, error)
 	// Prepare makes the directory a pool, by really using it, and says how much room it has. A directory that is another
-	// pool's, or holds what looks like one, is a conflict; so is one that two agents see if the pool is not shared, or if it is
+	// pool's, is inside one, or holds what looks like one, is a conflict; so is one that two agents see if the pool is not shared, or if it is
 	// shared and this agent does not see what the first has made.
 	Prepare(ctx context.Context, p steps.PoolOnNode) (api.PoolUsage, error)
-	// Release removes what Prepare made and all image copies. It refuses (in_use) while a volume is there, and is content
-	// with a directory that is not this pool.
+	// Release removes what Prepare made and all image copies, and nothing else. It refuses (in_use) while a volume is there, and is
+	// content with a directory that is not this pool, and with what can be none or never was reached: a pool that cannot be
+	// prepared for a mistake in its address must not be impossible to release for the same.
 	Release(ctx context.Context, p steps.PoolOnNode) error
 	// MakeDisk makes root disk and seed of a VM, fetching the image if it is not in the pool yet. Progress may be nil.
 	MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progress func(string)) error
@@ -64,6 +65,9 @@ const (
 	backingDir = "backing"
 	seedsDir   = "seeds"
 )
+
+// poolDirs are all of them.
+var poolDirs = []string{volumesDir, backingDir, seedsDir, checkpointsDir}
 
 // Kinds of files in a pool, as List calls them.
 const (

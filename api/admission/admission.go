@@ -253,16 +253,38 @@ func without(r api.Resource) string {
 }
 
 // names says of users what they are called, as far as that can be found out; a root volume is its VM's. Users are few: they are
-// told of, and not more than some.
+// told of, and not more than some. Of a pool they are in all projects.
 func (c *acceptance) names(project string, users []string) []string {
 	out := slices.Clone(users)
-	for i, user := range users[:min(len(users), 5)] {
+	few := out[:min(len(out), 5)]
+	volumes := map[string]*api.Volume{}
+	if project == "" {
+		all, err := store.List[api.Volume](c.ctx, c.kv, c.h, "*")
+		if err != nil {
+			return out
+		}
+		for _, v := range all {
+			volumes[v.ID] = v
+		}
+	}
+	for i, user := range few {
 		at := strings.LastIndexByte(user, ' ')
-		if v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, project, user[at+1:]); user[:at] == api.KindVolume.Singular() && err == nil {
-			out[i] = "volume " + v.Name + " (" + v.ID + ")"
-			if vm, err := store.Get[api.VM](c.ctx, c.kv, c.h, project, v.Spec.VM); err == nil && v.Spec.VM != "" {
-				out[i] += " of vm " + vm.Name
-			}
+		if user[:at] != api.KindVolume.Singular() {
+			continue
+		}
+		v := volumes[user[at+1:]]
+		if project != "" {
+			v, _ = store.Get[api.Volume](c.ctx, c.kv, c.h, project, user[at+1:])
+		}
+		if v == nil {
+			continue
+		}
+		few[i] = "volume " + v.Name + " (" + v.ID + ")"
+		if vm, err := store.Get[api.VM](c.ctx, c.kv, c.h, v.Project, v.Spec.VM); err == nil && v.Spec.VM != "" {
+			few[i] += " of vm " + vm.Name
+		}
+		if project == "" {
+			few[i] += " in project " + v.Project
 		}
 	}
 	return out
@@ -298,8 +320,11 @@ func (c *acceptance) needs(user api.Ref, used api.Phased) error {
 func (c *acceptance) usable(used api.Phased) error {
 	m := used.GetMeta()
 	if p := used.GetPhase(); p != api.PhaseReady {
-		return problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name).Because("it is %s", p).
-			Try("wait until it is ready")
+		no := problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name)
+		if pool, is := used.(*api.Pool); is && pool.Status.Reason != "" { // nothing of NextStack's may change that
+			return no.Because("it is %s: %s", p, pool.Status.Reason).Try("see: gnext pool get %s", m.Name)
+		}
+		return no.Because("it is %s", p).Try("wait until it is ready")
 	}
 	c.Unchanged(used)
 	return nil

@@ -106,10 +106,11 @@ func (a *Admission) joins(c *acceptance, pool, after *api.Pool, change *api.Pool
 	if err != nil {
 		return err
 	}
+	agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return slices.Contains(pool.Spec.Agents, ag.ID) })
+	if len(agents) == 0 {
+		return nil
+	}
 	for _, ag := range agents {
-		if slices.Contains(pool.Spec.Agents, ag.ID) {
-			continue
-		}
 		if !ag.Status.Alive() {
 			return problem.New(problem.Unavailable, "node %s cannot be brought into pool %s", ag.Name, pool.Name).
 				Because("it is %s, and cannot prepare the directory", ag.Status.Phase).Try("wait until it is back; see: gnext host get %s", ag.Name)
@@ -120,7 +121,7 @@ func (a *Admission) joins(c *acceptance, pool, after *api.Pool, change *api.Pool
 		c.claims(key, pool.ID)
 		c.Meaning(key, problem.New(problem.Conflict, "directory %s of node %s is another pool", pool.Spec.Path, ag.Name).Try("see: gnext pool list; a pool has one directory on all its nodes"))
 	}
-	return nil
+	return a.apart(c, pool, agents)
 }
 
 // leaves takes nodes out of a pool. What is shared stays where it is, so nobody is asked; and one that is proven to be down

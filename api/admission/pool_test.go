@@ -197,3 +197,18 @@ func TestPoolsThatAgentsMount(t *testing.T) {
 	d.done(d.Admission.DeletePool(ctx, d.User, nowhere, "p"))
 	d.clean()
 }
+
+func TestWhatIsInTheWayOfAPoolIsNamed(t *testing.T) {
+	d := newDesk(t).cloud()
+	d.vm("web1", "a1", func(r *api.VMCreate) { r.Pool = "vms" })
+	d.volume("data", "vms", nil)
+	none, err := d.Admission.DeletePool(ctx, d.User, nowhere, "vms")
+	why := d.refuse(problem.InUse, none, err).Why
+	require.Contains(t, why, "volume data (")
+	require.Contains(t, why, " of vm web1 in project "+opts.Project)
+	change(d, "", "vms", func(p *api.Pool) { p.SetPhase(api.PhaseUnavailable, "node a1: it is not mounted") })
+	none, err = d.Admission.CreateVolume(ctx, d.User, opts, api.VolumeCreate{Name: "more", Pool: "vms", Size: api.GiB})
+	p := d.refuse(problem.Conflict, none, err)
+	require.Equal(t, "it is unavailable: node a1: it is not mounted", p.Why)
+	require.Equal(t, "see: gnext pool get vms", p.Fix)
+}

@@ -213,7 +213,7 @@ func (a *Admission) CreatePool(ctx context.Context, h auth.Handle, o Options, re
 			c.Meaning(key, problem.New(taken.Kind, "%s", taken.What).Because("on agent %s", ag.Name).Try("%s", taken.Fix))
 		}
 		c.makes(pool, api.PhaseReady)
-		return firstOf(c.target(pool), c.input(work))
+		return firstOf(a.apart(c, pool, agents), c.target(pool), c.input(work))
 	})
 }
 

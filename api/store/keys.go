@@ -85,4 +85,13 @@ func LedgerKey(prefix string) string {
 }
 
 // PoolPathClaim says that a directory of an agent is a pool; its value is the pool's ID.
-func PoolPathClaim(agent, path string) string { return ClaimsRoot + "poolpath/" + agent + path }
+func PoolPathClaim(agent, path string) string { return PoolPaths + agent + path }
+
+// PoolPaths is the prefix of the claims on all directories of all agents that are pools.
+const PoolPaths = ClaimsRoot + "poolpath/"
+
+// PoolPathOf returns what PoolPathClaim made the key of.
+func PoolPathOf(key string) (agent, path string) {
+	agent, path, _ = strings.Cut(strings.TrimPrefix(key, PoolPaths), "/")
+	return agent, "/" + path
+}

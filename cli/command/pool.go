@@ -51,15 +51,6 @@ func (a *app) poolFlags(add *cobra.Command, r *api.PoolCreate) {
 	}
 }
 
-// poolPlace is where a pool is: its directory, or what agents mount.
-func poolPlace(p *api.Pool) string {
-	s := p.Spec.Source
-	if len(s.Hosts) == 0 {
-		return p.Spec.Path
-	}
-	return strings.Join(s.Hosts, ",") + ":" + s.Name
-}
-
 // promised says how much the volumes of a pool may take, against what it has.
 func promised(s *api.PoolStatus) string {
 	if s.Capacity <= 0 {

@@ -13,17 +13,17 @@ var pools = &noun[*api.Pool]{
 	columns: []column[*api.Pool]{
 		nameCol[*api.Pool](),
 		col("TYPE", func(p *api.Pool) cell { return text(p.Spec.Type) }),
-		col("PATH", func(p *api.Pool) cell { return text(poolPlace(p)) }),
+		col("PATH", func(p *api.Pool) cell { return text(p.OnNode().Where()) }),
 		col("PHASE", func(p *api.Pool) cell { return phase(p.Status.Phase) }),
 		col("CAPACITY", func(p *api.Pool) cell { return size(p.Status.Capacity) }),
+		col("USED", func(p *api.Pool) cell { return size(p.Status.Capacity - p.Status.Free) }),
 		col("FREE", func(p *api.Pool) cell { return size(p.Status.Free) }),
+		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		ageCol[*api.Pool](), idCol[*api.Pool](),
 	},
 	more: []column[*api.Pool]{
 		col("REASON", func(p *api.Pool) cell { return text(p.Status.Reason) }),
-		col("USED", func(p *api.Pool) cell { return size(p.Status.Capacity - p.Status.Free) }),
 		col("VOLUMES", func(p *api.Pool) cell { return number(p.Status.Volumes) }),
-		col("PROMISED", func(p *api.Pool) cell { return text(promised(&p.Status)) }),
 		col("SHARED", func(p *api.Pool) cell { return yes(p.Spec.Shared) }),
 		{"REACHED BY", func(ctx context.Context, a *app, p *api.Pool) cell { return text(a.reachedBy(ctx, p)) }},
 		col("SERVERS", func(p *api.Pool) cell { return text(strings.Join(p.Spec.Source.Hosts, "\n")) }),
@@ -35,7 +35,7 @@ var pools = &noun[*api.Pool]{
 
 func (a *app) poolCmd() *cobra.Command {
 	var r api.PoolCreate
-	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes of a file server or of a Ceph cluster", &r, &r.Name, &r.Labels)
+	add := addCmd(a, pools, "Make a pool of volumes, of directories of the nodes, of a file server or of a Ceph cluster", &r, &r.Name, &r.Labels)
 	a.poolFlags(add, &r)
 	a.cephFlags(add, &r)
 	a.refsFlag(add, &r.Agents, "agent", api.KindAgent, "node that has it (repeatable; default: all that are ready)")

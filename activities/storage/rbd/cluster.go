@@ -5,6 +5,7 @@ package rbd
 import (
 	"context"
 	"errors"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -237,15 +238,48 @@ func away(p steps.PoolOnNode, what string) *problem.Problem {
 		Try("see whether the cluster is well (ceph -s), and whether this node reaches its monitors and OSDs: %s", strings.Join(p.Source.Hosts, ", "))
 }
 
-// refused says why there is no connection.
+// refused says why there is no connection. What librados calls an invalid argument may be a monitor's name that leads nowhere.
 func refused(err error, p steps.PoolOnNode) error {
+	at := strings.Join(p.Source.Hosts, ", ")
 	switch code(err) {
-	case unix.EACCES, unix.EPERM, unix.EINVAL, unix.ENOENT, unix.EOPNOTSUPP:
-		return problem.New(problem.Invalid, "the Ceph cluster at %s does not take user %s", strings.Join(p.Source.Hosts, ", "), p.Source.User).Because("%s", err).
+	case unix.EINVAL:
+		if unknown := unresolved(p); unknown != nil {
+			return unknown
+		}
+		return problem.New(problem.Invalid, "the Ceph cluster at %s cannot be reached as user %s", at, p.Source.User).Because("%s", err).
+			Try("see whether the monitors are right, and their names known on this node, and whether user and key are: ceph mon dump; ceph auth get client.%s", p.Source.User)
+	case unix.EACCES, unix.EPERM, unix.ENOENT, unix.EOPNOTSUPP:
+		return problem.New(problem.Invalid, "the Ceph cluster at %s does not take user %s", at, p.Source.User).Because("%s", err).
 			Try("see whether user and key are right: ceph auth get client.%s", p.Source.User)
 	default:
 		return away(p, "connect").Because("%s", err)
 	}
+}
+
+// resolveTimeout is how long names may take that are looked up to explain what has failed already.
+const resolveTimeout = 5 * time.Second
+
+// unresolved says which monitor has a name that this node does not know; nil: none.
+func unresolved(p steps.PoolOnNode) error {
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	for _, at := range p.Source.Hosts {
+		host := at
+		if h, _, err := net.SplitHostPort(at); err == nil {
+			host = h
+		}
+		_, err := net.DefaultResolver.LookupHost(ctx, strings.Trim(host, "[]"))
+		if err == nil {
+			continue
+		}
+		kind := problem.Unavailable
+		if no := new(net.DNSError); errors.As(err, &no) && no.IsNotFound {
+			kind = problem.Invalid
+		}
+		return problem.New(kind, "the monitor %s of Ceph pool %s cannot be found", host, p.Source.Name).Because("%s", err).
+			Try("give its address, or see that this node knows the name: getent hosts %s", host)
+	}
+	return nil
 }
 
 // explain makes a problem of an error; one that is a problem stays what it is.

@@ -100,7 +100,7 @@ func (d *Driver) tryAt(ctx context.Context, p steps.PoolOnNode, key string) erro
 	}
 	defer func() { c.io.Destroy(); c.conn.Shutdown() }()
 	p.Join = true // it must be there already, and be the same
-	if err := claim(c, p); err != nil {
+	if err := d.claim(ctx, c, p); err != nil {
 		return explain(err, p, "see which pool it is")
 	}
 	return explain(tryOut(ctx, c.io, p), p, "try it out")

@@ -34,6 +34,7 @@ type Driver struct {
 	calls    map[string]chan struct{} // likewise
 	used     map[string]time.Time     // likewise: when it was last worked with
 	named    map[string]bool          // likewise: it was this node's at some time
+	noted    map[string]bool          // likewise: there is a note of it
 	kept     []string                 // pools of this node when the hypervisor's keys were last right; nil: they may be wrong
 }
 
@@ -42,7 +43,7 @@ var _ storage.Pool = (*Driver)(nil)
 // New returns the driver. It connects when a pool is first used.
 func New(cfg Config) storage.Pool {
 	cfg.complete()
-	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}, used: map[string]time.Time{}, named: map[string]bool{}}
+	d := &Driver{cfg: cfg, clusters: map[string]*connecting{}, calls: map[string]chan struct{}{}, used: map[string]time.Time{}, named: map[string]bool{}, noted: map[string]bool{}}
 	if cfg.TempDir != "" {
 		d.clearAway(tempPattern)
 		d.clearAway(seedPattern)
@@ -129,6 +130,9 @@ func (d *Driver) onPool(ctx context.Context, p steps.PoolOnNode, turn, what stri
 		if err := ours(io, p); err != nil {
 			return err
 		}
+		if err := d.note(p); err != nil { // it is there, and has worked before
+			d.cfg.Log.Warn("a pool that is used cannot be noted", "pool", p.Pool, "error", err)
+		}
 		if ctx.Err() != nil {
 			return late(ctx, p, what)
 		}
@@ -147,7 +151,7 @@ func (d *Driver) Prepare(ctx context.Context, p steps.PoolOnNode) (u api.PoolUsa
 			return err
 		}
 		defer c.users.Done()
-		if err := claim(c, p); err != nil {
+		if err := d.claim(ctx, c, p); err != nil {
 			return err
 		}
 		return tryOut(ctx, io, p)
@@ -167,7 +171,7 @@ func (d *Driver) Prepare(ctx context.Context, p steps.PoolOnNode) (u api.PoolUsa
 }
 
 // claim writes the marker, unless the Ceph pool belongs to somebody else or another agent has to write it.
-func claim(c *cluster, p steps.PoolOnNode) error {
+func (d *Driver) claim(ctx context.Context, c *cluster, p steps.PoolOnNode) error {
 	fsid, err := c.conn.GetFSID()
 	if err != nil {
 		return err
@@ -177,7 +181,7 @@ func claim(c *cluster, p steps.PoolOnNode) error {
 	case err == nil && m.Pool == p.Pool && m.FSID != fsid:
 		return notJoined(p, "it is the pool of cluster "+m.FSID+", and this is cluster "+fsid)
 	case err == nil && m.Pool == p.Pool:
-		return nil
+		return d.note(p)
 	case err == nil && p.Join:
 		return notJoined(p, "it is pool "+m.Pool+" here")
 	case err == nil:
@@ -198,6 +202,12 @@ func claim(c *cluster, p steps.PoolOnNode) error {
 	b, err := json.Marshal(marker{Pool: p.Pool, Type: p.Type, Agent: p.Agent, FSID: fsid})
 	if err != nil {
 		return err
+	}
+	if err := d.note(p); err != nil {
+		return err
+	}
+	if ctx.Err() != nil { // a release may have begun, and have found no note
+		return late(ctx, p, "prepare the pool")
 	}
 	op := rados.CreateWriteOp()
 	defer op.Release()
@@ -267,13 +277,17 @@ func remove(io *rados.IOContext, name string) error {
 	return nil
 }
 
-// Release implements storage.Pool.
+// Release implements storage.Pool. A node that does not reach a cluster can only wait: what it would have to remove is there still. If
+// it never did, there is nothing, whatever is in the way.
 func (d *Driver) Release(ctx context.Context, p steps.PoolOnNode) error {
 	if err := storage.CheckRBDPool(p); err != nil {
 		return err
 	}
 	err := d.call(ctx, p, markerName, "release the pool", func(ctx context.Context, io *rados.IOContext) error {
 		if err := ours(io, p); err != nil {
+			return err
+		}
+		if err := d.note(p); err != nil { // a release that goes on is no release of nothing
 			return err
 		}
 		names, err := rbd.GetImageNames(io)
@@ -315,14 +329,20 @@ func (d *Driver) Release(ctx context.Context, p steps.PoolOnNode) error {
 	if problem.Is(err, problem.NotFound) || problem.Is(err, problem.Conflict) {
 		err = nil // not ours, or not any more
 	}
+	if err != nil && !d.touched(p) && !problem.Is(err, problem.Cancelled) {
+		d.cfg.Log.Info("a pool that was never reached from here is released", "pool", p.Pool, "error", err)
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
 	d.forget(p.Pool)
-	if d.cfg.Secrets == nil {
-		return nil
+	if d.cfg.Secrets != nil {
+		if err := d.cfg.Secrets.DropSecret(ctx, p.Pool); err != nil {
+			return err
+		}
 	}
-	return d.cfg.Secrets.DropSecret(ctx, p.Pool)
+	return d.unnote(p)
 }
 
 // forget ends the connection for a pool.

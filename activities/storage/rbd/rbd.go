@@ -34,7 +34,9 @@ type Config struct {
 	// MemoryDir holds memories that the hypervisor writes, until the pool has them or nobody needs them any more. It must be where
 	// what is written survives the end of the node. Empty: guests have no memories in the pool.
 	MemoryDir string
-	Log       *slog.Logger // nil: the default
+	// NoteDir is for what is to outlive a reboot: which pools this node may have something in. Empty: all that it is asked about.
+	NoteDir string
+	Log     *slog.Logger // nil: the default
 	// OpTimeout is how long the cluster may take for one thing; 0: 15 s.
 	OpTimeout time.Duration
 	// WatchPatience is how long to wait for a device to be let go of that is to be removed: the cluster takes 30 s to notice that

@@ -234,7 +234,11 @@ func undoSwitch(r *saga.Run, s *checkpointState) error {
 func forgetNow(r *saga.Run, s *checkpointState) error {
 	return s.whoever(r, func(agent string, _ bool) error {
 		for i := range s.Disks {
-			if _, err := steps.RemoveVolume.Call(r, agent, s.Disks[i].Plan); err != nil {
+			plan := s.Disks[i].Plan
+			if !s.In.Disks[i].Files { // see forgetWritten
+				plan.Layer = s.In.Disks[i].Layer
+			}
+			if _, err := steps.RemoveVolume.Call(r, agent, plan); err != nil {
 				return err
 			}
 		}

@@ -17,6 +17,13 @@ type Checkpoints interface {
 	// the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
 	// mean that it was done. Tell may be nil.
 	TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell func(api.Progress)) (pause time.Duration, err error)
+	// TakeStill writes the memory of a guest that runs to a file, and has it stand still while its disks are kept by somebody else.
+	// Then it goes on. It knows nothing of an earlier attempt, but lets the guest go on before, that such a one has left still. Tell
+	// may be nil.
+	TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell func(api.Progress)) (pause time.Duration, err error)
+	// EndStill breaks off what TakeStill has begun, if it has begun anything, and returns when it is over and the guest goes on. It is
+	// content if there is no domain.
+	EndStill(ctx context.Context, vm string) error
 	// EndCheckpoint breaks off what the hypervisor does to the memory of a guest, if it does anything, and returns when it is over:
 	// then the guest goes on as before, unless it was too late. Layers that it was given and is not on, of disks that may be nil, it
 	// has closed then. It is content if there is no domain.
@@ -26,10 +33,12 @@ type Checkpoints interface {
 	SaveGuest(ctx context.Context, vm, memory string, tell func(api.Progress)) error
 	// DropGuest ends a guest that has any of its disks on those layers. One that has others goes on: it is content.
 	DropGuest(ctx context.Context, vm string, disks []SwitchedDisk) error
+	// DropRestored ends a guest that has gone on as this, as Restore.As calls it. One that has not goes on: it is content.
+	DropRestored(ctx context.Context, vm, as string) error
 	// MemoryWhole reports whether a file has the whole memory of a guest.
 	MemoryWhole(ctx context.Context, memory string) (bool, error)
-	// RestoreGuest has a guest go on from a memory. One that runs, on those very disks, is content, and on others a conflict; one
-	// that is paused has not gone on yet, and is ended. Tell may be nil.
+	// RestoreGuest has a guest go on from a memory. One that runs, on those very disks, is content, and on others a conflict, and so it is
+	// with one that has gone on as this, or not, if it is called anything; one that is paused has not gone on yet, and is ended. Tell may be nil.
 	RestoreGuest(ctx context.Context, r Restore, tell func(api.Progress)) error
 }
 
@@ -38,6 +47,16 @@ type Checkpoint struct {
 	Memory string // path of the file that is written
 	Disks  []SwitchedDisk
 	Fresh  func() error // makes their layers, as that of LayerSwitch does; nil: they are there
+}
+
+// StillCheckpoint is where the memory of a guest is kept, and who keeps its disks.
+type StillCheckpoint struct {
+	Memory  string   // path of the file that is written
+	Volumes []string // IDs of all that it writes to
+	// Keep is called while the guest stands still with its memory written; it keeps the disks as they are.
+	Keep func() error
+	// Kept is called after that, if the guest has stood still all the time. What has come before is worth nothing without it.
+	Kept func() error
 }
 
 // SwitchedDisk is a disk and the layer that it is to be written to.
@@ -51,6 +70,8 @@ type Restore struct {
 	Plan   steps.VMPlan
 	Files  DomainFiles // that it goes on with, instead of those that it had
 	Memory string      // path
+	// As is what this going on is called, by which the guest is known if its disks do not tell; empty: they do.
+	As string
 	// Fresh makes the disks what they were at the moment of the memory, before anybody has them open; nil: they are.
 	Fresh func() error
 	// Used is called when the guest is there, and has not gone on yet; nil: nobody wants to know. If it fails the guest does not.
@@ -84,4 +105,9 @@ func OtherDisks(vm string, has, kept []string) *problem.Problem {
 	slices.Sort(has)
 	slices.Sort(kept)
 	return problem.New(problem.Conflict, "vm %s cannot go on from that memory", vm).Because("it has the disks %v, and had %v then", has, kept).Try("attach and detach volumes so that it has the same")
+}
+
+// WokenMeanwhile is the problem of a guest that should have stood still.
+func WokenMeanwhile(vm string) *problem.Problem {
+	return problem.New(problem.Conflict, "no checkpoint of vm %s could be taken", vm).Because("somebody has let it go on while it was to stand still").Try("take it again")
 }

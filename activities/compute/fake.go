@@ -50,6 +50,8 @@ type fakeDomain struct {
 	turnAway func()        // has the source of such a guest look again
 	disks    []FakeDisk
 	memory   string // nothing after a start
+	as       string // how it has gone on from a memory, nothing after a start
+	still    bool   // paused by us, for a moment
 }
 
 // stir has a move under way see that something has happened to its guest.
@@ -177,7 +179,7 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 		return AlreadyHere(vm)
 	}
 	if d.phase == api.PhaseStopped || d.broken {
-		d.boots, d.memory = d.boots+1, ""
+		d.boots, d.memory, d.as, d.still = d.boots+1, "", "", false
 		for i := range d.disks { // it is started with what it had open
 			d.disks[i].Torn = DiskSource{}
 		}
@@ -231,7 +233,9 @@ func (f *Fake) Reboot(ctx context.Context, vm string, force bool, timeout time.D
 	if p, err := f.State(ctx, vm); err == nil && p == api.PhaseStopped {
 		return steps.PowerResult{}, NotRunning(vm)
 	}
-	return f.end(ctx, vm, force, timeout, func(d *fakeDomain) { d.phase, d.boots, d.memory = api.PhaseRunning, d.boots+1, "" })
+	return f.end(ctx, vm, force, timeout, func(d *fakeDomain) {
+		d.phase, d.boots, d.memory, d.as, d.still = api.PhaseRunning, d.boots+1, "", "", false
+	})
 }
 
 // NotRunning is the problem of a VM that should be running and is not.

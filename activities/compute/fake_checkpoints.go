@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -31,7 +32,7 @@ func (f *Fake) Memory(vm string) string {
 // onDisks says how many of its disks a domain has on layers.
 func (d *fakeDomain) onDisks(disks []SwitchedDisk) (on int) {
 	for _, k := range disks {
-		if disk := d.disk(k.Volume); disk != nil && disk.Source == k.To {
+		if disk := d.disk(k.Volume); disk != nil && disk.Source.Same(k.To) {
 			on++
 		}
 	}
@@ -85,6 +86,75 @@ func (f *Fake) TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell
 	return fakePause, torn
 }
 
+// TakeStill implements Checkpoints.
+func (f *Fake) TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell func(api.Progress)) (time.Duration, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	switch {
+	case err != nil:
+		return 0, err
+	case d.phase == api.PhaseStopped:
+		return 0, NotRunning(vm)
+	case f.Backing == nil:
+		return 0, errNoBacking
+	}
+	d.wake()
+	for _, v := range s.Volumes {
+		if d.disk(v) == nil {
+			return 0, NoSuchDisk(vm, v)
+		}
+	}
+	for _, disk := range d.disks {
+		if !disk.ReadOnly && !slices.Contains(s.Volumes, disk.Volume) {
+			return 0, problem.New(problem.Conflict, "disk %s of the domain would not be in the checkpoint", disk.Device)
+		}
+	}
+	if tell != nil {
+		tell(api.Progress{Text: "writing the memory of the guest", Done: 1, Total: 1})
+	}
+	if err := f.Backing.WriteMemory(s.Memory, d.memory); err != nil {
+		return 0, err
+	}
+	d.phase, d.still = api.PhasePaused, true
+	for _, do := range []func() error{s.Keep, s.Kept} {
+		if !d.still || d.phase != api.PhasePaused {
+			err = WokenMeanwhile(vm)
+		}
+		if err == nil {
+			f.mu.Unlock()
+			err = do()
+			f.mu.Lock()
+		}
+	}
+	if ctx.Err() == nil { // else it stays so until somebody comes
+		d.wake()
+	}
+	return fakePause, err
+}
+
+// wake has a guest go on that was left still.
+func (d *fakeDomain) wake() {
+	if d.still && d.phase == api.PhasePaused {
+		d.phase = api.PhaseRunning
+	}
+	d.still = false
+}
+
+// EndStill implements Checkpoints.
+func (f *Fake) EndStill(ctx context.Context, vm string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err == nil {
+		d.wake()
+	}
+	return err
+}
+
 // EndCheckpoint implements Checkpoints.
 func (f *Fake) EndCheckpoint(ctx context.Context, vm string, _ []SwitchedDisk) error {
 	f.mu.Lock()
@@ -107,6 +177,7 @@ func (f *Fake) SaveGuest(ctx context.Context, vm, memory string, _ func(api.Prog
 	case f.Backing == nil:
 		return errNoBacking
 	}
+	d.wake()
 	if err := f.Backing.WriteMemory(memory, d.memory); err != nil {
 		return err
 	}
@@ -125,6 +196,23 @@ func (f *Fake) DropGuest(ctx context.Context, vm string, disks []SwitchedDisk) e
 		return nil
 	}
 	if err != nil || d.phase == api.PhaseStopped || d.onDisks(disks) == 0 {
+		return err
+	}
+	d.phase = api.PhaseStopped
+	d.stir()
+	go f.publish(vm)
+	return nil
+}
+
+// DropRestored implements Checkpoints.
+func (f *Fake) DropRestored(ctx context.Context, vm, as string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	d, err := f.find(ctx, vm)
+	if problem.Is(err, problem.NotFound) {
+		return nil
+	}
+	if err != nil || d.phase == api.PhaseStopped || d.as != as {
 		return err
 	}
 	d.phase = api.PhaseStopped
@@ -153,7 +241,7 @@ func (f *Fake) RestoreGuest(ctx context.Context, r Restore, _ func(api.Progress)
 		return err
 	case f.Backing == nil:
 		return errNoBacking
-	case d != nil && d.phase == api.PhaseRunning && d.onDisks(r.Disks()) == len(r.Disks()):
+	case d != nil && d.phase == api.PhaseRunning && d.onDisks(r.Disks()) == len(r.Disks()) && (r.As == "" || r.As == d.as):
 		return nil
 	case d != nil && d.phase == api.PhaseRunning:
 		return RunsElsewise(r.Plan.Name)
@@ -172,7 +260,7 @@ func (f *Fake) RestoreGuest(ctx context.Context, r Restore, _ func(api.Progress)
 		d.phase = api.PhaseStopped
 	}
 	if d, err = f.define(ctx, r.Plan, r.Files); err == nil {
-		d.phase, d.memory, d.broken, d.left = api.PhasePaused, text, false, false
+		d.phase, d.memory, d.as, d.still, d.broken, d.left = api.PhasePaused, text, r.As, false, false, false
 	}
 	f.mu.Unlock()
 	if err == nil && r.Used != nil {

@@ -6,13 +6,14 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // inMemories calls do with the pool's directory.
 func (d *Dir) inMemories(m steps.MemoryFile, do func(root *os.Root) error) error {
-	if err := checkMemory(m); err != nil {
+	if err := CheckMemory(m); err != nil {
 		return err
 	}
 	root, err := d.open(m.Pool.Pool, m.Pool.Path)
@@ -37,7 +38,7 @@ func (d *Dir) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (st
 			u.Free += info.Size()
 		}
 		if u.Free < size {
-			return noRoom(m.Pool.Path, u, size)
+			return NoRoomForMemory("pool "+m.Pool.Path, u, size)
 		}
 		return nil
 	})
@@ -49,16 +50,28 @@ func (d *Dir) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (st
 
 // LocateMemory implements Memories.
 func (d *Dir) LocateMemory(m steps.MemoryFile) (string, error) {
-	return inPool(m.Pool.Path, memoryFile(m)), checkMemory(m)
+	return inPool(m.Pool.Path, memoryFile(m)), CheckMemory(m)
+}
+
+// SealMemory implements Memories: disks that are on other layers say that the file is whole.
+func (d *Dir) SealMemory(context.Context, steps.MemoryFile) error { return nil }
+
+// LendMemory implements Memories: it is there. Whether it is whole is for the hypervisor to say.
+func (d *Dir) LendMemory(_ context.Context, m steps.MemoryFile, _ func(api.Progress), use func(path string) error) error {
+	path, err := d.LocateMemory(m)
+	if err != nil {
+		return err
+	}
+	return use(path)
 }
 
 // KeepMemory implements Memories.
-func (d *Dir) KeepMemory(_ context.Context, m steps.MemoryFile) (size int64, err error) {
+func (d *Dir) KeepMemory(_ context.Context, m steps.MemoryFile, _ func(api.Progress)) (size int64, err error) {
 	err = d.inMemories(m, func(root *os.Root) error {
 		name := memoryFile(m)
 		info, err := root.Lstat(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return problem.New(problem.NotFound, "there is no memory %s in pool %s", m.Memory, m.Pool.Path)
+			return NoMemory(m)
 		}
 		if err != nil {
 			return problem.Wrap(err, problem.Unavailable, "file %s cannot be looked at", name)
@@ -74,7 +87,7 @@ func (d *Dir) KeepMemory(_ context.Context, m steps.MemoryFile) (size int64, err
 
 // RemoveMemory implements Memories.
 func (d *Dir) RemoveMemory(_ context.Context, m steps.MemoryFile) error {
-	if err := checkMemory(m); err != nil {
+	if err := CheckMemory(m); err != nil {
 		return err
 	}
 	err := d.inMemories(m, func(root *os.Root) error {

@@ -71,6 +71,7 @@ type fakeFile struct {
 	virtual  int64               // bytes that a guest sees of a volume
 	snaps    map[string]fakeSnap // of a volume, by name; never changed, only replaced
 	data     []byte              // of a volume
+	sealed   bool                // of a memory in a pool of Ceph
 }
 
 // on returns who has the directory: this node itself, or what is mounted there.

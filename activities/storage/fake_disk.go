@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
@@ -21,10 +22,16 @@ func contentOf(p steps.DiskPlan) string {
 	return fmt.Sprintf("a disk of %d bytes from image %s: ", p.Size, p.ImageSHA256)
 }
 
+// fakeLocate says where a fake keeps the root disk and the seed of a VM, be their pool one of Ceph.
+func fakeLocate(plan steps.VMPlan) (compute.DomainFiles, error) {
+	plan.Data = nil
+	return Locate(plan)
+}
+
 // Content returns what is in the root disk of a VM; empty if there is none.
 func (f *Fake) Content(plan steps.VMPlan) string {
 	f = f.on(plan.Disk.PoolPath)
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if p := f.pools[plan.Disk.PoolPath]; err == nil && p != nil {
@@ -45,7 +52,7 @@ func (f *Fake) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, _ fu
 
 // OpenDisk implements Pool.
 func (f *Fake) OpenDisk(_ context.Context, plan steps.VMPlan) (Disk, error) {
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +111,7 @@ func (f *Fake) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, f
 
 // build fetches the image if it is not there, makes the seed, and lets volume make the root disk at a path.
 func (f *Fake) build(ctx context.Context, plan steps.VMPlan, src Source, volume func(pool *fakePool, path string) error) error {
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	if err != nil {
 		return err
 	}
@@ -195,7 +202,7 @@ func swallowAll(in io.ReadCloser, p steps.DiskPlan) ([]byte, error) {
 
 // RemoveDisk implements Pool.
 func (f *Fake) RemoveDisk(_ context.Context, plan steps.VMPlan) error {
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	if err != nil {
 		return err
 	}

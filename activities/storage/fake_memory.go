@@ -5,17 +5,14 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
 // inMemories calls do with the lock held.
 func (f *Fake) inMemories(m steps.MemoryFile, do func(f *Fake, pool *fakePool, path string) error) error {
-	if named(m.Pool) {
-		_, err := MemoriesOf(nil, m.Pool.Type)
-		return err
-	}
-	if err := checkMemory(m); err != nil {
+	if err := CheckMemory(m); err != nil {
 		return err
 	}
 	f = f.on(m.Pool.Path)
@@ -33,7 +30,7 @@ func (f *Fake) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (p
 	err = f.inMemories(m, func(f *Fake, pool *fakePool, at string) error {
 		u := f.usage(m.Pool)
 		if u.Free += pool.files[at].size; u.Free < size {
-			return noRoom(m.Pool.Path, u, size)
+			return NoRoomForMemory("pool "+m.Pool.Path, u, size)
 		}
 		path = at
 		return nil
@@ -43,19 +40,48 @@ func (f *Fake) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (p
 
 // LocateMemory implements Memories.
 func (f *Fake) LocateMemory(m steps.MemoryFile) (string, error) {
-	if named(m.Pool) {
-		_, err := MemoriesOf(nil, m.Pool.Type)
-		return "", err
+	return inPool(m.Pool.Path, memoryFile(m)), CheckMemory(m)
+}
+
+// SealMemory implements Memories.
+func (f *Fake) SealMemory(_ context.Context, m steps.MemoryFile) error {
+	return f.inMemories(m, func(_ *Fake, pool *fakePool, at string) error {
+		file, there := pool.files[at]
+		if !named(m.Pool) {
+			return nil
+		}
+		if !there {
+			return NoMemory(m)
+		}
+		file.sealed = true
+		pool.files[at] = file
+		return nil
+	})
+}
+
+// LendMemory implements Memories.
+func (f *Fake) LendMemory(_ context.Context, m steps.MemoryFile, _ func(api.Progress), use func(path string) error) error {
+	path := ""
+	err := f.inMemories(m, func(_ *Fake, pool *fakePool, at string) error {
+		file, there := pool.files[at]
+		if named(m.Pool) && (!there || !m.Aside && !file.sealed) {
+			return NoMemory(m)
+		}
+		path = at
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return inPool(m.Pool.Path, memoryFile(m)), checkMemory(m)
+	return use(path)
 }
 
 // KeepMemory implements Memories.
-func (f *Fake) KeepMemory(_ context.Context, m steps.MemoryFile) (size int64, err error) {
+func (f *Fake) KeepMemory(_ context.Context, m steps.MemoryFile, _ func(api.Progress)) (size int64, err error) {
 	err = f.inMemories(m, func(_ *Fake, pool *fakePool, at string) error {
 		file, there := pool.files[at]
-		if !there {
-			return problem.New(problem.NotFound, "there is no memory %s in pool %s", m.Memory, m.Pool.Path)
+		if !there || named(m.Pool) && !m.Aside && !file.sealed {
+			return NoMemory(m)
 		}
 		size = file.size
 		return nil

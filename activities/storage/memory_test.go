@@ -3,6 +3,7 @@ package storage_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -41,11 +42,14 @@ func conformMemories(t *testing.T, p storage.Pool, write func(t *testing.T, path
 	require.NoError(t, err)
 	require.Equal(t, path, located)
 	require.Empty(t, w.kinds(t), "it is the hypervisor that makes it")
-	_, err = pools.KeepMemory(t.Context(), m)
+	_, err = pools.KeepMemory(t.Context(), m, nil)
 	is(t, problem.NotFound, err)
 	write(t, path, "what the guest remembers")
+	lent := ""
+	require.NoError(t, pools.LendMemory(t.Context(), m, nil, func(at string) error { lent = at; return nil }))
+	require.Equal(t, path, lent)
 	for range 2 {
-		size, err := pools.KeepMemory(t.Context(), m)
+		size, err := pools.KeepMemory(t.Context(), m, nil)
 		require.NoError(t, err)
 		require.GreaterOrEqual(t, size, int64(24))
 		again, err := pools.PlaceMemory(t.Context(), m, api.MiB)
@@ -80,9 +84,10 @@ func conformMemories(t *testing.T, p storage.Pool, write func(t *testing.T, path
 	_, err = pools.LocateMemory(bad)
 	is(t, problem.Invalid, err)
 	is(t, problem.Invalid, pools.RemoveMemory(t.Context(), bad))
-	ceph := m
-	ceph.Pool.Type = api.PoolRBD
-	is(t, problem.Unsupported, storage.ByType{api.PoolRBD: plainPool{}}.RemoveMemory(t.Context(), ceph))
+	plain := m
+	plain.Pool = cephTwin()
+	is(t, problem.Unsupported, storage.ByType{api.PoolRBD: plainPool{}}.RemoveMemory(t.Context(), plain))
+	require.NoError(t, pools.SealMemory(t.Context(), m), "the layers of the disks say so")
 
 	require.NoError(t, w.Release(t.Context(), w.pool))
 }
@@ -103,5 +108,114 @@ func TestMemoriesInAPoolOfAnOlderVersion(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
 	require.NoError(t, os.Remove(path))
 	require.NoError(t, os.Remove(filepath.Dir(path)))
+	require.NoError(t, w.Release(t.Context(), w.pool))
+}
+
+func TestFakeNamedMemoriesConform(t *testing.T) {
+	f := &storage.Fake{Capacity: api.GiB}
+	w := newWorldOn(t, f, func(*testing.T) steps.PoolOnNode { return cephTwin() }, empty)
+	conformNamedMemories(t, w, func(t *testing.T, path, text string) { require.NoError(t, f.WriteMemory(path, text)) }, func(t *testing.T, path string) string {
+		text, _, err := f.ReadMemory(path)
+		require.NoError(t, err)
+		return text
+	})
+}
+
+// conformNamedMemories is what every driver passes that keeps the memory of guests in a pool that is none of files. Write and read do what a
+// hypervisor does.
+func conformNamedMemories(t *testing.T, w *world, write func(t *testing.T, path, text string), read func(t *testing.T, path string) string) {
+	pools := storage.ByType{w.pool.Type: w.Pool}
+	m := steps.MemoryFile{Memory: api.NewID(), Pool: w.pool}
+	text := strings.Repeat("what the guest remembers ", 300_000)
+	keeps := func() error {
+		_, err := pools.KeepMemory(t.Context(), m, nil)
+		return err
+	}
+	lends := func(m steps.MemoryFile) (out string, err error) {
+		err = pools.LendMemory(t.Context(), m, func(api.Progress) {}, func(path string) error { out = read(t, path); return nil })
+		return out, err
+	}
+	_, err := pools.PlaceMemory(t.Context(), m, api.MiB)
+	is(t, problem.NotFound, err) // it is no pool yet
+	_, err = w.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+
+	path, err := pools.PlaceMemory(t.Context(), m, api.MiB)
+	require.NoError(t, err)
+	located, err := pools.LocateMemory(m)
+	require.NoError(t, err)
+	require.Equal(t, path, located)
+	require.Empty(t, w.kinds(t), "it is the hypervisor that makes it")
+	is(t, problem.NotFound, keeps())
+	is(t, problem.NotFound, pools.SealMemory(t.Context(), m))
+	write(t, path, "of an attempt that did not come to its end")
+	is(t, problem.NotFound, keeps()) // nobody has said that its disks are kept
+	_, err = lends(m)
+	is(t, problem.NotFound, err)
+	write(t, path, text)
+	require.NoError(t, pools.SealMemory(t.Context(), m))
+	for range 2 {
+		size, err := pools.KeepMemory(t.Context(), m, func(api.Progress) {})
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, size, int64(len(text)))
+		got, err := lends(m)
+		require.NoError(t, err)
+		require.Equal(t, text, got)
+	}
+	list, err := w.List(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.Len(t, list, 1, "nothing is left on the node")
+	require.Equal(t, []string{storage.KindMemory, m.Memory}, []string{list[0].Kind, list[0].ID})
+	is(t, problem.InUse, w.Release(t.Context(), w.pool))
+	large := m
+	large.Memory = api.NewID()
+	_, err = pools.PlaceMemory(t.Context(), large, 1<<60)
+	is(t, problem.NoCapacity, err)
+
+	// Put aside, it is only for this node, and needs no seal.
+	aside := steps.MemoryFile{Memory: api.NewID(), Pool: w.pool, Aside: true}
+	_, err = lends(aside)
+	is(t, problem.NotFound, err)
+	path, err = pools.PlaceMemory(t.Context(), aside, api.MiB)
+	require.NoError(t, err)
+	write(t, path, "now")
+	for range 2 {
+		_, err = pools.KeepMemory(t.Context(), aside, nil)
+		require.NoError(t, err)
+		got, err := lends(aside)
+		require.NoError(t, err)
+		require.Equal(t, "now", got)
+	}
+	list, err = w.List(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.Len(t, list, 2, "an audit sees it")
+	aside.Aside = false
+	for range 2 {
+		require.NoError(t, pools.RemoveMemory(t.Context(), aside))
+	}
+	require.Equal(t, map[string]int{storage.KindMemory: 1}, w.kinds(t))
+
+	for range 2 {
+		require.NoError(t, pools.RemoveMemory(t.Context(), m))
+	}
+	require.Empty(t, w.kinds(t))
+	is(t, problem.NotFound, keeps())
+	path, err = pools.PlaceMemory(t.Context(), m, api.MiB)
+	require.NoError(t, err)
+	write(t, path, "left behind")
+	list, err = w.List(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	require.NoError(t, w.Remove(t.Context(), w.pool, list[0]), "as an audit does")
+	require.Empty(t, w.kinds(t))
+
+	bad := m
+	bad.Memory = "../volumes/x"
+	_, err = pools.PlaceMemory(t.Context(), bad, 1)
+	is(t, problem.Invalid, err)
+	_, err = pools.LocateMemory(bad)
+	is(t, problem.Invalid, err)
+	is(t, problem.Invalid, pools.SealMemory(t.Context(), bad))
+	is(t, problem.Invalid, pools.RemoveMemory(t.Context(), bad))
 	require.NoError(t, w.Release(t.Context(), w.pool))
 }

@@ -18,6 +18,7 @@ import (
 	cephrbd "github.com/ceph/go-ceph/rbd"
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/activities/storage/rbd"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -131,6 +132,8 @@ type crash struct {
 	Plan           steps.VMPlan
 	Volume         *steps.VolumePlan   // to be made instead
 	Revert         *steps.VolumeRevert // to be done instead
+	Memory         *steps.MemoryFile   // to be sealed and kept instead
+	Memories       string              // directory
 }
 
 const crashEnv = "NEXTSTACK_TEST_CRASH"
@@ -149,11 +152,17 @@ func TestRBDCrashHelper(t *testing.T) {
 			select {}
 		}
 	}
-	d := rbd.New(rbd.Config{Key: func(context.Context, string) (string, error) { return c.Key, nil }, TempDir: filepath.Dir(c.Image), Step: die})
+	d := rbd.New(rbd.Config{Key: func(context.Context, string) (string, error) { return c.Key, nil }, TempDir: filepath.Dir(c.Image), MemoryDir: c.Memories, Step: die})
 	src := &server{images: map[string][]byte{c.Plan.Disk.Image: b}}
 	switch {
 	case c.Volume != nil:
 		t.Fatal(d.CreateVolume(t.Context(), *c.Volume, src, nil))
+	case c.Memory != nil:
+		m, err := storage.MemoriesOf(d, c.Memory.Pool.Type)
+		require.NoError(t, err)
+		require.NoError(t, m.SealMemory(t.Context(), *c.Memory))
+		_, err = m.KeepMemory(t.Context(), *c.Memory, nil)
+		t.Fatal(err)
 	case c.Revert != nil:
 		t.Fatal(d.RevertVolume(t.Context(), *c.Revert))
 	default:

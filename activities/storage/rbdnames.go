@@ -14,9 +14,10 @@ import (
 // What block devices of a Ceph pool are called. These names are not those of other programs that keep disks in Ceph pools: what
 // is not called so is never touched.
 const (
-	rbdDisk  = "disk-"
-	rbdSeed  = "seed-"
-	rbdImage = "image-"
+	rbdDisk   = "disk-"
+	rbdSeed   = "seed-"
+	rbdImage  = "image-"
+	rbdMemory = "memory-"
 )
 
 // RBDDisk is the name of a volume's block device.
@@ -24,6 +25,9 @@ func RBDDisk(volume string) string { return rbdDisk + volume }
 
 // RBDSeed is the name of the block device that is a VM's seed.
 func RBDSeed(vm string) string { return rbdSeed + vm }
+
+// RBDMemory is the name of the block device that keeps the memory of a guest.
+func RBDMemory(id string) string { return rbdMemory + id }
 
 // RBDImage is the name of the copy of an image.
 func RBDImage(sha256 string) string { return rbdImage + sha256 }
@@ -35,6 +39,9 @@ func ClassifyRBD(name string) (kind, id string) {
 	}
 	if id, ok := strings.CutPrefix(name, rbdSeed); ok && api.IsUUID(id) {
 		return KindSeed, id
+	}
+	if id, ok := strings.CutPrefix(name, rbdMemory); ok && api.IsUUID(id) {
+		return KindMemory, id
 	}
 	if id, ok := strings.CutPrefix(name, rbdImage); ok && isSHA256(id) {
 		return KindBacking, id
@@ -142,6 +149,6 @@ func CheckRBDPool(p steps.PoolOnNode) error {
 func RBDCapabilities() Capabilities {
 	return Capabilities{
 		Type: api.PoolRBD, Access: "librbd, in the agent and in QEMU", Shared: true, Clone: true, Flatten: true, Thin: true, Discard: true,
-		GrowOnline: true, MultiWriter: true, SharedSnaps: true, LiveSnapshot: true, DropAnywhere: true, Capture: true, Checksum: true,
+		GrowOnline: true, MultiWriter: true, SharedSnaps: true, LiveSnapshot: true, Checkpoint: true, DropAnywhere: true, Capture: true, Checksum: true,
 	}
 }

@@ -113,7 +113,7 @@ func (m *Mounts) RemoveSeed(ctx context.Context, plan steps.VMPlan) error {
 
 // MakeSeed implements Seeds.
 func (f *Fake) MakeSeed(ctx context.Context, plan steps.VMPlan, src Source) error {
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (f *Fake) MakeSeed(ctx context.Context, plan steps.VMPlan, src Source) erro
 
 // RemoveSeed implements Seeds.
 func (f *Fake) RemoveSeed(_ context.Context, plan steps.VMPlan) error {
-	where, err := Locate(plan)
+	where, err := fakeLocate(plan)
 	if err != nil {
 		return err
 	}

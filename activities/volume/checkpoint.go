@@ -42,13 +42,16 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if err != nil {
 		return out, err
 	}
+	if !s.pool.Capabilities(m.Pool).Files {
+		return s.takeStill(ctx, in, mem, m)
+	}
 	c := compute.Checkpoint{}
 	if c.Memory, err = mem.PlaceMemory(ctx, m, in.VM.Memory); err != nil {
 		return out, err
 	}
 	for _, d := range in.Disks {
-		if !s.pool.Capabilities(d.Volume.Pool).Checkpoint {
-			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s", d.Volume.Pool.Type)
+		if c := s.pool.Capabilities(d.Volume.Pool); !c.Files || !c.Checkpoint {
+			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
 		}
 	}
 	if c.Disks, err = s.layers(in); err != nil {
@@ -65,7 +68,7 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, activities.Reporting(ctx)); err != nil {
 		return out, err
 	}
-	out.Memory, err = mem.KeepMemory(ctx, m)
+	out.Memory, err = mem.KeepMemory(ctx, m, nil)
 	return out, err
 }
 
@@ -87,7 +90,12 @@ func (s *service) undoCheckpoint(ctx context.Context, in steps.CheckpointPlan) e
 	if err != nil {
 		return err
 	}
-	if err := s.guests.EndCheckpoint(ctx, in.VM.VM, disks); err != nil {
+	if s.pool.Capabilities(memory("", in.VM).Pool).Files {
+		err = s.guests.EndCheckpoint(ctx, in.VM.VM, disks)
+	} else {
+		err = s.guests.EndStill(ctx, in.VM.VM)
+	}
+	if err != nil {
 		return err
 	}
 	for _, d := range in.Disks {
@@ -99,8 +107,15 @@ func (s *service) undoCheckpoint(ctx context.Context, in steps.CheckpointPlan) e
 	return s.removeMemory(ctx, memory(in.Checkpoint, in.VM))
 }
 
-func (s *service) save(ctx context.Context, in steps.GuestSave) error {
+// aside is where the memory of a guest is that is put aside.
+func aside(in steps.GuestSave) steps.MemoryFile {
 	m := memory(in.Memory, in.VM)
+	m.Aside = true
+	return m
+}
+
+func (s *service) save(ctx context.Context, in steps.GuestSave) error {
+	m := aside(in)
 	mem, err := s.memories(m)
 	if err != nil {
 		return err
@@ -112,7 +127,7 @@ func (s *service) save(ctx context.Context, in steps.GuestSave) error {
 	if err := absent(s.guests.SaveGuest(ctx, in.VM.VM, path, activities.Reporting(ctx))); err != nil {
 		return err
 	}
-	if _, err = mem.KeepMemory(ctx, m); problem.Is(err, problem.NotFound) {
+	if _, err = mem.KeepMemory(ctx, m, nil); problem.Is(err, problem.NotFound) {
 		return nil // it did not run
 	}
 	return err
@@ -121,7 +136,7 @@ func (s *service) save(ctx context.Context, in steps.GuestSave) error {
 // undoSave: a memory counts for a guest that does not run, and until it has gone on from it: then the file goes, before the guest
 // does anything that would make it wrong.
 func (s *service) undoSave(ctx context.Context, in steps.GuestSave) error {
-	m := memory(in.Memory, in.VM)
+	m := aside(in)
 	mem, err := s.memories(m)
 	if err != nil {
 		return err
@@ -150,7 +165,11 @@ func (s *service) undoSave(ctx context.Context, in steps.GuestSave) error {
 		if err != nil {
 			return err
 		}
-		return s.guests.RestoreGuest(ctx, compute.Restore{Plan: in.VM, Files: files, Memory: path, Used: forget}, activities.Reporting(ctx))
+		r := compute.Restore{Plan: in.VM, Files: files, Memory: path, Used: forget}
+		if !s.pool.Capabilities(m.Pool).Files {
+			r.As = asNow(in)
+		}
+		return s.guests.RestoreGuest(ctx, r, activities.Reporting(ctx))
 	case phase == api.PhaseRunning:
 		return forget()
 	}
@@ -177,18 +196,18 @@ func (s *service) switchTo(ctx context.Context, in steps.CheckpointSwitch) error
 	if err != nil {
 		return err
 	}
-	path, err := mem.LocateMemory(m)
-	if err != nil {
-		return err
-	}
 	files, err := s.pool.Locate(after)
 	if err != nil {
 		return err
 	}
-	return s.guests.RestoreGuest(ctx, compute.Restore{Plan: after, Files: files, Memory: path, Fresh: func() error {
-		whole, err := s.guests.MemoryWhole(ctx, path)
+	tell, r := activities.Reporting(ctx), compute.Restore{Plan: after, Files: files}
+	if !s.pool.Capabilities(m.Pool).Files {
+		r.As = asThen(in)
+	}
+	r.Fresh = func() error {
+		whole, err := s.guests.MemoryWhole(ctx, r.Memory)
 		if err == nil && !whole {
-			err = problem.New(problem.NotFound, "the memory of the checkpoint is not there").Because("there is no whole file %s", path).Try("run gnext audit")
+			err = problem.New(problem.NotFound, "the memory of the checkpoint is not there").Because("there is no whole file %s", r.Memory).Try("run gnext audit")
 		}
 		if err != nil {
 			return err
@@ -202,7 +221,11 @@ func (s *service) switchTo(ctx context.Context, in steps.CheckpointSwitch) error
 			}
 		}
 		return nil
-	}}, activities.Reporting(ctx))
+	}
+	return mem.LendMemory(ctx, m, tell, func(path string) error {
+		r.Memory = path
+		return s.guests.RestoreGuest(ctx, r, tell)
+	})
 }
 
 func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) error {
@@ -215,7 +238,12 @@ func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) err
 		return err
 	}
 	// Not one that has gone on from now already: this may be done once more after that.
-	if err := s.guests.DropGuest(ctx, in.VM.VM, compute.Restore{Plan: after, Files: files}.Disks()); err != nil {
+	if s.pool.Capabilities(memory("", in.VM).Pool).Files {
+		err = s.guests.DropGuest(ctx, in.VM.VM, compute.Restore{Plan: after, Files: files}.Disks())
+	} else {
+		err = s.guests.DropRestored(ctx, in.VM.VM, asThen(in))
+	}
+	if err != nil {
 		return err
 	}
 	for _, d := range in.Disks {

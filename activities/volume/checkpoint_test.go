@@ -18,9 +18,12 @@ type keeper struct {
 	root steps.VolumePlan
 }
 
-func newKeeper(t *testing.T) *keeper {
-	k := &keeper{bench: newBench(t, api.PhaseStopped)}
-	k.vm.Disk.Size, k.vm.Disk.Type, k.vm.Memory = api.GiB, api.PoolDir, api.GiB
+func newKeeper(t *testing.T) *keeper { return newKeeperOn(t, newBench(t, api.PhaseStopped)) }
+
+func newKeeperOn(t *testing.T, b *bench) *keeper {
+	k := &keeper{bench: b}
+	k.vm.Disk.Size, k.vm.Disk.Type, k.vm.Memory = api.GiB, b.v.Pool.Type, api.GiB
+	k.vm.Disk.Source, k.vm.Disk.Shared = b.v.Pool.Source, b.v.Pool.Shared
 	k.root = steps.VolumePlan{Volume: k.vm.Disk.Volume, Name: "root", Size: api.GiB, Pool: k.v.Pool}
 	require.NoError(t, run(k.bench, steps.MakeVolume, k.root))
 	_, err := k.guest.Start(t.Context(), k.vm.VM)
@@ -145,7 +148,7 @@ func TestSavedButNotEnded(t *testing.T) {
 	require.NoError(t, k.pool.WriteMemory(path, "stale")) // libvirtd died after it, and the guest went on
 	require.NoError(t, run(k.bench, steps.UndoSave, save))
 	k.is(api.PhaseRunning, "n=1", "one ")
-	_, err = k.pool.KeepMemory(t.Context(), m)
+	_, err = k.pool.KeepMemory(t.Context(), m, nil)
 	require.Equal(t, problem.NotFound, problem.KindOf(err))
 }
 
@@ -165,9 +168,10 @@ func TestCheckpointRefused(t *testing.T) {
 	large.VM.Memory = api.TiB
 	large.Disks = large.Disks[:1]
 	refused(problem.NoCapacity, large)
-	ceph := c
-	ceph.VM.Disk.Type = api.PoolRBD
-	_, err := ask(k.bench, steps.TakeCheckpoint, ceph)
+	ceph := newCephKeeper(t)
+	other := ceph.checkpoint()
+	other.Disks[1].Volume.Pool = k.v.Pool
+	_, err := ask(ceph.bench, steps.TakeCheckpoint, other)
 	require.Equal(t, problem.Unsupported, problem.KindOf(err))
 	mixed := k.checkpoint()
 	mixed.Disks[1].Volume.Pool.Type = api.PoolRBD

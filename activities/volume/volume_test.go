@@ -39,6 +39,11 @@ func (none) OpenImage(context.Context, string) (io.ReadCloser, int64, error) {
 
 // newBench: running, stopped, or without a VM (empty).
 func newBench(t *testing.T, phase api.Phase) *bench {
+	return newBenchOn(t, phase, steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: "/pool"})
+}
+
+// newBenchOn is newBench with another pool.
+func newBenchOn(t *testing.T, phase api.Phase, pool steps.PoolOnNode) *bench {
 	b := &bench{t: t, guest: &compute.Fake{}, pool: &storage.Fake{}}
 	b.guest.Backing = b.pool
 	var suite testsuite.WorkflowTestSuite
@@ -47,7 +52,7 @@ func newBench(t *testing.T, phase api.Phase) *bench {
 	storage.RegisterNode(b.env, host, b.pool, none{}, nil)
 	compute.Register(b.env, host, b.guest, b.pool)
 	volume.Register(b.env, host, b.guest, b.pool)
-	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: api.GiB, Pool: steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolDir, Path: "/pool"}}
+	b.v = steps.VolumePlan{Volume: api.NewID(), Name: "data", Size: api.GiB, Pool: pool}
 	_, err := b.pool.Prepare(t.Context(), b.v.Pool)
 	require.NoError(t, err)
 	require.NoError(t, run(b, steps.MakeVolume, b.v))
@@ -55,7 +60,9 @@ func newBench(t *testing.T, phase api.Phase) *bench {
 	if phase == "" {
 		return b
 	}
-	b.vm = &steps.VMPlan{VM: api.NewID(), Name: "web", Disk: steps.DiskPlan{Volume: api.NewID(), Pool: b.v.Pool.Pool, PoolPath: b.v.Pool.Path}}
+	b.vm = &steps.VMPlan{VM: api.NewID(), Name: "web", Disk: steps.DiskPlan{
+		Volume: api.NewID(), Pool: b.v.Pool.Pool, PoolPath: b.v.Pool.Path, Type: b.v.Pool.Type, Source: b.v.Pool.Source, Shared: b.v.Pool.Shared,
+	}}
 	require.NoError(t, run(b, steps.DefineDomain, *b.vm))
 	require.NoError(t, run(b, steps.AttachDisk, steps.DiskChange{Plan: *b.vm, Disk: b.disk()}))
 	if phase == api.PhaseRunning {

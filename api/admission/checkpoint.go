@@ -32,12 +32,16 @@ func (a *Admission) CreateCheckpoint(ctx context.Context, h auth.Handle, o Optio
 		cp := &api.Checkpoint{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.CheckpointSpec{VM: vm.ID, Parent: vm.Status.Checkpoint}}
 		cp.Status.Pool = vm.Spec.Pool
 		order := api.CheckpointOrder{Checkpoint: cp.ID, VM: vm.ID}
+		root, err := store.Get[api.Pool](ctx, a.kv, h, "", vm.Spec.Pool)
+		if err != nil {
+			return err
+		}
 		for _, id := range vm.Status.Volumes {
 			v, err := store.Get[api.Volume](ctx, a.kv, h, vm.Project, id)
 			if err != nil {
 				return err
 			}
-			disk, err := a.keepDisk(c, vm, v, cp, no)
+			disk, err := a.keepDisk(c, vm, v, cp, root, no)
 			if err != nil {
 				return err
 			}
@@ -51,13 +55,13 @@ func (a *Admission) CreateCheckpoint(ctx context.Context, h auth.Handle, o Optio
 	})
 }
 
-// keepDisk drafts the snapshot of a disk of a VM for its checkpoint.
-func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.Checkpoint, no *problem.Problem) (api.SnapshotOrder, error) {
+// keepDisk drafts the snapshot of a disk of a VM for its checkpoint. Root is the pool of its root disk.
+func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.Checkpoint, root *api.Pool, no *problem.Problem) (api.SnapshotOrder, error) {
 	pool, snaps, err := a.tree(c, v)
 	if err != nil {
 		return api.SnapshotOrder{}, err
 	}
-	if err := keepable(vm, v, pool, snaps, no); err != nil {
+	if err := keepable(vm, v, pool, root, snaps, no); err != nil {
 		return api.SnapshotOrder{}, err
 	}
 	device := api.RootDevice
@@ -68,12 +72,17 @@ func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.C
 		Meta: c.meta(vm.Project, partName(cp.Name, device), nil),
 		Spec: api.SnapshotSpec{Volume: v.ID, Parent: v.Status.Snapshot, Checkpoint: cp.ID},
 	}
-	snap.Status.Size, snap.Status.Layer = v.Spec.Size, v.LayerName()
+	snap.Status.Size = v.Spec.Size
+	order := api.SnapshotOrder{Snapshot: snap.ID, Volume: v.ID, Size: v.Spec.Size, Files: pool.Spec.Files()}
 	after := changed(v)
-	after.Status.Snapshot, after.Status.Layer = snap.ID, c.layer()
+	after.Status.Snapshot = snap.ID
+	if order.Files {
+		snap.Status.Layer = v.LayerName()
+		order.Frozen, order.Layer = v.Status.Layer, c.layer()
+		after.Status.Layer = order.Layer
+	}
 	c.claims(store.UseClaim(api.RefTo(v), api.RefTo(snap)), "")
 	cp.Status.Disks = append(cp.Status.Disks, api.CheckpointDisk{Volume: v.ID, Snapshot: snap.ID, Device: device})
-	order := api.SnapshotOrder{Snapshot: snap.ID, Volume: v.ID, Size: v.Spec.Size, Files: true, Frozen: v.Status.Layer, Layer: after.Status.Layer}
 	if err := firstOf(ready(v), c.keeps(v), c.becomes(after)); err != nil {
 		return order, err
 	}
@@ -88,8 +97,8 @@ func (c *acceptance) layer() string {
 	return id
 }
 
-// keepable checks that a disk of a VM can be kept together with the memory.
-func keepable(vm *api.VM, v *api.Volume, pool *api.Pool, snaps []*api.Snapshot, no *problem.Problem) error {
+// keepable checks that a disk of a VM can be kept together with the memory, and with the root disk, whose pool is root.
+func keepable(vm *api.VM, v *api.Volume, pool, root *api.Pool, snaps []*api.Snapshot, no *problem.Problem) error {
 	instead := func() error {
 		if v.Spec.Root {
 			return no.Try("take a snapshot of each of its volumes: gnext snap add NAME --volume %s", v.Name)
@@ -97,14 +106,17 @@ func keepable(vm *api.VM, v *api.Volume, pool *api.Pool, snaps []*api.Snapshot, 
 		return no.Try("detach it first (gnext vol detach %s --vm %s), or take snapshots one by one: gnext snap add NAME --volume %s", v.Name, vm.Name, v.Name)
 	}
 	at := v.Attachment(vm.ID)
-	if !pool.Spec.Files() || v.Spec.Shareable {
+	mixed := pool.Spec.Files() != root.Spec.Files()
+	if mixed || v.Spec.Shareable {
 		no.Kind = problem.Unsupported
 	}
 	switch {
-	case !pool.Spec.Files():
-		no = no.Because("volume %s is in pool %s of type %s, whose volumes cannot be kept at one moment with the memory", v.Name, pool.Name, pool.Spec.Type)
+	case mixed:
+		no = no.Because("volume %s is in pool %s of type %s and its root disk in pool %s of type %s, whose disks cannot be kept at one moment", v.Name, pool.Name, pool.Spec.Type, root.Name, root.Spec.Type)
 	case v.Spec.Shareable:
 		no = no.Because("several VMs may write to volume %s, and going back would change it below their feet", v.Name)
+	case at != nil && at.ReadOnly && !pool.Spec.Files():
+		no = no.Because("it has volume %s read-only, and going back would change what it does not write to", v.Name)
 	case at != nil && at.ReadOnly:
 		no = no.Because("it has volume %s read-only, and its hypervisor does not change such a disk while it runs", v.Name)
 	case len(snaps) >= api.MaxSnapshots:
@@ -141,8 +153,8 @@ func (a *Admission) checkpointsOf(c *acceptance, vm *api.VM) ([]*api.Checkpoint,
 	return slices.DeleteFunc(all, func(cp *api.Checkpoint) bool { return cp.Spec.VM != vm.ID }), err
 }
 
-// DeleteCheckpoint accepts giving a checkpoint up. What it keeps of each disk is merged with what goes on from that, so no more
-// than one thing may.
+// DeleteCheckpoint accepts giving a checkpoint up. In pools of files what it keeps of each disk is merged with what goes on from that,
+// so no more than one thing may.
 func (a *Admission) DeleteCheckpoint(ctx context.Context, h auth.Handle, o Options, ref string) (*api.Operation, error) {
 	return a.accept(ctx, h, o, api.OpCheckpointDelete, targetRequest{ref}, func(c *acceptance) error {
 		cp, vm, err := a.checkpoint(c, ref)
@@ -180,8 +192,10 @@ func (a *Admission) dropDisk(c *acceptance, cp *api.Checkpoint, d api.Checkpoint
 		return order, err
 	}
 	children := slices.DeleteFunc(all, func(s *api.Snapshot) bool { return s.Spec.Parent != snap.ID })
-	if err := unbranched(v, snap, children, no); err != nil {
-		return order, err
+	if pool.Spec.Files() {
+		if err := unbranched(v, snap, children, no); err != nil {
+			return order, err
+		}
 	}
 	if err := firstOf(ready(v), c.keeps(v), c.holds(snap, api.PhaseDeleting, "")); err != nil {
 		return order, err
@@ -302,10 +316,20 @@ func (a *Admission) revertDisk(c *acceptance, cp *api.Checkpoint, d api.Checkpoi
 	if err != nil {
 		return order, 0, err
 	}
-	order = api.SnapshotOrder{Snapshot: snap.ID, Volume: v.ID, Size: snap.Status.Size, Files: true, Frozen: layerOf(v, snap), Layer: c.layer()}
+	pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", v.Spec.Pool)
+	if err != nil {
+		return order, 0, err
+	}
+	order = api.SnapshotOrder{Snapshot: snap.ID, Volume: v.ID, Size: snap.Status.Size, Files: pool.Spec.Files(), Frozen: layerOf(v, snap)}
 	after := changed(v)
 	grown = snap.Status.Size - v.Spec.Size
-	after.Status.Snapshot, after.Status.Layer, after.Spec.Size = snap.ID, order.Layer, snap.Status.Size
+	after.Status.Snapshot, after.Spec.Size = snap.ID, snap.Status.Size
+	if order.Files {
+		order.Layer = c.layer()
+		after.Status.Layer = order.Layer
+	} else {
+		order.Layer = c.op.ID // see RevertSnapshot
+	}
 	if err := firstOf(ready(v), c.keeps(v), c.keeps(snap), c.becomes(after)); err != nil || v.Spec.Root {
 		return order, grown, err
 	}

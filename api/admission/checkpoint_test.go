@@ -211,13 +211,22 @@ func TestWhatCannotBeInACheckpoint(t *testing.T) {
 		refused(c.kind, c.why)
 		d.done(a.DetachVolume(ctx, h, opts, volume, api.VolumeDetach{}))
 	}
-	pool := find[api.Pool](d, "", "net")
-	pool.Spec.Type = api.PoolRBD
-	d.write(func(x *store.Draft) { x.Update(pool) })
-	refused(problem.Unsupported, "of type rbd")
-	pool = find[api.Pool](d, "", "net")
-	pool.Spec.Type = api.PoolDir
-	d.write(func(x *store.Draft) { x.Update(pool) })
+	ceph := func(yes bool) {
+		pool := find[api.Pool](d, "", "net")
+		pool.Spec.Type = api.PoolDir
+		if yes {
+			pool.Spec.Type = api.PoolRBD
+		}
+		d.write(func(x *store.Draft) { x.Update(pool) })
+	}
+	d.done(a.AttachVolume(ctx, h, opts, "here", api.VolumeAttach{VM: "web1"}))
+	ceph(true)
+	refused(problem.Unsupported, "volume here is in pool vms of type dir and its root disk in pool net of type rbd")
+	d.done(a.DetachVolume(ctx, h, opts, "here", api.VolumeDetach{}))
+	d.done(a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1", ReadOnly: true}))
+	refused(problem.Conflict, "volume data read-only")
+	d.done(a.DetachVolume(ctx, h, opts, "data", api.VolumeDetach{}))
+	ceph(false)
 
 	// Its memory counts.
 	used := int64(0)
@@ -275,4 +284,42 @@ func TestCheckpointOperationsThatFailedCanBeRetried(t *testing.T) {
 	again(d.ask(a.RevertCheckpoint(ctx, h, opts, "c1")))
 	again(d.ask(a.DeleteCheckpoint(ctx, h, opts, "c1")))
 	require.Empty(t, all[api.Checkpoint](d))
+}
+
+// TestCheckpointsInCephHaveNoLayers: snapshots have names there, and may be deleted where their tree branches.
+func TestCheckpointsInCephHaveNoLayers(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	d.done(a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1"}))
+	pool := find[api.Pool](d, "", "net")
+	pool.Spec.Type = api.PoolRBD
+	d.write(func(x *store.Draft) { x.Update(pool) })
+
+	op := d.keeps("c1")
+	require.Empty(t, op.Plan.Makes)
+	for i, o := range d.orderOf(op).Disks {
+		require.Equal(t, []any{false, "", ""}, []any{o.Files, o.Layer, o.Frozen}, "disk %d", i)
+	}
+	require.True(t, d.hasClaim(store.QuotaClaim(opts.Project, d.cp("c1").ID)), "its memory counts")
+	for _, disk := range d.cp("c1").Status.Disks {
+		s, v := find[api.Snapshot](d, opts.Project, disk.Snapshot), find[api.Volume](d, opts.Project, disk.Volume)
+		require.Equal(t, []string{d.cp("c1").ID, ""}, []string{s.Spec.Checkpoint, s.Status.Layer})
+		require.Equal(t, []string{s.ID, ""}, []string{v.Status.Snapshot, v.Status.Layer})
+	}
+	size := d.vol("data").Spec.Size
+	d.done(a.ResizeVolume(ctx, h, opts, "data", api.VolumeResize{Size: 2 * size}))
+	d.keeps("c2")
+	op = d.switches("c1")
+	for _, o := range d.orderOf(op).Disks {
+		require.Equal(t, []any{false, op.ID, ""}, []any{o.Files, o.Layer, o.Frozen}, "what it was is kept under the name of the operation")
+	}
+	require.Equal(t, []any{"", size}, []any{d.vol("data").Status.Layer, d.vol("data").Spec.Size})
+	d.keeps("c3")
+	d.done(a.DeleteCheckpoint(ctx, h, opts, "c1"))
+	require.Empty(t, d.cp("c2").Spec.Parent)
+	require.Empty(t, d.cp("c3").Spec.Parent)
+	op = d.ask(a.DeleteVMWith(ctx, h, opts, "web1", api.VMDelete{Snapshots: true}))
+	in := decoded[api.VMRemoval](d, op.Plan.Input)
+	require.Len(t, in.Checkpoints, 2)
+	require.Equal(t, []any{[]string{""}, 2}, []any{in.Layers, len(in.Snapshots)})
 }

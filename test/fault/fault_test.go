@@ -96,6 +96,7 @@ func TestOperationsWhoseNodeDies(t *testing.T) {
 		list = append(list, all[kind][0])
 	}
 	list = append(list, checkpointsShared()...) // others wait for the node
+	list = append(list, checkpointsLostInCeph()...)
 	for _, s := range list {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()

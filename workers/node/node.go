@@ -111,7 +111,8 @@ func Run(ctx context.Context, cfg Config) error {
 	driver := libvirt.New(libvirt.Options{URI: cfg.LibvirtURI, ConsoleDir: consoles, Accel: cfg.Accel, LiveTCG: cfg.LiveTCG, Peer: cfg.peer(ctx), UserspaceDP: facts.userspace, Log: cfg.Log})
 	defer driver.Close()
 	if ceph := rbd.New(rbd.Config{
-		Key: parts.keys.of, NewKey: parts.keys.wanted, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), NoteDir: filepath.Join(cfg.DataDir, "ceph-pools"), Log: cfg.Log,
+		Key: parts.keys.of, NewKey: parts.keys.wanted, Secrets: driver, TempDir: filepath.Join(cfg.DataDir, "ceph"), MemoryDir: filepath.Join(cfg.DataDir, "memories"),
+		NoteDir: filepath.Join(cfg.DataDir, "ceph-pools"), Log: cfg.Log,
 	}); ceph != nil {
 		pools[api.PoolRBD] = ceph
 	}

@@ -38,11 +38,15 @@ type CheckpointSwitch struct {
 // FenceKey says which resource the steps on it are ordered by.
 func (c CheckpointSwitch) FenceKey() string { return c.VM.VM }
 
-// After is the VM as it is with its disks gone back.
+// After is the VM as it is with its disks gone back. Disks in Ceph have no layers.
 func (c CheckpointSwitch) After() VMPlan {
 	vm := c.VM
 	for _, d := range c.Disks {
-		vm = vm.On(d.Volume.Volume, d.Layer, d.Volume.Size)
+		layer := d.Layer
+		if d.Volume.Pool.Type == api.PoolRBD {
+			layer = ""
+		}
+		vm = vm.On(d.Volume.Volume, layer, d.Volume.Size)
 	}
 	return vm
 }
@@ -51,6 +55,8 @@ func (c CheckpointSwitch) After() VMPlan {
 type MemoryFile struct {
 	Memory string     `json:"memory"` // ID
 	Pool   PoolOnNode `json:"pool"`
+	// Aside says that it is only for the node that writes it, which soon reads or removes it. Whoever removes it need not say so.
+	Aside bool `json:"aside,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.
@@ -59,7 +65,7 @@ func (m MemoryFile) FenceKey() string { return m.Memory }
 // Steps on checkpoints, on nodes.
 var (
 	// TakeCheckpoint keeps the guest as it is at a moment: its memory goes into a file, and its disks are written to other layers
-	// from that moment on. The guest goes on. Once more is content. Undo: UndoCheckpoint.
+	// from that moment on, or have snapshots of that moment. The guest goes on. Once more is content. Undo: UndoCheckpoint.
 	TakeCheckpoint = Step[CheckpointPlan, CheckpointTaken]{Name: "volume.take_checkpoint", Where: Node, Timeout: 4 * time.Hour, Interruptible: true}
 	// UndoCheckpoint makes it as if the checkpoint had not been taken, while the guest goes on, with all that was written since.
 	UndoCheckpoint = Step[CheckpointPlan, Nothing]{Name: "volume.undo_checkpoint", Where: Node, Timeout: 12 * time.Hour}

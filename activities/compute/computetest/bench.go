@@ -177,7 +177,7 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 	})
 	return BenchGuest{Plan: steps.VMPlan{
 		VM: vm, Name: "bench", Project: "default", VCPUs: 1, Memory: 160 * api.MiB,
-		Disk: steps.DiskPlan{Volume: api.NewID(), Size: 128 * api.MiB, Pool: n.Pool.Pool, PoolPath: n.Pool.Path, Type: n.Pool.Type},
+		Disk: steps.DiskPlan{Volume: api.NewID(), Size: 128 * api.MiB, Pool: n.Pool.Pool, PoolPath: n.Pool.Path, Type: n.Pool.Type, Source: n.Pool.Source, Shared: n.Pool.Shared},
 	}}
 }
 
@@ -192,6 +192,9 @@ func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 		script += agentScript
 	}
 	g.Files = compute.DomainFiles{Disk: compute.QCOW2(n.disk(t, g.Plan.Disk.Volume)), Seed: compute.Raw(n.seed(t, vm, script))}
+	if n.Elsewhere != nil {
+		g.Files = n.Elsewhere(t, g.Plan, g.Files)
+	}
 	until := func(t *testing.T, what string, ok func() bool) {
 		t.Helper()
 		require.Eventually(t, ok, Patience, 50*time.Millisecond, what)

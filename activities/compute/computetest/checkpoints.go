@@ -18,6 +18,8 @@ func Checkpoints(t *testing.T, b Bench) {
 	t.Run("back to that very moment", func(t *testing.T) { backThen(t, b) })
 	t.Run("cut off", func(t *testing.T) { cutOff(t, b) })
 	t.Run("refused", func(t *testing.T) { notThen(t, b) })
+	t.Run("standing still", func(t *testing.T) { still(t, b) })
+	t.Run("known by a name", func(t *testing.T) { known(t, b) })
 }
 
 // subject is a guest with a data disk, as it is now.

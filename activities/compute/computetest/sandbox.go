@@ -26,9 +26,11 @@ type Nodes struct {
 	Names [2]string
 	Dir   string // with the files of the guests; both nodes see it
 	// Pool is where guests of a Bench have their disks, as in a pool of files that is prepared; no path: in Dir.
-	Pool  steps.PoolOnNode
-	dir   string // of the sandbox
-	image string
+	Pool steps.PoolOnNode
+	// Elsewhere brings root disk and seed of a guest of a Bench from where they were made to where they belong; nil: they stay.
+	Elsewhere func(t *testing.T, plan steps.VMPlan, made compute.DomainFiles) compute.DomainFiles
+	dir       string // of the sandbox
+	image     string
 }
 
 // Sandbox returns two nodes of the sandbox that the environment names, or skips the test.
@@ -152,7 +154,7 @@ func (n *Nodes) disk(t *testing.T, name string) string {
 
 // in returns a directory of the pool; without a pool they all are one.
 func (n *Nodes) in(dir string) string {
-	if n.Pool.Path == "" {
+	if n.Pool.Path == "" || n.Elsewhere != nil {
 		return n.Dir
 	}
 	return filepath.Join(n.Pool.Path, dir)

@@ -60,3 +60,23 @@ const (
 	RestPrefix    = "nextstack-rest"
 	RestElement   = "<rest/>"
 )
+
+// The metadata element of a domain whose guest has gone on from a memory: its XML namespace, and the prefix that it goes by.
+const (
+	RestoredNamespace = "https://nextstack.io/domain/restored/1"
+	RestoredPrefix    = "nextstack-restored"
+)
+
+// restored says as what a guest has gone on.
+func restored(as string) string {
+	return fmt.Sprintf(`<%s:restored xmlns:%s=%q as=%s/>`, RestoredPrefix, RestoredPrefix, RestoredNamespace, attr(as))
+}
+
+// ReadRestored reads that.
+func ReadRestored(element string) (as string, err error) {
+	var e struct {
+		As string `xml:"as,attr"`
+	}
+	err = xml.Unmarshal([]byte(element), &e)
+	return e.As, problem.Wrap(err, problem.Internal, "the metadata of a domain cannot be read")
+}

@@ -267,7 +267,11 @@ func (d *Driver) RestoreGuest(ctx context.Context, r compute.Restore, tell func(
 				return cut(dom) // it has not gone on yet
 			}
 			on, err := scope{dom, true}.on(r.Disks())
-			if err == nil && on < len(r.Disks()) {
+			as := r.As
+			if err == nil && as != "" {
+				as, err = restoredAs(dom)
+			}
+			if err == nil && (on < len(r.Disks()) || as != r.As) {
 				err = compute.RunsElsewise(r.Plan.Name)
 			}
 			running <- true
@@ -317,7 +321,7 @@ func (d *Driver) restored(ctx context.Context, r compute.Restore) (string, error
 		if err != nil {
 			return err
 		}
-		xml, err := domain.Restored(saved, there, r.Plan.Name)
+		xml, err := domain.Restored(saved, there, r.Plan.Name, r.As)
 		if err != nil {
 			return err
 		}

@@ -63,12 +63,16 @@ func (d *Driver) List(ctx context.Context, p steps.PoolOnNode) (out []steps.File
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	here, err := d.here(p)
+	return append(out, here...), err
 }
 
 // Remove implements storage.Pool.
 func (d *Driver) Remove(ctx context.Context, p steps.PoolOnNode, f steps.FileFound) error {
 	name, ok := strings.CutPrefix(f.Path, p.Path+"/")
+	if file, here := strings.CutPrefix(name, nodeDir); ok && here && f.Pool == p.Pool {
+		return d.removeHere(p, file)
+	}
 	id, trashed := strings.CutPrefix(name, trashDir)
 	device, snap, isSnap := strings.Cut(name, "@")
 	if f.Pool != p.Pool || !ok || !trashed && !isOurs(device) || trashed && (id == "" || strings.Contains(id, "/")) {

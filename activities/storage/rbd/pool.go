@@ -47,6 +47,7 @@ func New(cfg Config) storage.Pool {
 	if cfg.TempDir != "" {
 		d.clearAway(tempPattern)
 		d.clearAway(seedPattern)
+		d.clearAway(lentPattern)
 	}
 	return d
 }
@@ -296,7 +297,7 @@ func (d *Driver) Release(ctx context.Context, p steps.PoolOnNode) error {
 		var copies, rest []string
 		for _, n := range names {
 			switch kind, _ := storage.ClassifyRBD(n); kind {
-			case storage.KindVolume:
+			case storage.KindVolume, storage.KindMemory:
 				return problem.New(problem.InUse, "Ceph pool %s is not empty", p.Source.Name).Because("%s is in it", n).
 					Try("delete the VMs and volumes in it, or run an audit with repair if nobody owns them")
 			case storage.KindBacking:

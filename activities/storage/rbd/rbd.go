@@ -7,6 +7,7 @@
 //	image disk-ID           volumes; root disks are copy-on-write children of
 //	image image-SHA256      copies of images, raw; whole once they have a snapshot "base", which is protected
 //	image seed-VM           cloud-init seeds
+//	image memory-ID         the memory of a guest, as libvirt writes it into a file
 //
 // Nothing but these names is ever touched.
 package rbd
@@ -27,8 +28,12 @@ type Config struct {
 	NewKey func(ctx context.Context, pool, operation string) (string, error)
 	// Secrets is the hypervisor, which needs the keys, too; nil: there is none.
 	Secrets compute.Secrets
-	// TempDir holds images while they are brought into a pool, first as they come and then raw. What is in it is removed.
+	// TempDir holds images while they are brought into a pool, first as they come and then raw, and copies of memories while guests are
+	// made to go on from them. What is in it is removed.
 	TempDir string
+	// MemoryDir holds memories that the hypervisor writes, until the pool has them or nobody needs them any more. It must be where
+	// what is written survives the end of the node. Empty: guests have no memories in the pool.
+	MemoryDir string
 	// NoteDir is for what is to outlive a reboot: which pools this node may have something in. Empty: all that it is asked about.
 	NoteDir string
 	Log     *slog.Logger // nil: the default

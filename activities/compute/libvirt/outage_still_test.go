@@ -1,0 +1,90 @@
+package libvirt
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/api"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// TestOutageOfStillGuests kills libvirtd while it writes the memory of a guest that is to stand still, and while it stands still. Its disks are
+// only taken for kept if it has stood still all the time, and whoever comes next has it go on.
+func TestOutageOfStillGuests(t *testing.T) {
+	node, uri := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("NEXTSTACK_TEST_LIBVIRT")
+	if node == "" || uri == "" {
+		t.Skip("SKIPPED, NOT TESTED: guests that stand still under a libvirtd that is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
+			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
+	}
+	sandbox := func(verb string) {
+		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
+		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
+	}
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk.qcow2")
+	out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	d, ctx := New(Options{URI: uri, ConsoleDir: dir}), t.Context()
+	t.Cleanup(d.Close)
+	plan := steps.VMPlan{VM: api.NewID(), Name: "outage", VCPUs: 1, Memory: 256 * api.MiB, Disk: steps.DiskPlan{Volume: api.NewID()}}
+	t.Cleanup(func() {
+		sandbox("libvirtd")
+		require.NoError(t, d.Remove(context.Background(), plan.VM))
+	})
+	require.NoError(t, d.Create(ctx, plan, compute.DomainFiles{Disk: compute.QCOW2(disk)}))
+	is := func(want api.Phase) {
+		t.Helper()
+		p, err := d.State(ctx, plan.VM)
+		require.NoError(t, err)
+		require.Equal(t, want, p)
+	}
+	kept := 0
+	still := func() compute.StillCheckpoint {
+		return compute.StillCheckpoint{
+			Memory: filepath.Join(dir, api.NewID()), Volumes: []string{plan.Disk.Volume},
+			Keep: func() error { is(api.PhasePaused); return nil }, Kept: func() error { is(api.PhasePaused); kept++; return nil },
+		}
+	}
+	restart := func() { sandbox("kill-libvirtd"); sandbox("libvirtd") }
+	for round := range 4 {
+		c := still()
+		over := make(chan error, 1)
+		go func() { _, err := d.TakeStill(ctx, plan.VM, c, nil); over <- err }()
+		require.Eventually(t, func() bool { _, err := os.Stat(c.Memory); return err == nil || len(over) > 0 }, 20*time.Second, time.Millisecond)
+		pause := time.NewTimer(time.Duration(round) * 40 * time.Millisecond)
+		<-pause.C
+		restart()
+		first := <-over // lost, or it was faster
+		_, err := d.TakeStill(ctx, plan.VM, c, nil)
+		require.NoError(t, err, "after %v", first)
+		is(api.PhaseRunning)
+		yes, err := d.MemoryWhole(ctx, c.Memory)
+		require.NoError(t, err)
+		require.True(t, yes)
+	}
+	require.GreaterOrEqual(t, kept, 4)
+
+	c := still()
+	c.Keep = func() error { restart(); return nil }
+	_, err = d.TakeStill(ctx, plan.VM, c, nil)
+	t.Logf("libvirtd died while it stood still: %v", err)
+	is(api.PhaseRunning)
+
+	// And so does the agent: the next one has it go on.
+	c = still()
+	cut, cancel := context.WithCancel(ctx)
+	c.Keep = func() error { sandbox("kill-libvirtd"); cancel(); return cut.Err() }
+	_, err = d.TakeStill(cut, plan.VM, c, nil)
+	require.Error(t, err)
+	sandbox("libvirtd")
+	is(api.PhasePaused)
+	require.NoError(t, d.EndStill(ctx, plan.VM))
+	is(api.PhaseRunning)
+}

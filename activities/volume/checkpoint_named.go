@@ -1,0 +1,77 @@
+package volume
+
+import (
+	"context"
+	"time"
+
+	"github.com/nextstack/nextstack/activities"
+	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/workflows/steps"
+)
+
+// Pools whose snapshots have names keep a volume at a moment by themselves, and what a guest has open stays the same. So it is not the
+// disks that say whether a checkpoint was taken, or whether a guest has gone back: it is the memory, which is sealed when all
+// snapshots are there, and how the guest's going on was called.
+
+// asThen is what going back is called, which has layers of its own each time; asNow is what going on from where a guest was put aside is.
+func asThen(in steps.CheckpointSwitch) string {
+	for _, d := range in.Disks {
+		return "then " + d.Layer
+	}
+	return ""
+}
+
+func asNow(in steps.GuestSave) string { return "now " + in.Memory }
+
+// takeStill: the guest stands still while the pool takes the snapshots. Those of an attempt that did not come to its end are of no use:
+// the guest has gone on since.
+func (s *service) takeStill(ctx context.Context, in steps.CheckpointPlan, mem storage.Memories, m steps.MemoryFile) (out steps.CheckpointTaken, err error) {
+	for _, d := range in.Disks {
+		if c := s.pool.Capabilities(d.Volume.Pool); c.Files || !c.Checkpoint {
+			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
+		}
+	}
+	tell := activities.Reporting(ctx)
+	out.Memory, err = mem.KeepMemory(ctx, m, tell)
+	if err == nil {
+		return out, s.guests.EndStill(ctx, in.VM.VM)
+	}
+	if !problem.Is(err, problem.NotFound) {
+		return out, err
+	}
+	still := compute.StillCheckpoint{
+		Keep: func() error { return s.keepNamed(ctx, in) },
+		Kept: func() error { return mem.SealMemory(ctx, m) },
+	}
+	if still.Memory, err = mem.PlaceMemory(ctx, m, in.VM.Memory); err != nil {
+		return out, err
+	}
+	for _, d := range in.Disks {
+		still.Volumes = append(still.Volumes, d.Volume.Volume)
+	}
+	if out.Pause, err = s.guests.TakeStill(ctx, in.VM.VM, still, tell); err != nil {
+		return out, err
+	}
+	out.Memory, err = mem.KeepMemory(ctx, m, tell)
+	return out, err
+}
+
+// stillPatience is for how long a guest may stand still because its pool does not answer.
+const stillPatience = 30 * time.Second
+
+// keepNamed drops what an earlier attempt has left only now: whatever comes late of that is of a guest that stands still.
+func (s *service) keepNamed(ctx context.Context, in steps.CheckpointPlan) error {
+	ctx, cancel := context.WithTimeout(ctx, stillPatience)
+	defer cancel()
+	for _, d := range in.Disks {
+		if err := s.pool.UndoSnapshot(ctx, d); err != nil {
+			return err
+		}
+		if err := s.pool.AddSnapshot(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}

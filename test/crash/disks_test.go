@@ -35,7 +35,9 @@ while :; do
   case $1 in
   look)
     sum=none
-    [ ! -b /dev/vdc ] || sum=$(dd if=/dev/vdc iflag=direct bs=1M status=none | sha256sum)
+    if [ -b /dev/vdc ]; then  # it may be coming or going just now, and then is short
+      if dd if=/dev/vdc of=/run/disk iflag=direct bs=1M status=none && [ -s /run/disk ]; then sum=$(sha256sum </run/disk); else sum=unreadable; fi
+    fi
     answer="${sum%% *} $(cat /run/remembered)" ;;
   put) yes "$3" | head -c 4096 | dd of=/dev/vdc oflag=direct bs=4096 seek="$2" conv=notrunc,fsync status=none || answer=failed ;;
   remember) echo "$2" >/run/remembered ;;
@@ -220,8 +222,8 @@ func (l *lane) sees(ctx context.Context) error { return l.looks(ctx, sum(l.conte
 // seesNone checks that the guest has no data disk.
 func (l *lane) seesNone(ctx context.Context) error { return l.looks(ctx, none) }
 
-// none is what a guest says of a disk that it has not.
-const none = "none"
+// What a guest says of a disk that it has not, or that it cannot read.
+const none, unreadable = "none", "unreadable"
 
 func (l *lane) looks(ctx context.Context, disk string) error {
 	soon, cancel := context.WithTimeout(ctx, time.Minute)
@@ -233,7 +235,7 @@ func (l *lane) looks(ctx context.Context, disk string) error {
 			return err
 		}
 		got, mark, _ := strings.Cut(answer, " ")
-		if (got == none) != (disk == none) {
+		if (got == none) != (disk == none) || got == unreadable {
 			return fmt.Errorf("its disk reads as %s", got) // a guest takes a moment to see that a disk has come or gone
 		}
 		if got != disk || mark != l.mark {

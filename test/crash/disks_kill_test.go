@@ -61,7 +61,6 @@ func (w *world) live(t *testing.T, all []*lane, deeds []deed, v victim, turn int
 		}
 		killed += w.disturb(t, all, d, v, turn)
 	}
-	onAll(t, all, func(l *lane) error { return l.answers(within(t, patience)) })
 	w.clean(t)
 	for _, l := range all { // the next volume
 		l.content = bytes.Clone(fresh)

@@ -22,8 +22,10 @@ import (
 	"github.com/nextstack/nextstack/test/stack"
 )
 
-// diskGuest makes a guest do what it is asked for over the channel of guest agents, which is there whatever becomes of the network: tell
-// the checksum of its data disk, past its caches, and what it remembers, which is in its memory; write a block; remember something.
+// diskGuest makes a guest do what it is asked for over the channel of guest agents: tell the checksum of its data disk, past its
+// caches, and what it remembers, which is in its memory; write a block; remember something. It has no network: when guests with
+// connections went back to checkpoints, the connection tracking of Open vSwitch 3.1.0 was seen to fail an assertion
+// (conn_update_state), and the node was left without a switch.
 const diskGuest = `#!/bin/sh
 answer() {
 exec 3<>$(ls /dev/vport*p1) || return
@@ -35,7 +37,9 @@ while :; do
   case $1 in
   look)
     sum=none
-    [ ! -b /dev/vdc ] || sum=$(dd if=/dev/vdc iflag=direct bs=1M status=none | sha256sum)
+    if [ -b /dev/vdc ]; then  # it may be coming or going just now, and then is short
+      if dd if=/dev/vdc of=/run/disk iflag=direct bs=1M status=none && [ -s /run/disk ]; then sum=$(sha256sum </run/disk); else sum=unreadable; fi
+    fi
     answer="${sum%% *} $(cat /run/remembered)" ;;
   put) yes "$3" | head -c 4096 | dd of=/dev/vdc oflag=direct bs=4096 seek="$2" conv=notrunc,fsync status=none || answer=failed ;;
   remember) echo "$2" >/run/remembered ;;
@@ -60,7 +64,6 @@ type lane struct {
 	w       *world
 	num     int
 	vm      *api.VM
-	probe   *api.Port
 	content []byte // of the volume
 	kept    []byte // by the snapshot
 	then    []byte // by the checkpoint
@@ -108,32 +111,27 @@ func (w *world) lanes(t *testing.T, n int, pool string) []*lane {
 		ids = append(ids, op.ID)
 	}
 	asked(client.Create(t.Context(), w.Client, project, &api.ImageCreate{Name: pattern, Format: api.FormatRaw, Path: path}, client.Write{}))
-	asked(client.Create(t.Context(), w.Client, project, &api.PortCreate{Name: "disks", Subnet: stack.Subnet}, client.Write{}))
 	var all []*lane
 	for i := range n {
 		l := &lane{w: w, num: i + 1}
 		r := small(l.name("guest"))
-		r.Memory, r.Image, r.Pool, r.SecurityGroups, r.UserData = 128*api.MiB, stack.Tiny, pool, []string{stack.Web}, diskGuest
+		r.Memory, r.Image, r.Pool, r.NICs, r.UserData = 128*api.MiB, stack.Tiny, pool, nil, diskGuest
 		asked(client.Create(t.Context(), w.Client, project, r, client.Write{}))
 		all = append(all, l)
 	}
 	w.succeed(t, ids...)
-	probe, err := client.Get[*api.Port](t.Context(), w.Client, project, "disks")
-	require.NoError(t, err)
 	for _, l := range all {
-		l.probe = probe
+		var err error
 		l.vm, err = client.Get[*api.VM](t.Context(), w.Client, project, l.name("guest"))
 		require.NoError(t, err)
 		l.content = append(bytes.Clone(random), make([]byte, diskMiB<<20-len(random))...)
 	}
-	_, err = w.Probe(t.Context(), probe, 22, "true")
-	require.NoError(t, err)
 	begun := time.Now()
 	onAll(t, all, func(l *lane) error {
 		if err := l.boots(t.Context()); err != nil {
 			return err
 		}
-		return first(l.remember(t.Context(), "beginning"), l.answers(t.Context()))
+		return l.remember(t.Context(), "beginning")
 	})
 	t.Logf("%d guests answered after %s", n, time.Since(begun).Round(100*time.Millisecond))
 	return all
@@ -160,8 +158,6 @@ func (w *world) forget(t *testing.T, all []*lane) {
 		vms = append(vms, l.vm.Name)
 	}
 	w.remove(t, vms...)
-	require.NoError(t, w.RemoveProbe(t.Context(), all[0].probe))
-	w.removeAll(t, api.KindPort, "disks")
 	w.removeAll(t, api.KindImage, pattern)
 }
 
@@ -183,16 +179,6 @@ func (l *lane) ask(ctx context.Context, words ...string) (answer string, err err
 		return nil
 	})
 	return answer, err
-}
-
-// answers waits until the guest answers over the network, too.
-func (l *lane) answers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	return stack.Poll(ctx, 300*time.Millisecond, func() error {
-		_, err := l.w.Probe(ctx, l.probe, 22, "curl", "-sS", "-f", "-m", "3", "http://"+l.vm.Status.Addresses[0]+"/")
-		return err
-	})
 }
 
 func (l *lane) remember(ctx context.Context, mark string) error {
@@ -220,8 +206,8 @@ func (l *lane) sees(ctx context.Context) error { return l.looks(ctx, sum(l.conte
 // seesNone checks that the guest has no data disk.
 func (l *lane) seesNone(ctx context.Context) error { return l.looks(ctx, none) }
 
-// none is what a guest says of a disk that it has not.
-const none = "none"
+// What a guest says of a disk that it has not, or that it cannot read.
+const none, unreadable = "none", "unreadable"
 
 func (l *lane) looks(ctx context.Context, disk string) error {
 	soon, cancel := context.WithTimeout(ctx, time.Minute)
@@ -233,7 +219,7 @@ func (l *lane) looks(ctx context.Context, disk string) error {
 			return err
 		}
 		got, mark, _ := strings.Cut(answer, " ")
-		if (got == none) != (disk == none) {
+		if (got == none) != (disk == none) || got == unreadable {
 			return fmt.Errorf("its disk reads as %s", got) // a guest takes a moment to see that a disk has come or gone
 		}
 		if got != disk || mark != l.mark {

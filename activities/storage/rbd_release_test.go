@@ -115,6 +115,22 @@ func TestRBDAPoolThatWasReachedIsNotForgotten(t *testing.T) {
 			is(t, problem.Unavailable, c.node(t, notes, key).Release(t.Context(), gone))
 		})
 	}
+	t.Run("who has the pool no more", func(t *testing.T) {
+		notes := t.TempDir()
+		d := c.node(t, notes, key)
+		keep := func(want int, pools ...steps.PoolOnNode) {
+			t.Helper()
+			require.NoError(t, d.(storage.Keeper).Keep(t.Context(), pools))
+			left, err := os.ReadDir(notes)
+			require.NoError(t, err)
+			require.Len(t, left, want)
+		}
+		_, err := d.List(t.Context(), p)
+		require.NoError(t, err)
+		keep(1) // it may be on its way to become one
+		keep(1, p)
+		keep(0)
+	})
 	v := steps.VolumePlan{Volume: api.NewID(), Name: "v", Pool: p, Size: api.MiB}
 	require.NoError(t, c.node(t, notes, key).CreateVolume(t.Context(), v, nil, nil))
 	lost := c.node(t, t.TempDir(), key)

@@ -120,14 +120,24 @@ func (d *Driver) Keep(ctx context.Context, pools []steps.PoolOnNode) error {
 	for _, p := range pools {
 		d.named[p.Pool] = true
 	}
-	var known []string
+	var known, gone []string
 	for pool := range d.clusters {
 		known = append(known, pool)
+	}
+	for pool := range d.noted {
+		if d.named[pool] && !named(pool) { // of a pool of many nodes one takes away what is in it
+			gone = append(gone, pool)
+		}
 	}
 	d.mu.Unlock()
 	for _, pool := range known {
 		if !stays(pool) {
 			d.forget(pool)
+		}
+	}
+	for _, pool := range gone {
+		if err := d.unnote(pool); err != nil {
+			return err
 		}
 	}
 	if d.cfg.Secrets == nil || d.settled(pools) {

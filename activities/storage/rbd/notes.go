@@ -62,16 +62,16 @@ func (d *Driver) touched(p steps.PoolOnNode) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// unnote forgets a pool that was released.
-func (d *Driver) unnote(p steps.PoolOnNode) error {
+// unnote forgets a pool that was released, or is not this node's any more.
+func (d *Driver) unnote(pool string) error {
 	if d.cfg.NoteDir == "" {
 		return nil
 	}
 	d.mu.Lock()
-	delete(d.noted, p.Pool)
+	delete(d.noted, pool)
 	d.mu.Unlock()
-	if err := os.Remove(d.noteFile(p.Pool)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return problem.Wrap(err, problem.Internal, "the note of pool %s cannot be removed", p.Pool)
+	if err := os.Remove(d.noteFile(pool)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return problem.Wrap(err, problem.Internal, "the note of pool %s cannot be removed", pool)
 	}
 	return nil
 }

@@ -342,7 +342,7 @@ func (d *Driver) Release(ctx context.Context, p steps.PoolOnNode) error {
 			return err
 		}
 	}
-	return d.unnote(p)
+	return d.unnote(p.Pool)
 }
 
 // forget ends the connection for a pool.

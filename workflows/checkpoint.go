@@ -165,6 +165,7 @@ var CheckpointRevert = saga.Table[checkpointState]{
 	Kind: api.OpCheckpointRevert, Start: startCheckpoint,
 	Steps: []saga.Step[checkpointState]{
 		{Name: "load", Where: control, Do: loadCheckpoint}, // reads only
+		{Name: "check", Where: node, On: (*checkpointState).node, Do: checkCheckpoint}, // reads only
 		{Name: "save", Where: node, On: (*checkpointState).node, Do: saveGuest, Undo: undoSave},
 		{Name: "switch", Where: node, On: (*checkpointState).node, Do: switchCheckpoint, Undo: undoSwitch},
 		{Name: "forget", Where: node, On: (*checkpointState).node, Do: forgetNow, Commit: true},
@@ -206,6 +207,16 @@ func (s *checkpointState) back() steps.CheckpointSwitch {
 		out.Disks = append(out.Disks, steps.VolumeRevert{Snapshot: d.Snapshot, Volume: v, Frozen: d.Frozen, Layer: d.Layer})
 	}
 	return out
+}
+
+// checkCheckpoint fails while nothing has happened to the guest, if what the checkpoint keeps of a disk is lost.
+func checkCheckpoint(r *saga.Run, s *checkpointState) error {
+	for _, d := range s.back().Disks {
+		if _, err := steps.CheckRevert.Call(r, s.VM.Plan.Agent, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func switchCheckpoint(r *saga.Run, s *checkpointState) error {

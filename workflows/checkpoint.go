@@ -164,7 +164,7 @@ func dropDisks(r *saga.Run, s *checkpointState) error {
 var CheckpointRevert = saga.Table[checkpointState]{
 	Kind: api.OpCheckpointRevert, Start: startCheckpoint,
 	Steps: []saga.Step[checkpointState]{
-		{Name: "load", Where: control, Do: loadCheckpoint}, // reads only
+		{Name: "load", Where: control, Do: loadCheckpoint},                             // reads only
 		{Name: "check", Where: node, On: (*checkpointState).node, Do: checkCheckpoint}, // reads only
 		{Name: "save", Where: node, On: (*checkpointState).node, Do: saveGuest, Undo: undoSave},
 		{Name: "switch", Where: node, On: (*checkpointState).node, Do: switchCheckpoint, Undo: undoSwitch},

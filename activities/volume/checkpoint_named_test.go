@@ -47,7 +47,7 @@ func TestNamedCheckpointUndone(t *testing.T) {
 	kept := k.pool.Describe(k.v.Pool)
 	require.NoError(t, run(k.bench, steps.TakeCheckpoint, c))
 	require.Equal(t, kept, k.pool.Describe(k.v.Pool), "once more changes nothing")
-	require.Equal(t, files+1, k.files())
+	require.Equal(t, files+1+len(c.Disks), k.files(), "the memory, and a snapshot of each disk")
 	k.guest.Remember(k.vm.VM, "n=2")
 	require.NoError(t, run(k.bench, steps.UndoCheckpoint, c))
 	k.is(api.PhaseRunning, "n=2", "one two ")

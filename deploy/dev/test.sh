@@ -124,7 +124,7 @@ machine() {
     go tool test2json -t -p "$2" "$HERE/machine.sh" "$HERE/machine/nfs" env -C "$dir" "$W/machine.test" -test.v=test2json -test.run "$3" "${NFS_LEFT[@]}" -test.timeout 28m || RC=1
   echo "($(secs "$t") s)"
 }
-[ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 15m "${SKIP[@]}" "${RACE[@]}"
+[ ${#RACE[@]} = 0 ] || group "with race detection" -race -timeout 25m "${SKIP[@]}" "${RACE[@]}"
 [ ${#NFS[@]} = 0 ] || machine "pools on NFS" "$POOLS" "$NFS_TESTS"
 # What its tests cannot do with race detection, and say why.
 [ ${#KILLS[@]} = 0 ] || group "network databases that are killed" -timeout 5m -run '^TestKilled' "${KILLS[@]}"
@@ -132,17 +132,18 @@ machine() {
 [ ${#FAULTS[@]} = 0 ] || group "faults" -timeout 20m "${FAULTS[@]}"
 # It kills and freezes its libvirtd, so it gets one of its own.
 [ ${#OUTAGES[@]} = 0 ] || NEXTSTACK_TEST_LIBVIRT=${NEXTSTACK_TEST_LIBVIRT:+$(libvirt b)} NEXTSTACK_TEST_SANDBOX_NODE=b SANDBOX_DIR=$PARTS \
-  group "outages of libvirt" -race -timeout 10m "${OUTAGES[@]}"
+  group "outages of libvirt" -race -timeout 20m "${OUTAGES[@]}"
 # the flags of `make build`: the Temporal server is built once for both
 [ ${#SERVER[@]} = 0 ] || CGO_ENABLED=0 group "with the engine" -trimpath -timeout 15m "${SERVER[@]}"
 CRASHFLAGS=()
-[ $# -gt 0 ] || CRASHFLAGS=(-skip '^TestCeph$') # with the other things that take long: `make nodes`
+# With the other things that take long: `make nodes`.
+[ $# -gt 0 ] || CRASHFLAGS=(-skip '^TestCeph$|^TestCloud$/^Disks$/^(nextstack|libvirtd)$')
 [ ${#CRASHES[@]} = 0 ] || group "crashes of the real stack" -timeout 25m "${CRASHFLAGS[@]}" "${CRASHES[@]}"
 # What kills whole nodes, and every process at every step of a move, is `make nodes`: it takes long, and wants a quiet machine.
 MANYFLAGS=()
 [ $# -gt 0 ] || MANYFLAGS=(-run '^TestNodes$')
 [ ${#MANY[@]} = 0 ] || group "nodes" -timeout 25m "${MANYFLAGS[@]}" "${MANY[@]}"
-[ $# -gt 0 ] || echo "NOT RUN HERE: moves with kills, nodes that die, and volumes in Ceph with kills, on the real stack: make nodes"
+[ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, and kills of nextstack and libvirtd while volumes are worked on"
 [ $# -gt 0 ] || echo "NOT RUN HERE: what is tested of volumes, on NFS: make nfs"
 
 # --- what it came to -------------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ func testDisks(t *testing.T, w *world) {
 	w.clean(t)
 	w.leaksShow(t, all[0].vm)
 	for i, v := range []victim{killControl, killAgent, killLibvirtd} {
-		w.live(t, all, life(stack.Pool), v, i)
+		if !t.Run(v.name, func(t *testing.T) { w.live(t, all, life(stack.Pool), v, i) }) {
+			return
+		}
 	}
 	w.forget(t, all)
 	w.removeAll(t, api.KindPool, otherPool)

@@ -49,7 +49,7 @@ type fenced interface{ FenceKey() string }
 // interruption, and an attempt may find the work of an earlier one done, half-done or undone.
 func Implement[In, Out any](reg Registry, h *Host, step steps.Step[In, Out], do func(context.Context, steps.Token, In) (Out, error)) {
 	run := func(ctx context.Context, env steps.Envelope[In]) (Out, error) {
-		if step.Where != steps.Local {
+		if step.Where != steps.Local && activity.IsActivity(ctx) { // simulated runs have nobody to tell
 			var stop func()
 			ctx, stop = heartbeat(ctx)
 			defer stop()

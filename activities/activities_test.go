@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -253,4 +254,20 @@ func TestAloneIsNobodyElse(t *testing.T) {
 	<-entered
 	leave <- struct{}{}
 	require.NoError(t, <-done)
+}
+
+// A step that is run where no Temporal is takes as long as it takes: it has nobody to tell that it lives.
+func TestLongStepsNeedNoTemporal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c catcher
+		activities.Implement(&c, &activities.Host{Log: slog.New(slog.DiscardHandler)}, steps.Step[thing, string]{Name: "test.do", Where: steps.Node, Timeout: time.Hour},
+			func(ctx context.Context, _ steps.Token, _ thing) (string, error) {
+				activities.Telling(ctx)("half of it is done")
+				time.Sleep(2 * steps.Heartbeat)
+				return "done", nil
+			})
+		out, err := call(c.run, at(1, 1), "x")
+		require.NoError(t, err)
+		require.Equal(t, "done", out)
+	})
 }

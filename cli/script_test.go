@@ -61,6 +61,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("PASSWORD", c.password)
 			e.Setenv("AGENT_ID", c.joined.ID)
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("GORACE", os.Getenv("GORACE")) // a program with race detection sleeps for a second before it exits, unless told otherwise
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -263,7 +263,7 @@ func TestLongStepsNeedNoTemporal(t *testing.T) {
 		activities.Implement(&c, &activities.Host{Log: slog.New(slog.DiscardHandler)}, steps.Step[thing, string]{Name: "test.do", Where: steps.Node, Timeout: time.Hour},
 			func(ctx context.Context, _ steps.Token, _ thing) (string, error) {
 				activities.Telling(ctx)("half of it is done")
-				time.Sleep(2 * steps.Heartbeat)
+				<-time.After(2 * steps.Heartbeat) // of the bubble
 				return "done", nil
 			})
 		out, err := call(c.run, at(1, 1), "x")

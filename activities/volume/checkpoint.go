@@ -42,17 +42,18 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if err != nil {
 		return out, err
 	}
-	if !s.pool.Capabilities(m.Pool).Files {
+	files := s.pool.Capabilities(m.Pool).Files
+	for _, d := range in.Disks {
+		if c := s.pool.Capabilities(d.Volume.Pool); c.Files != files || !c.Checkpoint {
+			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
+		}
+	}
+	if !files {
 		return s.takeStill(ctx, in, mem, m)
 	}
 	c := compute.Checkpoint{}
 	if c.Memory, err = mem.PlaceMemory(ctx, m, in.VM.Memory); err != nil {
 		return out, err
-	}
-	for _, d := range in.Disks {
-		if c := s.pool.Capabilities(d.Volume.Pool); !c.Files || !c.Checkpoint {
-			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
-		}
 	}
 	if c.Disks, err = s.layers(in); err != nil {
 		return out, err

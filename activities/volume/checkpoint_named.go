@@ -28,11 +28,6 @@ func asNow(in steps.GuestSave) string { return "now " + in.Memory }
 // takeStill: the guest stands still while the pool takes the snapshots. Those of an attempt that did not come to its end are of no use:
 // the guest has gone on since.
 func (s *service) takeStill(ctx context.Context, in steps.CheckpointPlan, mem storage.Memories, m steps.MemoryFile) (out steps.CheckpointTaken, err error) {
-	for _, d := range in.Disks {
-		if c := s.pool.Capabilities(d.Volume.Pool); c.Files || !c.Checkpoint {
-			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
-		}
-	}
 	tell := activities.Reporting(ctx)
 	out.Memory, err = mem.KeepMemory(ctx, m, tell)
 	if err == nil {

@@ -271,16 +271,7 @@ func TestDisksGoToCephAndBack(t *testing.T) {
 
 // TestOutageOfCopies: libvirtd is killed under copies. QEMU goes on with them, and libvirt finds them again.
 func TestOutageOfCopies(t *testing.T) {
-	node := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE")
-	if node == "" || os.Getenv("NEXTSTACK_TEST_LIBVIRT") == "" {
-		t.Skip("SKIPPED, NOT TESTED: copies whose libvirtd is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
-			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
-	}
-	sandbox := func(verb string) {
-		t.Helper()
-		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
-		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
-	}
+	_, sandbox := mortal(t, "copies whose libvirtd is killed")
 	b := newCopyBench(t)
 	t.Cleanup(func() { sandbox("libvirtd") })
 	again := func() {

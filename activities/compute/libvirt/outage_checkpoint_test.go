@@ -18,15 +18,7 @@ import (
 // TestOutageOfCheckpoints kills libvirtd in the middle of taking a checkpoint, putting a guest aside and having it go on. Whoever comes
 // next has it done, and the guest is never lost.
 func TestOutageOfCheckpoints(t *testing.T) {
-	node, uri := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("NEXTSTACK_TEST_LIBVIRT")
-	if node == "" || uri == "" {
-		t.Skip("SKIPPED, NOT TESTED: checkpoints of a libvirtd that is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
-			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
-	}
-	sandbox := func(verb string) {
-		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
-		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
-	}
+	uri, sandbox := mortal(t, "checkpoints of a libvirtd that is killed")
 	dir := t.TempDir()
 	layer := func(below string) compute.DiskSource {
 		s := compute.QCOW2(filepath.Join(dir, api.NewID()+".qcow2"))

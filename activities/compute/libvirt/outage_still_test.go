@@ -18,15 +18,7 @@ import (
 // TestOutageOfStillGuests kills libvirtd while it writes the memory of a guest that is to stand still, and while it stands still. Its disks are
 // only taken for kept if it has stood still all the time, and whoever comes next has it go on.
 func TestOutageOfStillGuests(t *testing.T) {
-	node, uri := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("NEXTSTACK_TEST_LIBVIRT")
-	if node == "" || uri == "" {
-		t.Skip("SKIPPED, NOT TESTED: guests that stand still under a libvirtd that is killed. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
-			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
-	}
-	sandbox := func(verb string) {
-		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
-		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
-	}
+	uri, sandbox := mortal(t, "guests that stand still under a libvirtd that is killed")
 	dir := t.TempDir()
 	disk := filepath.Join(dir, "disk.qcow2")
 	out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M").CombinedOutput()

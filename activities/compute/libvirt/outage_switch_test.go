@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -16,23 +15,15 @@ import (
 // killRig is a missedRig whose libvirtd can be killed.
 type killRig struct {
 	*missedRig
-	sandbox func(verb string)
+	sandbox func(verb string) string
 	status  string // what libvirt reads back of the guest
 }
 
 func newKillRig(t *testing.T) *killRig {
-	node, dir := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("SANDBOX_DIR")
-	if node == "" || dir == "" {
-		t.Skip("SKIPPED, NOT TESTED: a libvirtd that is killed while a guest goes over to another layer. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of " +
-			"deploy/dev/sandbox.sh, SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
-	}
-	sandbox := func(verb string) {
-		out, err := exec.Command("../../../deploy/dev/sandbox.sh", verb, node).CombinedOutput()
-		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
-	}
+	_, sandbox := mortal(t, "a libvirtd that is killed while a guest goes over to another layer")
 	r := &killRig{missedRig: newMissedRig(t), sandbox: sandbox}
 	t.Cleanup(func() { sandbox("libvirtd") })
-	r.status = filepath.Join(dir, node, "run/libvirt/qemu", compute.DomainName(r.plan.VM)+".xml")
+	r.status = filepath.Join(os.Getenv("SANDBOX_DIR"), os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), "run/libvirt/qemu", compute.DomainName(r.plan.VM)+".xml")
 	return r
 }
 

@@ -20,19 +20,29 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-// TestOutage takes libvirtd away under a running guest: killed, and frozen.
-func TestOutage(t *testing.T) {
+// mortal returns the URI of a libvirtd that tests may kill and freeze, and what does that: it returns what sandbox.sh printed. What is
+// not tested without one is named.
+func mortal(t *testing.T, what string) (uri string, sandbox func(verb string) string) {
+	t.Helper()
 	node, uri := os.Getenv("NEXTSTACK_TEST_SANDBOX_NODE"), os.Getenv("NEXTSTACK_TEST_LIBVIRT")
-	if node == "" || uri == "" {
-		t.Skip("SKIPPED, NOT TESTED: a libvirtd that is killed and frozen. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, " +
-			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt")
+	if node == "" || uri == "" || os.Getenv("SANDBOX_DIR") == "" {
+		t.Skipf("SKIPPED, NOT TESTED: %s. Set NEXTSTACK_TEST_SANDBOX_NODE to a node of deploy/dev/sandbox.sh, "+
+			"SANDBOX_DIR to its directory and NEXTSTACK_TEST_LIBVIRT to the URI of its libvirt", what)
 	}
-	sandbox := func(verb string) string {
+	return uri, func(verb string) string {
+		t.Helper()
+		var said strings.Builder
 		cmd := exec.Command("../../../deploy/dev/sandbox.sh", verb, node)
+		cmd.Stderr = &said
 		out, err := cmd.Output()
-		require.NoError(t, err, "sandbox.sh %s %s: %s", verb, node, out)
+		require.NoError(t, err, "sandbox.sh %s %s: %s%s", verb, node, out, said.String())
 		return strings.TrimSpace(string(out))
 	}
+}
+
+// TestOutage takes libvirtd away under a running guest: killed, and frozen.
+func TestOutage(t *testing.T) {
+	uri, sandbox := mortal(t, "a libvirtd that is killed and frozen")
 	dir := t.TempDir()
 	d := New(Options{URI: uri, ConsoleDir: dir})
 	t.Cleanup(d.Close)

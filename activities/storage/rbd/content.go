@@ -98,14 +98,9 @@ func (d *Driver) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk
 // OpenVolume implements storage.Opened: what is read is a qcow2 file that is made of the volume, and goes when it is closed.
 func (d *Driver) OpenVolume(ctx context.Context, v steps.VolumePlan) (out storage.Disk, err error) {
 	err = d.Lend(ctx, v, func(ctx context.Context, disk qemuimg.Disk) error {
-		if d.cfg.TempDir != "" {
-			if err := os.MkdirAll(d.cfg.TempDir, 0o700); err != nil {
-				return problem.Wrap(err, problem.Unavailable, "there is no room for volumes that are sent to the server")
-			}
-		}
-		tmp, err := os.CreateTemp(d.cfg.TempDir, tempPattern)
+		tmp, err := d.temp(tempPattern, "volumes that are sent to the server")
 		if err != nil {
-			return problem.Wrap(err, problem.Unavailable, "there is no room for volumes that are sent to the server")
+			return err
 		}
 		defer os.Remove(tmp.Name()) //nolint:errcheck // what stays goes when the agent starts
 		defer tmp.Close()           //nolint:errcheck // was not written to

@@ -169,16 +169,23 @@ func (d *Driver) fill(ctx context.Context, img *rbd.Image, p steps.PoolOnNode, w
 	return s.Protect()
 }
 
-// fetch gets the image's file, checks it, and returns it raw, in a file that has no name any more.
-func (d *Driver) fetch(ctx context.Context, p steps.PoolOnNode, w wanted, src storage.Source, progress func(string)) (raw *os.File, size int64, err error) {
+// temp makes a file of this node for something on its way to the cluster or from there. What an agent that died leaves of these goes
+// when the next one starts.
+func (d *Driver) temp(pattern, what string) (*os.File, error) {
 	if d.cfg.TempDir != "" {
 		if err := os.MkdirAll(d.cfg.TempDir, 0o700); err != nil {
-			return nil, 0, problem.Wrap(err, problem.Unavailable, "there is no room for images that are brought into Ceph")
+			return nil, problem.Wrap(err, problem.Unavailable, "there is no room for %s", what)
 		}
 	}
-	cooked, err := os.CreateTemp(d.cfg.TempDir, tempPattern)
+	f, err := os.CreateTemp(d.cfg.TempDir, pattern)
+	return f, problem.Wrap(err, problem.Unavailable, "there is no room for %s", what)
+}
+
+// fetch gets the image's file, checks it, and returns it raw, in a file that has no name any more.
+func (d *Driver) fetch(ctx context.Context, p steps.PoolOnNode, w wanted, src storage.Source, progress func(string)) (raw *os.File, size int64, err error) {
+	cooked, err := d.temp(tempPattern, "images that are brought into Ceph")
 	if err != nil {
-		return nil, 0, problem.Wrap(err, problem.Unavailable, "there is no room for images that are brought into Ceph")
+		return nil, 0, err
 	}
 	defer os.Remove(cooked.Name()) //nolint:errcheck // what stays goes when the agent starts
 	defer cooked.Close()           //nolint:errcheck // is thrown away

@@ -232,14 +232,9 @@ func (d *Driver) LendMemory(ctx context.Context, m steps.MemoryFile, tell func(a
 	if err != nil {
 		return err
 	}
-	if d.cfg.TempDir != "" {
-		if err := os.MkdirAll(d.cfg.TempDir, 0o700); err != nil {
-			return problem.Wrap(err, problem.Unavailable, "there is no room for the memory of guests")
-		}
-	}
-	tmp, err := os.CreateTemp(d.cfg.TempDir, lentPattern)
+	tmp, err := d.temp(lentPattern, "the memory of guests")
 	if err != nil {
-		return problem.Wrap(err, problem.Unavailable, "there is no room for the memory of guests")
+		return err
 	}
 	defer os.Remove(tmp.Name()) //nolint:errcheck // what stays goes when the agent starts
 	err = roomOn(filepath.Dir(tmp.Name()), tmp.Name(), size)

@@ -27,7 +27,7 @@ func (d *Driver) note(p steps.PoolOnNode) error {
 	}
 	err := os.MkdirAll(d.cfg.NoteDir, 0o700)
 	if err == nil {
-		err = touch(d.noteFile(p.Pool), d.cfg.NoteDir)
+		err = touch(d.noteFile(p.Pool))
 	}
 	if err != nil {
 		return problem.Wrap(err, problem.Unavailable, "pool %s cannot be noted on this node", p.Pool)
@@ -38,19 +38,15 @@ func (d *Driver) note(p steps.PoolOnNode) error {
 	return nil
 }
 
-func touch(file, dir string) error {
+func touch(file string) error {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	in, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(in.Sync(), in.Close())
+	return durable(file)
 }
 
 // touched reports whether there may be something of this node in the pool. Without a place for notes, or when it cannot be read, there may.

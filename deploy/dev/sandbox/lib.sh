@@ -70,13 +70,13 @@ daemon_pid() {
   [ "$(readlink "/proc/$p/ns/mnt")" = "$(readlink "/proc/$h/ns/mnt")" ] 2>/dev/null && echo "$p"
 }
 
-# gone PID: no such process, or only its zombie
+# gone PID: no such process, or only its zombie. A zombie with threads that are still ending has its files, and their locks.
 gone() {
-  local k v
+  local k v state=X threads=0
   while read -r k v _; do
-    [ "$k" = State: ] && { [ "$v" = Z ] || [ "$v" = X ]; return; }
+    case $k in State:) state=$v ;; Threads:) threads=$v ;; esac
   done 2>/dev/null < "/proc/$1/status"
-  return 0
+  [ "$state" = X ] || { [ "$state" = Z ] && [ "$threads" -le 1 ]; }
 }
 
 # wait_gone SECONDS PID...: true when all are gone in time

@@ -40,8 +40,7 @@ var revertSnapshot = deed{
 			l.content = bytes.Clone(l.kept)
 		}
 		l.mark = ""
-		_, err := l.ask(ctx, "look") // it has to start first
-		return first(err, l.sees(ctx), l.keeps(ctx), l.remember(ctx, "went back"))
+		return first(l.boots(ctx), l.sees(ctx), l.keeps(ctx), l.remember(ctx, "went back"))
 	},
 }
 

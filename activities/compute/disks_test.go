@@ -92,10 +92,14 @@ func fakeBench(t *testing.T) computetest.Bench {
 			require.Equal(t, wrote[device], got)
 		}
 		g.Rate = func(_ *testing.T, device string) int {
-			if limit := find(device).QoS.IOPS; limit > 0 {
-				return int(limit)
+			const free, page = 1000, 4 << 10
+			rate, qos := int64(free), find(device).QoS
+			for _, limit := range []int64{qos.IOPS, qos.Bandwidth / page} {
+				if limit > 0 {
+					rate = min(rate, limit)
+				}
 			}
-			return 1000
+			return int(rate)
 		}
 		g.Counts = func(t *testing.T, _ string) int {
 			n, err := strconv.Atoi("0" + f.Memory(g.Plan.VM))

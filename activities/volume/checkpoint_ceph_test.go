@@ -43,37 +43,72 @@ type cephBench struct {
 	local  string
 }
 
-func newCephBench(t *testing.T) *cephBench {
+// cluster is the Ceph of a sandbox, with the pool that its user may use.
+type cluster struct {
+	pool  steps.PoolOnNode
+	key   string
+	conf  string                      // file with its configuration, for its administrator
+	admin func(args ...string) string // rbd, as the administrator
+}
+
+// keys is how a driver gets the key.
+func (c cluster) keys(context.Context, string) (string, error) { return c.key, nil }
+
+// needCeph returns the cluster that the environment names, or skips the test.
+func needCeph(t *testing.T, what string) cluster {
 	dir := os.Getenv("NEXTSTACK_TEST_CEPH")
 	if dir == "" {
-		t.Skip("SKIPPED, NOT TESTED: checkpoints in Ceph. Set NEXTSTACK_TEST_CEPH to the directory of a sandbox's Ceph, or run make test")
+		t.Skipf("SKIPPED, NOT TESTED: %s. Set NEXTSTACK_TEST_CEPH to the directory of a sandbox's Ceph, or run make test", what)
 	}
-	nodes := computetest.Sandbox(t, "a", "b")
 	key, err := os.ReadFile(filepath.Join(dir, "client.libvirt.key"))
 	require.NoError(t, err)
-	conf, err := os.ReadFile(filepath.Join(dir, "ceph.conf"))
+	file := filepath.Join(dir, "ceph.conf")
+	conf, err := os.ReadFile(file)
 	require.NoError(t, err)
 	_, rest, _ := strings.Cut(string(conf), "v2:")
 	host, _, _ := strings.Cut(rest, ":")
 	source := api.PoolSource{Hosts: []string{host}, Name: "vms", User: "libvirt"}
-	nodes.Pool = steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolRBD, Shared: true, Path: api.CephPath(source), Source: source}
-	keys := func(context.Context, string) (string, error) { return strings.TrimSpace(string(key)), nil }
-	c := &cephBench{bench: &bench{t: t}, nodes: nodes, local: t.TempDir()}
-	c.ceph = rbd.New(rbd.Config{Key: keys, TempDir: t.TempDir(), MemoryDir: c.local, WatchPatience: 10 * time.Second})
-	c.pool = storage.ByType{api.PoolRBD: c.ceph}
-	c.admin = func(args ...string) string {
-		out, err := exec.Command("rbd", append([]string{"-c", filepath.Join(dir, "ceph.conf"), "-p", source.Name}, args...)...).Output()
-		require.NoError(t, err, "rbd %v: %s", args, out)
-		return string(out)
+	return cluster{
+		pool: steps.PoolOnNode{Pool: api.NewID(), Type: api.PoolRBD, Shared: true, Path: api.CephPath(source), Source: source},
+		key:  strings.TrimSpace(string(key)), conf: file,
+		admin: func(args ...string) string {
+			out, err := exec.Command("rbd", append([]string{"-c", file, "-p", source.Name}, args...)...).Output()
+			require.NoError(t, err, "rbd %v: %s", args, out)
+			return string(out)
+		},
 	}
-	_, err = c.ceph.Prepare(t.Context(), nodes.Pool)
+}
+
+// impatient has the cluster take those for dead after 5 s who do not answer, which is half a minute otherwise.
+func (c cluster) impatient(t *testing.T) {
+	config := func(args ...string) {
+		out, err := exec.Command("ceph", append([]string{"-c", c.conf, "config"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	config("set", "osd", "osd_client_watch_timeout", "5")
+	t.Cleanup(func() { config("rm", "osd", "osd_client_watch_timeout") })
+}
+
+// known has the hypervisors of the nodes know the key: who has it opens the pool's disks.
+func (c cluster) known(t *testing.T, nodes *computetest.Nodes) {
+	for i := range nodes.Names {
+		d := libvirt.New(nodes.Options(t, i))
+		require.NoError(t, d.SetSecret(t.Context(), c.pool.Pool, c.key))
+		t.Cleanup(func() { require.NoError(t, d.DropSecret(context.Background(), c.pool.Pool)); d.Close() })
+	}
+}
+
+func newCephBench(t *testing.T, what string) *cephBench {
+	there := needCeph(t, what)
+	nodes := computetest.Sandbox(t, "a", "b")
+	nodes.Pool = there.pool
+	c := &cephBench{bench: &bench{t: t}, nodes: nodes, local: t.TempDir(), admin: there.admin}
+	c.ceph = rbd.New(rbd.Config{Key: there.keys, TempDir: t.TempDir(), MemoryDir: c.local, WatchPatience: 10 * time.Second})
+	c.pool = storage.ByType{api.PoolRBD: c.ceph}
+	_, err := c.ceph.Prepare(t.Context(), nodes.Pool)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.ceph.Release(context.Background(), nodes.Pool)) })
-	for i := range nodes.Names { // who has the key of the pool opens its disks
-		d := libvirt.New(nodes.Options(t, i))
-		require.NoError(t, d.SetSecret(t.Context(), nodes.Pool.Pool, strings.TrimSpace(string(key))))
-		t.Cleanup(func() { require.NoError(t, d.DropSecret(context.Background(), nodes.Pool.Pool)); d.Close() })
-	}
+	there.known(t, nodes)
 	nodes.Elsewhere = func(t *testing.T, plan steps.VMPlan, made compute.DomainFiles) compute.DomainFiles {
 		v := steps.VolumePlan{Volume: plan.Disk.Volume, Name: "root", Size: plan.Disk.Size, Pool: nodes.Pool}
 		contents, ok := c.ceph.(storage.Contents)
@@ -174,7 +209,7 @@ func (c *cephBench) sectors(snapshot string) (n int) {
 // TestRealCheckpointsInCeph: a guest counts in its memory, and writes each number to its disk. It is kept while it runs, goes back to that
 // very moment, with the number and the disk that it had then, and from there to now, when that is undone.
 func TestRealCheckpointsInCeph(t *testing.T) {
-	c := newCephBench(t)
+	c := newCephBench(t, "checkpoints in Ceph")
 	b := c.bench
 
 	// Taken back, it goes on as it was.

@@ -97,13 +97,17 @@ export NEXTSTACK_TEST_DIR=$W NEXTSTACK_TEST_BIN=$PWD/.dev/test-bin
 mkdir -p "$NEXTSTACK_TEST_BIN"
 
 # Few machines for tests have a kernel with an NFS client: it gets a machine with another kernel, if one can be made.
-NFS_TESTS='^TestNFSPool' NFS_LEFT=() SKIP=()
+NFS_TESTS='^TestNFSPool' NFS_LEFT=() LEFT=()
 [ $# -gt 0 ] || NFS_LEFT=(-test.skip '^TestNFSPoolVolumesConform$') # emulated, it takes minutes: `make nfs`
 if [ ${#NFS[@]} = 1 ] && [ "$(id -u)" = 0 ] && [ "${NFS_MACHINE:-1}" = 1 ]; then
-  if SANDBOX_CACHE=$CACHE "$HERE/machine.sh" --make; then SKIP=(-skip "$NFS_TESTS"); else NFS=(); fi
+  if SANDBOX_CACHE=$CACHE "$HERE/machine.sh" --make; then LEFT=("$NFS_TESTS"); else NFS=(); fi
 else
   NFS=()
 fi
+
+# Guests with volumes in Ceph and on GlusterFS, which take minutes: `make nodes`.
+[ $# -gt 0 ] || LEFT+=('^TestRealVolumesGoToAndFromGluster$' '^TestRealVolumesInCeph$')
+SKIP=(); [ ${#LEFT[@]} = 0 ] || SKIP=(-skip "$(IFS='|'; echo "${LEFT[*]}")")
 
 # --- the tests ----------------------------------------------------------------------------------------------------
 RC=0
@@ -139,13 +143,13 @@ machine() {
 [ ${#SERVER[@]} = 0 ] || CGO_ENABLED=0 group "with the engine" -trimpath -timeout 15m "${SERVER[@]}"
 CRASHFLAGS=()
 # With the other things that take long: `make nodes`.
-[ $# -gt 0 ] || CRASHFLAGS=(-skip '^TestCeph$|^TestCloud$/^Disks$/^(nextstack|libvirtd)$')
+[ $# -gt 0 ] || CRASHFLAGS=(-skip '^TestCeph$|^TestPools$|^TestCloud$/^Disks$/^(nextstack|libvirtd)$')
 [ ${#CRASHES[@]} = 0 ] || group "crashes of the real stack" -timeout 25m "${CRASHFLAGS[@]}" "${CRASHES[@]}"
 # What kills whole nodes, and every process at every step of a move, is `make nodes`: it takes long, and wants a quiet machine.
 MANYFLAGS=()
 [ $# -gt 0 ] || MANYFLAGS=(-run '^TestNodes$')
 [ ${#MANY[@]} = 0 ] || group "nodes" -timeout 25m "${MANYFLAGS[@]}" "${MANY[@]}"
-[ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, and kills of nextstack and libvirtd while volumes are worked on"
+[ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, pools that go away and come back, and kills of nextstack and libvirtd while volumes are worked on; guests with volumes in Ceph, and volumes that go to GlusterFS and from there"
 [ $# -gt 0 ] || echo "NOT RUN HERE: what is tested of volumes, on NFS: make nfs"
 
 # --- what it came to -------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ type lane struct {
 	writes  int
 
 	attached bool // as it was last seen
+	starts   int  // how often the guest has come up
 }
 
 func (l *lane) name(what string) string { return fmt.Sprintf("%s-%d", what, l.num) }
@@ -137,14 +138,18 @@ func (w *world) lanes(t *testing.T, n int, pool string) []*lane {
 	return all
 }
 
-// boots waits until the guest has started. Its console is asked, which takes nothing from guests that are emulated.
+// boots waits until the guest has started once more. Its console is asked, which takes nothing from guests that are emulated.
 func (l *lane) boots(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*bootTime) // all start at once
 	defer cancel()
 	return stack.Poll(ctx, 100*time.Millisecond, func() error {
 		console, err := l.w.Hosts[0].Console(l.vm.ID)
-		if err == nil && !strings.Contains(console, "tiny: READY") {
+		starts := strings.Count(console, "tiny: READY")
+		if err == nil && starts <= l.starts {
 			err = fmt.Errorf("its console ends: %s", tail(console, 200))
+		}
+		if err == nil {
+			l.starts = starts
 		}
 		return err
 	})

@@ -20,15 +20,19 @@ const pollEvery = 20 * time.Millisecond
 
 // What every stack has from the start.
 const (
-	Pool   = "default" // a directory of each node
-	Shared = "shared"  // a directory that all nodes see, if Options.Shared
-	Ceph   = "ceph"    // in a Ceph cluster, if Options.Ceph
-	Blank  = "blank"   // an image without a system: its guests run and do nothing
-	Tiny   = "tiny"    // an image of a Linux that answers HTTP
-	VPC    = "net"     // 10.1.0.0/16
-	Subnet = "net-a"   // 10.1.0.0/22
-	Web    = "web"     // security group: TCP port 80 and ping from everywhere
+	Pool    = "default" // a directory of each node
+	Shared  = "shared"  // a directory that all nodes see, if Options.Shared
+	Ceph    = "ceph"    // in a Ceph cluster, if Options.Ceph
+	Gluster = "gluster" // on a GlusterFS, if Options.Gluster
+	Blank   = "blank"   // an image without a system: its guests run and do nothing
+	Tiny    = "tiny"    // an image of a Linux that answers HTTP
+	VPC     = "net"     // 10.1.0.0/16
+	Subnet  = "net-a"   // 10.1.0.0/22
+	Web     = "web"     // security group: TCP port 80 and ping from everywhere
 )
+
+// glusterVolume is the volume of GlusterFS that the pool Gluster is on.
+const glusterVolume = "gv0"
 
 // AwaitControl waits until the API answers.
 func (s *Stack) AwaitControl(ctx context.Context) error {
@@ -151,6 +155,13 @@ func (s *Stack) furnish(ctx context.Context, o Options) error {
 			}
 			source := api.PoolSource{Hosts: []string{s.net + ".1"}, Name: "vms", User: "libvirt"}
 			return create(ctx, s, &api.PoolCreate{Name: Ceph, Type: api.PoolRBD, Source: source, Key: strings.TrimSpace(string(key))})
+		},
+		func() error {
+			if !o.Gluster {
+				return nil
+			}
+			source := api.PoolSource{Hosts: []string{s.net + ".1"}, Name: glusterVolume}
+			return create(ctx, s, &api.PoolCreate{Name: Gluster, Type: api.PoolGluster, Source: source})
 		},
 		func() error {
 			return create(ctx, s, &api.ImageCreate{Name: Blank, Format: api.FormatRaw, Path: s.path("images", "blank.raw")})

@@ -32,6 +32,8 @@ type Options struct {
 	Shared bool
 	// Ceph adds a Ceph cluster, and the pool Ceph in it.
 	Ceph bool
+	// Gluster adds a GlusterFS, and the pool Gluster on it.
+	Gluster bool
 	// IPMI gives every node a fence device, see Host.Fence. No agent's record says so yet.
 	IPMI bool
 }
@@ -104,6 +106,9 @@ func requireParts(t testing.TB, o Options) {
 	programs := []string{"libvirtd", "ovs-vswitchd", "ovn-northd", "qemu-img", "virsh", "ip"}
 	if o.IPMI {
 		programs = append(programs, "ipmi_sim")
+	}
+	if o.Gluster {
+		programs = append(programs, "glusterd")
 	}
 	if o.Ceph {
 		programs = append(programs, "ceph-osd", "rbd")
@@ -232,8 +237,11 @@ func (s *Stack) startSandbox(ctx context.Context, o Options) error {
 	if _, err := command(ctx, environment(), s.script("guest.sh"), s.guest()); err != nil {
 		return err
 	}
-	if o.Ceph {
-		if _, err := s.sandboxDo(ctx, "ceph"); err != nil {
+	for verb, wanted := range map[string]bool{"ceph": o.Ceph, "gluster": o.Gluster} {
+		if !wanted {
+			continue
+		}
+		if _, err := s.sandboxDo(ctx, verb); err != nil {
 			return err
 		}
 	}

@@ -184,22 +184,6 @@ func grow(t *testing.T, b Bench) {
 	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
 }
 
-func limits(t *testing.T, b Bench) {
-	g := b.Boot(t, false)
-	disk, _ := b.give(t, g, "vdc")
-	free := g.Rate(t, "vdc")
-	for range 2 {
-		require.NoError(t, b.TuneDisk(t.Context(), g.Plan.VM, disk.Volume, api.VolumeQoS{IOPS: 4, IOPSBurst: 5}))
-	}
-	slow := g.Rate(t, "vdc")
-	require.Less(t, slow, max(free/2, 6), "free it does %d writes a second", free)
-	require.NoError(t, b.TuneDisk(t.Context(), g.Plan.VM, disk.Volume, api.VolumeQoS{}))
-	again := g.Rate(t, "vdc")
-	require.Greater(t, again, slow, "and without limits it is fast again")
-	t.Logf("writes a second: %d free, %d limited, %d free", free, slow, again)
-	require.Equal(t, problem.NotFound, problem.KindOf(b.TuneDisk(t.Context(), g.Plan.VM, api.NewID(), api.VolumeQoS{})))
-}
-
 // snapshots: the guest writes all the time, through two snapshots and the merges of both.
 func snapshots(t *testing.T, b Bench, agent bool) {
 	g := b.Boot(t, agent)

@@ -4,11 +4,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/nextstack/nextstack/api"
 )
 
 // SharedMove moves a guest whose disk both nodes see, while it runs: nothing of it is copied.
@@ -18,15 +21,11 @@ func SharedMove(t *testing.T, r Rig) { moves(t, r, true) }
 // skips the test if the sandbox has none.
 func (n *Nodes) OnGluster(t *testing.T) {
 	t.Helper()
-	env, err := os.ReadFile(filepath.Join(n.dir, "sandbox.env"))
-	require.NoError(t, err)
-	if out, err := n.sandbox("file-pid", "gv0").CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED, NOT TESTED: guests with disks on GlusterFS. It does not run in the sandbox %s: %s", n.dir, out)
-	}
+	server := n.Gluster(t)
 	dir, err := os.MkdirTemp("", "nst")
 	require.NoError(t, err)
 	mount := []string{
-		"glusterfs", "--volfile-server=" + strings.Fields(string(env))[1] + ".1", "--volfile-id=gv0", "--log-level=NONE", "--attribute-timeout=0", "--entry-timeout=0",
+		"glusterfs", "--volfile-server=" + server, "--volfile-id=gv0", "--log-level=NONE", "--attribute-timeout=0", "--entry-timeout=0",
 		"--xlator-option=*open-behind.pass-through=true", "--xlator-option=*md-cache.pass-through=true", dir,
 	}
 	// The nodes see the mounts of the host, and mount over them: first the host, or they would see two of them.
@@ -43,6 +42,48 @@ func (n *Nodes) OnGluster(t *testing.T) {
 			require.NoError(t, err, "%s", out)
 		})
 	}
+}
+
+// insideEnv is set for a test that runs on a node.
+const insideEnv = "NEXTSTACK_TEST_INSIDE"
+
+// Inside runs the test once more on the first node, as its agent would: what is mounted there is what its guests see. It reports
+// whether this is that run; else it has ended, and the test as it did.
+func (n *Nodes) Inside(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(insideEnv) == n.Names[0] {
+		return true
+	}
+	cmd := n.sandbox("exec", n.Names[0], "env", insideEnv+"="+n.Names[0], os.Args[0], "-test.run", "^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.count=1")
+	out, err := cmd.CombinedOutput()
+	t.Logf("on node %s:\n%s", n.Names[0], out)
+	require.NoError(t, err)
+	require.NotContains(t, string(out), "--- SKIP: "+t.Name())
+	return false
+}
+
+// Gluster returns the address of the sandbox's GlusterFS, or skips the test. From inside a node it cannot be seen whether it is there.
+func (n *Nodes) Gluster(t *testing.T) string {
+	t.Helper()
+	if out, err := n.sandbox("file-pid", "gv0").CombinedOutput(); err != nil && os.Getenv(insideEnv) == "" {
+		t.Skipf("SKIPPED, NOT TESTED: guests with disks on GlusterFS. It does not run in the sandbox %s: %s", n.dir, out)
+	}
+	env, err := os.ReadFile(filepath.Join(n.dir, "sandbox.env"))
+	require.NoError(t, err)
+	return strings.Fields(string(env))[1] + ".1"
+}
+
+// GlusterDirectory makes a directory of a volume of the sandbox's GlusterFS that is the test's own: it goes with it.
+func (n *Nodes) GlusterDirectory(t *testing.T, volume string) api.PoolSource {
+	t.Helper()
+	server := n.Gluster(t)
+	base := t.TempDir()
+	run(t, "glusterfs", "--volfile-server="+server, "--volfile-id="+volume, "--log-level=NONE", base)
+	t.Cleanup(func() { run(t, "umount", base) })
+	dir, err := os.MkdirTemp(base, "nst")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return api.PoolSource{Hosts: []string{server}, Name: volume + "/" + filepath.Base(dir)}
 }
 
 func (n *Nodes) sandbox(args ...string) *exec.Cmd {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -15,7 +16,8 @@ import (
 )
 
 func (s *Server) routeVolumes() {
-	readable[api.Volume](s)
+	handle(s, listOperation(api.KindVolume), s.listVolumes)
+	gettable[api.Volume](s)
 	creatable(s, api.KindVolume, "Empty, from an image, or as a copy of a snapshot or of another volume. It belongs to no VM, and outlives those that it is attached to.", Admission.CreateVolume)
 	updatable(s, api.KindVolume, Admission.UpdateVolume)
 	handle(s, writeOperation("delete-volume", http.MethodDelete, itemPath(api.KindVolume), api.KindVolume, "Delete a volume",
@@ -39,6 +41,46 @@ func (s *Server) routeVolumes() {
 	deletable(s, api.KindSnapshot, "What goes on from it stays. In a pool of files no more than one thing may.", Admission.DeleteSnapshot)
 	asking(s, writeOperation("revert-snapshot", http.MethodPost, itemPath(api.KindSnapshot)+"/revert", api.KindSnapshot, "Go back to a snapshot",
 		"The volume becomes again what it was. What was written since the last snapshot is lost. A VM that has it must not run, or is restarted."), api.KindSnapshot, Admission.RevertSnapshot)
+}
+
+type volumesQuery struct {
+	InProject
+	ListQuery
+	Pool string `query:"pool" doc:"Name or ID of the pool that they are in"`
+	VM   string `query:"vm" doc:"Name or ID of a VM that has them, as its root disk or attached"`
+}
+
+func (s *Server) listVolumes(ctx context.Context, in *volumesQuery) (*listed[api.Volume], error) {
+	if err := s.knownProject(ctx, api.KindVolume, in.Project); err != nil {
+		return nil, err
+	}
+	pool, err := chosen[api.Pool](ctx, s, "", "query.pool", in.Pool)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := chosen[api.VM](ctx, s, in.Project, "query.vm", in.VM)
+	if err != nil {
+		return nil, err
+	}
+	return list(ctx, s, in.Project, in.ListQuery, pool+"\x00"+vm, func(v *api.Volume) bool {
+		return (pool == "" || v.Spec.Pool == pool) && (vm == "" || slices.Contains(v.VMs(), vm))
+	})
+}
+
+// chosen returns the ID of what a list is to be about; empty: nobody said. What does not exist is a mistake, which an empty list would
+// hide.
+func chosen[T any, P resource[T]](ctx context.Context, s *Server, project, path, ref string) (string, error) {
+	if ref == "" {
+		return "", nil
+	}
+	if !api.ValidName(ref) && !api.IsUUID(ref) {
+		return "", wrong(path, clip(ref), "must be a name or a UUID")
+	}
+	r, err := store.Find[T, P](ctx, s.o.KV, handleOf(ctx), project, ref)
+	if err != nil {
+		return "", err
+	}
+	return P(r).GetMeta().ID, nil
 }
 
 func (s *Server) routeCheckpoints() {

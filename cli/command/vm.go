@@ -33,10 +33,10 @@ var vms = &noun[*api.VM]{
 		refsCol("SUBNETS", api.KindSubnet, func(v *api.VM) []string {
 			return mapped(v.Spec.NICs, func(n api.NIC) string { return n.Subnet })
 		}),
-		col("PORTS", func(v *api.VM) cell {
-			return words(mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port }))
+		refsCol("PORTS", api.KindPort, func(v *api.VM) []string {
+			return mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port })
 		}),
-		col("VOLUMES", func(v *api.VM) cell { return words(v.Status.Volumes) }),
+		{"VOLUMES", func(ctx context.Context, a *app, v *api.VM) cell { return text(a.volumesOf(ctx, v)) }},
 		refCol("GROUP", api.KindVMGroup, func(v *api.VM) string { return v.Spec.Group }),
 		refCol("PINNED TO", api.KindAgent, func(v *api.VM) string { return v.Spec.NodeID }),
 		refCol("MOVING TO", api.KindAgent, func(v *api.VM) string { return v.Status.MovingTo }),
@@ -259,14 +259,14 @@ func readInput(name string, stdin io.Reader, limit int64) ([]byte, error) {
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+			return nil, unreadable(err, name)
 		}
 		defer file.Close()
 		stdin = file
 	}
 	b, err := io.ReadAll(io.LimitReader(stdin, limit+1))
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+		return nil, unreadable(err, name)
 	}
 	if int64(len(b)) > limit {
 		return nil, problem.New(problem.TooLarge, "%s is longer than %s", name, formatSize(limit))

@@ -29,18 +29,11 @@ var volumes = &noun[*api.Volume]{
 		col("PROTECTED", func(v *api.Volume) cell { return yes(v.Spec.Protected) }),
 		col("SHAREABLE", func(v *api.Volume) cell { return yes(v.Spec.Shareable) }),
 		col("LIMITS", func(v *api.Volume) cell { return words(limits(v.Spec.QoS)) }),
-		col("DISKS", func(v *api.Volume) cell { return words(mapped(v.Status.Attachments, attached)) }),
+		{"DISKS", func(ctx context.Context, a *app, v *api.Volume) cell { return text(a.disksOf(ctx, v)) }},
 		refCol("GOES ON FROM", api.KindSnapshot, func(v *api.Volume) string { return v.Status.Snapshot }),
 		col("DELETED", func(v *api.Volume) cell { return moment(v.Status.Deleted) }),
 		col("EXPIRES", func(v *api.Volume) cell { return moment(v.Status.Expires) }),
 	},
-}
-
-func attached(at api.Attachment) string {
-	if at.ReadOnly {
-		return at.Device + " (read-only)"
-	}
-	return at.Device
 }
 
 func moment(t time.Time) cell {
@@ -96,7 +89,7 @@ func (a *app) sawVolume(ctx context.Context) func(*api.Operation) error {
 
 func (a *app) volCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"},
-		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
+		a.volAddCmd(), volumes.getCmd(a), a.volListCmd(), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
 }
 
 func (a *app) volAddCmd() *cobra.Command {

@@ -124,6 +124,8 @@ type vmFlags struct {
 	labels   []string
 	node     []string // labels
 	volumes  []string
+	attach   []string
+	lend     []string // read-only
 }
 
 func (a *app) vmAddCmd() *cobra.Command {
@@ -134,7 +136,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 		Use: "add NAME", Aliases: []string{"create"}, Short: "Make a VM and start it",
 		Example: "  gnext vm add hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web\n" +
 			"  gnext vm add db --image tiny --memory 4G --subnet front=10.1.0.5 --subnet back --ssh-key ~/.ssh/id_ed25519.pub\n" +
-			"  gnext vm add files --image tiny --memory 1G --subnet front --volume 20G,name=files-data --volume 1T,pool=slow",
+			"  gnext vm add files --image tiny --memory 1G --subnet front --volume 20G,name=files-data --volume 1T,pool=slow\n" +
+			"  gnext vm add db2 --image tiny --memory 4G --attach db-data",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -159,6 +162,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool of the root disk (default: the only ready one)")
 	fl.StringArrayVar(&f.volumes, "volume", nil, "empty volume to be made with it, as SIZE[,pool=POOL][,name=NAME] (repeatable; default: in the pool of the root disk)")
 	must(cmd.RegisterFlagCompletionFunc("volume", cobra.NoFileCompletions))
+	a.refsFlag(cmd, &f.attach, "attach", api.KindVolume, "volume that exists, which it has from its first start (repeatable); in a pool that is not shared, the VM goes to where that is")
+	a.refsFlag(cmd, &f.lend, "attach-read-only", api.KindVolume, "the same, but it cannot write to it (repeatable)")
 	a.refsFlag(cmd, &f.subnets, "subnet", api.KindSubnet, "subnet of a network interface, as NAME or NAME=IP (repeatable)")
 	fl.StringVar(&f.address, "ip", "", "fixed address in the only subnet")
 	a.refsFlag(cmd, &r.SecurityGroups, "sg", api.KindSecurityGroup, "security group of all interfaces (repeatable)")
@@ -225,6 +230,12 @@ func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 			return err
 		}
 		r.Volumes = append(r.Volumes, v)
+	}
+	for _, v := range f.attach {
+		r.Attach = append(r.Attach, api.VMAttach{Volume: v})
+	}
+	for _, v := range f.lend {
+		r.Attach = append(r.Attach, api.VMAttach{Volume: v, ReadOnly: true})
 	}
 	for _, s := range f.subnets {
 		subnet, address, _ := strings.Cut(s, "=")

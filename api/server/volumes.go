@@ -28,7 +28,7 @@ func (s *Server) routeVolumes() {
 	changing(s, volumeVerb("resize", "Make a volume bigger", "Whether the VM that has it runs or not. A volume never shrinks."), api.KindVolume, Admission.ResizeVolume)
 	acting(s, volumeVerb("flatten", "Make a volume independent of its image",
 		"What it shows of the image is copied into it, whether the VM that has it runs or not. In a pool of files it must have no snapshots."), api.KindVolume, Admission.FlattenVolume)
-	changing(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), api.KindVolume, Admission.MigrateVolume)
+	rehearsable(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), s.migrateVolume)
 	asking(s, volumeVerb("export", "Make a file of a volume", "Of it as it is, if no VM that runs has it, or of one of its snapshots. The operation's result tells size and SHA-256. Then download it: GET .../exports/OPERATION. It is kept for a day."), api.KindVolume, Admission.ExportVolume)
 	handle(s, huma.Operation{
 		OperationID: "download-volume", Method: http.MethodGet, Path: itemPath(api.KindVolume) + "/exports/{operation}", Tags: []string{string(api.KindVolume)}, Summary: "Download a volume",
@@ -94,6 +94,25 @@ func (s *Server) routeCheckpoints() {
 
 func volumeVerb(verb, summary, doc string) huma.Operation {
 	return writeOperation(verb+"-volume", http.MethodPost, itemPath(api.KindVolume)+"/"+verb, api.KindVolume, summary, doc)
+}
+
+type migrateVolumeInput struct {
+	ActInProject
+	Rehearsable
+	Body api.VolumeMigrate
+}
+
+func (s *Server) migrateVolume(ctx context.Context, in *migrateVolumeInput) (*outcome, error) {
+	if err := firstOf(checkRef(in.Ref), in.Body.Validate()); err != nil {
+		return nil, err
+	}
+	return s.either(ctx, in.Rehearsable, in.WriteHeaders, in.Project, api.KindVolume, func(p Planner, h auth.Handle, o admission.Options) (*api.DryRun, error) {
+		return p.PlanMigrateVolume(ctx, h, o, in.Ref, in.Body)
+	}, func() (*accepted, error) {
+		return s.act(ctx, in.WriteHeaders, in.IfMatch, in.Project, api.KindVolume, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
+			return s.o.Admission.MigrateVolume(ctx, h, o, in.Ref, in.Body)
+		})
+	})
 }
 
 type downloadVolumeInput struct {

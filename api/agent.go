@@ -232,6 +232,7 @@ type DryRun struct {
 	Steps    []StepRecord     `json:"steps"`
 	Decision *Decision        `json:"decision,omitempty"`
 	Plan     *MovePlan        `json:"plan,omitempty"`
+	Volume   *VolumeMoving    `json:"volume,omitempty" doc:"Of a volume that would go to another pool"`
 	Error    *problem.Problem `json:"error,omitempty" doc:"Why it would fail"`
 }
 

@@ -82,6 +82,7 @@ type VMCreate struct {
 	RootDisk       int64             `json:"rootDisk,omitempty" doc:"Bytes; 0: the size of the image"`
 	Pool           string            `json:"pool,omitempty" doc:"Pool of the root disk; empty: the only ready pool"`
 	Volumes        []VMVolume        `json:"volumes,omitempty" doc:"Empty volumes that are made with it, and which it has as vdc, vdd and so on; they outlive it"`
+	Attach         []VMAttach        `json:"attach,omitempty" doc:"Volumes that exist already, and which it has from its first start, after those that are made with it"`
 	NICs           []NICRequest      `json:"nics,omitempty"`
 	SecurityGroups []string          `json:"securityGroups,omitempty" doc:"For every NIC that names none itself"`
 	Hostname       string            `json:"hostname,omitempty" doc:"Empty: the name"`
@@ -96,6 +97,24 @@ type VMVolume struct {
 	Name string `json:"name,omitempty" doc:"Empty: made from the name of the VM"`
 	Size int64  `json:"size" doc:"Bytes, a multiple of 1 MiB"`
 	Pool string `json:"pool,omitempty" doc:"Empty: that of the root disk"`
+}
+
+// VMAttach asks for a volume that exists already to be given to a VM that is made.
+type VMAttach struct {
+	Volume   string `json:"volume" doc:"Name or ID"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// VMMake is what the acceptance of a new VM decided of the volumes that it gets.
+type VMMake struct {
+	Attach []VMDisk `json:"attach,omitempty"` // those that exist already
+}
+
+// VMDisk is a volume as a VM is to have it.
+type VMDisk struct {
+	Volume   string `json:"volume"` // ID
+	Device   string `json:"device"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
 // NICRequest asks for one network interface.
@@ -134,7 +153,7 @@ func (r *VMCreate) Validate() error {
 	if r.Hostname != "" {
 		v.Check(nameRE.MatchString(r.Hostname), "hostname", r.Hostname, "must be one DNS label: a-z, 0-9 and '-', at most 63 characters")
 	}
-	v.Check(len(r.Volumes) <= MaxVolumes, "volumes", len(r.Volumes), "at most %d", MaxVolumes)
+	v.Check(len(r.Volumes)+len(r.Attach) <= MaxVolumes, "volumes", len(r.Volumes)+len(r.Attach), "at most %d, with those that it is given", MaxVolumes)
 	for i, d := range r.Volumes {
 		p := pathIndex("volumes", i)
 		if d.Name != "" {
@@ -144,6 +163,9 @@ func (r *VMCreate) Validate() error {
 		if d.Pool != "" {
 			CheckRef(&v, p+".pool", d.Pool)
 		}
+	}
+	for i, at := range r.Attach {
+		CheckRef(&v, pathIndex("attach", i)+".volume", at.Volume)
 	}
 	v.Check(len(r.NICs) <= MaxNICs, "nics", len(r.NICs), "at most %d", MaxNICs)
 	for i, n := range r.NICs {

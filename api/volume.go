@@ -299,6 +299,19 @@ type VolumeMove struct {
 	Bandwidth int64 `json:"bandwidth,omitempty"`
 }
 
+// VolumeMoving is how a volume would go to another pool.
+type VolumeMoving struct {
+	Volume Ref    `json:"volume"`
+	From   string `json:"from" doc:"Pool name"`
+	To     string `json:"to" doc:"Pool name"`
+	VM     *Ref   `json:"vm,omitempty" doc:"That has it, and goes on with the copy"`
+	Live   bool   `json:"live" doc:"That VM runs meanwhile"`
+	Node   string `json:"node,omitempty" doc:"Agent name of the one that makes the copy"`
+	Size   int64  `json:"size" doc:"Bytes of the volume: no more than that is copied"`
+	// Seconds is an upper limit only if the pools are at least as fast as the bandwidth.
+	Seconds int64 `json:"seconds,omitempty" doc:"How long it takes to copy as much at the bandwidth that is asked for; 0: none is, and it depends on the pools"`
+}
+
 // VolumeRemoval is what has to be removed of a volume, in this order.
 type VolumeRemoval struct {
 	Snapshots []string `json:"snapshots,omitempty"` // by ID, of pools whose snapshots have names

@@ -424,6 +424,28 @@ func (p *planner) PlanMigrate(ctx context.Context, h auth.Handle, o admission.Op
 	return p.plan(ctx, api.OpVMMigrate, err)
 }
 
+func (p *planner) PlanMigrateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeMigrate) (*api.DryRun, error) {
+	move, err := p.admission.PreviewMigrateVolume(ctx, h, o, ref, req)
+	d, failed := p.plan(ctx, api.OpVolumeMigrate, err)
+	if failed != nil || err != nil && problem.Is(err, problem.NotFound) {
+		return d, failed
+	}
+	v, err := store.Find[api.Volume](ctx, p.kv, h, o.Project, ref)
+	if err != nil {
+		return nil, err
+	}
+	d.Volume = &api.VolumeMoving{Volume: api.RefTo(v), From: "a-pool", To: req.Pool, Node: move.Agent.Name, Size: v.Spec.Size, Seconds: v.Spec.Size / max(1, req.Bandwidth)}
+	for _, id := range v.VMs() {
+		vm, err := store.Get[api.VM](ctx, p.kv, h, v.Project, id)
+		if err != nil {
+			return nil, err
+		}
+		has := api.RefTo(vm)
+		d.Volume.VM, d.Volume.Live = &has, vm.Status.Phase == api.PhaseRunning
+	}
+	return d, nil
+}
+
 func (p *planner) PlanDrain(ctx context.Context, _ auth.Handle, _ admission.Options, ref string, _ api.HostDrain) (*api.DryRun, error) {
 	host, err := store.Find[api.Agent](ctx, p.kv, system, "", ref)
 	if err != nil {

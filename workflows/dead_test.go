@@ -27,7 +27,7 @@ func newDying(t *testing.T, ha, shared bool) *dying {
 	d := &dying{stage: newStage(t), where: api.PhaseReady, was: api.PhaseRunning}
 	d.plan = steps.VMPlan{VM: "vm", Name: "web1", Agent: "a", AgentName: "a", HA: ha, Disk: steps.DiskPlan{Pool: "p", Shared: shared, PoolPath: "/a"}}
 	placed := func(steps.VMRef) (steps.Placement, error) { return steps.Placement{Phase: d.was, Plan: d.plan}, nil }
-	answer(d.stage, steps.PlaceVM, placed)
+	answer(d.stage, steps.PlaceVM, func(o steps.VMOrder) (steps.Placement, error) { return placed(o.VMRef) })
 	answer(d.stage, steps.LoadVM, placed)
 	fine(d.stage, steps.UnplaceVM)
 	fine(d.stage, steps.WirePorts)

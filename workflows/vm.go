@@ -14,6 +14,7 @@ import (
 // vmState is what the steps of the VM operations share.
 type vmState struct {
 	Ref    steps.VMRef       `json:"ref"`
+	Make   api.VMMake        `json:"make,omitzero"`
 	Placed steps.Placement   `json:"placed"`
 	Stop   api.VMStop        `json:"stop"`
 	Layers api.VMRemoval     `json:"layers,omitzero"` // of its root disk, if it has snapshots
@@ -31,7 +32,7 @@ func startVM(op steps.Op) (vmState, error) {
 
 // VMCreate makes a VM: the records, addresses and quota were claimed when it was accepted, and go when it is undone.
 var VMCreate = saga.Table[vmState]{
-	Kind: api.OpVMCreate, Start: startVM,
+	Kind: api.OpVMCreate, Start: startVMCreate,
 	Steps: []saga.Step[vmState]{
 		{Name: "place", Where: control, Do: placeVM, Undo: unplaceVM, Detail: placeDetail},
 		{Name: "wire", Where: control, Do: wireVM, Undo: unwireVM},
@@ -142,8 +143,16 @@ func startVMStop(op steps.Op) (vmState, error) {
 	return s, nil
 }
 
+func startVMCreate(op steps.Op) (vmState, error) {
+	s, err := startVM(op)
+	if err == nil && len(op.Input) > 0 {
+		err = json.Unmarshal(op.Input, &s.Make)
+	}
+	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
+}
+
 func placeVM(r *saga.Run, s *vmState) (err error) {
-	s.Placed, err = steps.PlaceVM.Call(r, "", s.Ref)
+	s.Placed, err = steps.PlaceVM.Call(r, "", steps.VMOrder{VMRef: s.Ref, VMMake: s.Make})
 	return err
 }
 

@@ -120,7 +120,7 @@ func placeAll(t *testing.T, c central, ops []*api.Operation) (placed map[string]
 	for i, op := range ops {
 		wg.Go(func() {
 			<-begin
-			places[i], errs[i] = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+			places[i], errs[i] = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: op.Target.ID}})
 		})
 	}
 	close(begin)
@@ -313,7 +313,7 @@ func benchmarkPlace(b *testing.B, nodes int, sync bool) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			i := next.Add(1) - 1
-			if _, err := call(c, steps.PlaceVM, steps.Token{Operation: op}, steps.VMRef{Project: opts.Project, VM: vms[i]}); err != nil {
+			if _, err := call(c, steps.PlaceVM, steps.Token{Operation: op}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: vms[i]}}); err != nil {
 				b.Error(err)
 			}
 		}

@@ -50,7 +50,7 @@ func TestAVMThatComesIntoAGroupCountsForTheOthersAtOnce(t *testing.T) {
 			c := grouped(t, policy)
 			place := func(name string) string {
 				tok, ref := c.member(name, "")
-				out, err := call(c.c, steps.PlaceVM, tok, ref)
+				out, err := call(c.c, steps.PlaceVM, tok, steps.VMOrder{VMRef: ref})
 				require.NoError(t, err)
 				_, err = call(c.c, steps.UnplaceVM, tok, ref) // it goes again
 				require.NoError(t, err)
@@ -85,7 +85,7 @@ func TestARuleHoldsWhenAVMComesIntoAGroupWhileAnotherIsPlaced(t *testing.T) {
 			begin := make(chan struct{})
 			var wg sync.WaitGroup
 			wg.Go(func() { <-begin; _, joined = c.join("g") })
-			wg.Go(func() { <-begin; _, placed = call(c.c, steps.PlaceVM, tok, ref) })
+			wg.Go(func() { <-begin; _, placed = call(c.c, steps.PlaceVM, tok, steps.VMOrder{VMRef: ref}) })
 			close(begin)
 			wg.Wait()
 			switch {

@@ -20,7 +20,7 @@ func TestAnotherNodeWithTheImageIsNamed(t *testing.T) {
 	}
 	place := func(name string) steps.Placement {
 		op := accept(t, w, name)
-		out, err := call(newCentral(w), steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+		out, err := call(newCentral(w), steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: op.Target.ID}})
 		require.NoError(t, err)
 		return out
 	}

@@ -14,9 +14,9 @@ import (
 )
 
 // placeVM is optimistic: it decides on what it knows, and the commit fails if the chosen node's ledger has moved since.
-func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (out steps.Placement, err error) {
+func (s *State) placeVM(ctx context.Context, t steps.Token, in steps.VMOrder) (out steps.Placement, err error) {
 	err = s.retry(ctx, func() error {
-		vm, err := s.held(ctx, t, ref)
+		vm, err := s.held(ctx, t, in.VMRef)
 		if err != nil {
 			return err
 		}
@@ -26,7 +26,7 @@ func (s *State) placeVM(ctx context.Context, t steps.Token, ref steps.VMRef) (ou
 				return err
 			}
 		}
-		if out, err = s.placement(ctx, vm); err != nil {
+		if out, err = s.placement(ctx, vm, in.Attach...); err != nil {
 			return err
 		}
 		if out.Volumes, err = s.newVolumes(ctx, vm); err != nil {
@@ -200,7 +200,7 @@ func (s *State) wish(ctx context.Context, vm *api.VM) (placement.Request, error)
 	}
 	// A root disk is thin; what it needs at once is room for its image, should the pool not have it yet.
 	req.Disk, req.Image = image.Status.Size, image.Status.SHA256
-	if req.Also, err = s.poolsOfVolumes(ctx, vm); err != nil || vm.Spec.Group == "" {
+	if err = s.besides(ctx, vm, &req); err != nil || vm.Spec.Group == "" {
 		return req, err
 	}
 	group, err := known[api.VMGroup](ctx, s, vm, vm.Project, vm.Spec.Group)
@@ -219,22 +219,28 @@ func (s *State) imageOf(ctx context.Context, vm *api.VM) (*api.Image, error) {
 	return known[api.Image](ctx, s, vm, vm.Project, vm.Spec.Image)
 }
 
-// poolsOfVolumes returns the pools that a VM's node must have besides that of its root disk.
-func (s *State) poolsOfVolumes(ctx context.Context, vm *api.VM) ([]placement.Pool, error) {
-	var out []placement.Pool
+// besides asks for what the volumes of a VM besides its root disk need of its node: their pools and, when it is made and gets volumes that
+// exist already on one node only, that one.
+func (s *State) besides(ctx context.Context, vm *api.VM, req *placement.Request) error {
 	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		out = append(out, placement.Pool{ID: pool.ID, Name: pool.Name})
+		req.Also = append(req.Also, placement.Pool{ID: pool.ID, Name: pool.Name})
+		if vm.Status.Phase == api.PhaseCreating && !comesWith(v) && !pool.Spec.Shared {
+			req.NodeID, req.Tie = v.Status.Agent, v.Name
+		}
 	}
-	return out, nil
+	return nil
 }
+
+// comesWith reports whether a volume of a VM that is made is made with it. The others exist already.
+func comesWith(v *api.Volume) bool { return v.Status.Phase == api.PhaseCreating }
 
 // seed makes VMs that are placed at the same time prefer different ones of equally good nodes.
 func seed(vm string) uint64 {
@@ -276,6 +282,9 @@ func (s *State) volumesOn(ctx context.Context, d *store.Draft, vm *api.VM, agent
 		if err != nil {
 			return err
 		}
+		if i > 0 && !comesWith(v) {
+			continue // it is where it is
+		}
 		if i > 0 {
 			pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
 			if err != nil {
@@ -297,6 +306,9 @@ func (s *State) newVolumes(ctx context.Context, vm *api.VM) (out []steps.VolumeP
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
 			return nil, err
+		}
+		if !comesWith(v) {
+			continue
 		}
 		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
 		if err != nil {
@@ -326,8 +338,8 @@ func known[T any, P interface {
 	return store.Get[T, P](ctx, s.kv, s.h, project, id)
 }
 
-// placement says what the VM's node and its network need to know.
-func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, error) {
+// placement says what the VM's node and its network need to know; gets are the volumes that it is about to get.
+func (s *State) placement(ctx context.Context, vm *api.VM, gets ...api.VMDisk) (steps.Placement, error) {
 	out := steps.Placement{Phase: vm.Status.Phase, Plan: steps.VMPlan{
 		VM: vm.ID, Name: vm.Name, Project: vm.Project, Agent: vm.Status.Agent, AgentName: vm.Status.AgentName,
 		VCPUs: vm.Spec.VCPUs, Memory: vm.Spec.Memory, Hostname: vm.Spec.Hostname, CPUModel: vm.Spec.CPUModel, HA: vm.Spec.HA,
@@ -364,7 +376,7 @@ func (s *State) placement(ctx context.Context, vm *api.VM) (steps.Placement, err
 		Image: image.ID, ImageSHA256: image.Status.SHA256, ImageSize: image.Status.Size, Shared: pool.Spec.Shared,
 		Type: pool.Spec.Type, Source: pool.Spec.Source,
 	}
-	return out, s.disks(ctx, vm, &out.Plan)
+	return out, s.disks(ctx, vm, &out.Plan, gets)
 }
 
 // chassis returns what a node is called in the network; empty: nobody knows.

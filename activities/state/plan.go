@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"slices"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/admission"
@@ -60,8 +61,8 @@ func (p *Planner) PlanVMCreate(ctx context.Context, h auth.Handle, o admission.O
 	if err != nil {
 		return planned(out, err)
 	}
-	vm.Revision = 0 // it is in no store
-	vm.Status.Volumes = nil
+	vm.Revision = 0 // it is in no store, and nor are the volumes that would be made with it
+	vm.Status.Volumes = slices.Delete(vm.Status.Volumes, 1, len(vm.Status.Volumes)-len(req.Attach))
 	c, err := p.s.choose(ctx, vm, whole(func(ctx context.Context, vm *api.VM) (placement.Request, error) {
 		r, err := p.s.wish(ctx, vm)
 		for _, v := range req.Volumes {

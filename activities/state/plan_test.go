@@ -341,7 +341,7 @@ func TestTheWishOfAVMCountsBeforeTheServersDefault(t *testing.T) {
 
 			op, err := c.Admission.CreateVM(ctx, c.User, opts, req)
 			require.NoError(t, err)
-			out, err := call(steer, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+			out, err := call(steer, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: op.Target.ID}})
 			require.NoError(t, err)
 			require.Equal(t, []string{where, r.want}, []string{out.Decision.Node, out.Decision.Strategy})
 			require.Equal(t, r.wish, get[api.VM](t, c.World, opts.Project, "web2").Spec.Placement, "what the server does is not what was wished")

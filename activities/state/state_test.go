@@ -127,7 +127,7 @@ func TestParallelPlacementsFillTheNodesExactly(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, op := range ops {
 		wg.Go(func() {
-			places[i], errs[i] = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+			places[i], errs[i] = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: op.Target.ID}})
 		})
 	}
 	wg.Wait()
@@ -150,7 +150,7 @@ func TestParallelPlacementsFillTheNodesExactly(t *testing.T) {
 		if errs[i] != nil {
 			continue
 		}
-		again, err := call(c, steps.PlaceVM, tok, ref)
+		again, err := call(c, steps.PlaceVM, tok, steps.VMOrder{VMRef: ref})
 		require.NoError(t, err)
 		require.NotNil(t, places[i].Decision)
 		require.Equal(t, places[i].Plan.Agent, places[i].Decision.Node)
@@ -162,7 +162,7 @@ func TestParallelPlacementsFillTheNodesExactly(t *testing.T) {
 		}
 		vms, _ := promised(t, w)
 		require.Equal(t, 39, vms)
-		_, err = call(c, steps.PlaceVM, tok, ref)
+		_, err = call(c, steps.PlaceVM, tok, steps.VMOrder{VMRef: ref})
 		require.NoError(t, err)
 	}
 	vms, _ = promised(t, w)
@@ -175,11 +175,11 @@ func TestStepsOfAnOperationThatNoLongerHoldsTheVM(t *testing.T) {
 	op := accept(t, w, "vm")
 	ref := steps.VMRef{Project: opts.Project, VM: op.Target.ID}
 	late := steps.Token{Operation: api.NewID()}
-	_, err := call(c, steps.PlaceVM, late, ref)
+	_, err := call(c, steps.PlaceVM, late, steps.VMOrder{VMRef: ref})
 	require.Equal(t, problem.Stale, problem.KindOf(err))
 	_, err = call(c, steps.LoadVM, late, ref)
 	require.Equal(t, problem.Stale, problem.KindOf(err))
-	_, err = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, ref)
+	_, err = call(c, steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: ref})
 	require.NoError(t, err)
 	_, err = call(c, steps.UnplaceVM, late, ref)
 	require.NoError(t, err)
@@ -199,7 +199,7 @@ func TestANodeThatIsAwayIsWorthWaitingFor(t *testing.T) {
 		require.NoError(t, err)
 	}
 	op := accept(t, w, "vm")
-	_, err := call(newCentral(w), steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMRef{Project: opts.Project, VM: op.Target.ID})
+	_, err := call(newCentral(w), steps.PlaceVM, steps.Token{Operation: op.ID}, steps.VMOrder{VMRef: steps.VMRef{Project: opts.Project, VM: op.Target.ID}})
 	require.Equal(t, problem.Unavailable, problem.KindOf(err), "it may come back")
 	require.Contains(t, err.Error(), "has not reported")
 }

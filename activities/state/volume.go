@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"slices"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/api"
@@ -178,8 +179,8 @@ func diskOf(v *api.Volume, pool *api.Pool) steps.DataDisk {
 	return steps.DataDisk{Volume: v.ID, Pool: pool.OnNode(), Layer: v.Status.Layer, Shareable: v.Spec.Shareable, QoS: v.Spec.QoS}
 }
 
-// disks fills in the disks of a VM, as its volumes say.
-func (s *State) disks(ctx context.Context, vm *api.VM, plan *steps.VMPlan) error {
+// disks fills in the disks of a VM, as its volumes say. Those that it is about to get do not say it yet: gets does.
+func (s *State) disks(ctx context.Context, vm *api.VM, plan *steps.VMPlan, gets []api.VMDisk) error {
 	for i, id := range vm.Status.Volumes {
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
@@ -190,6 +191,9 @@ func (s *State) disks(ctx context.Context, vm *api.VM, plan *steps.VMPlan) error
 			continue
 		}
 		at := v.Attachment(vm.ID)
+		if j := slices.IndexFunc(gets, func(d api.VMDisk) bool { return d.Volume == id }); j >= 0 {
+			at = &api.Attachment{VM: vm.ID, Device: gets[j].Device, ReadOnly: gets[j].ReadOnly}
+		}
 		if at == nil {
 			return problem.New(problem.Internal, "vm %s has volume %s, and the volume does not know", vm.Name, v.Name).Try("run gnext audit")
 		}

@@ -68,7 +68,7 @@ func (a *Admission) volumeAndVM(c *acceptance, volume, vm string) (*api.Volume, 
 // within checks that a VM reaches a volume where it is, and will.
 func (a *Admission) within(c *acceptance, v *api.Volume, vm *api.VM, no *problem.Problem) error {
 	if v.Spec.Root {
-		return no.Because("it is the root disk of a VM").Try("make a copy of it: gnext vol add NAME --from-volume %s", v.Name)
+		return isRoot(v, no)
 	}
 	pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", v.Spec.Pool)
 	if err != nil {
@@ -83,10 +83,18 @@ func (a *Admission) within(c *acceptance, v *api.Volume, vm *api.VM, no *problem
 		return no.Because("it is on another node than the VM, and pool %s is not shared", pool.Name).
 			Try("move the VM there (gnext vm migrate %s --to NODE), or keep the volume in a pool that is shared", vm.Name)
 	case !pool.Spec.Shared && vm.Spec.HA:
-		return no.Because("the VM is to be restarted elsewhere when its node is dead, and pool %s is not shared: no other node reaches the volume", pool.Name).
+		return haNeedsShared(pool, no).
 			Try("use a volume in a shared pool, or turn that off: gnext vm update %s --no-ha", vm.Name)
 	}
 	return nil
+}
+
+func isRoot(v *api.Volume, no *problem.Problem) *problem.Problem {
+	return no.Because("it is the root disk of a VM").Try("make a copy of it: gnext vol add NAME --from-volume %s", v.Name)
+}
+
+func haNeedsShared(pool *api.Pool, no *problem.Problem) *problem.Problem {
+	return no.Because("the VM is to be restarted elsewhere when its node is dead, and pool %s is not shared: no other node reaches the volume", pool.Name)
 }
 
 // alone checks that those who have a volume can have it together.

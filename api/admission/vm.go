@@ -107,6 +107,9 @@ func (a *Admission) createVM(c *acceptance, req api.VMCreate) (*api.VM, error) {
 	if err := a.withinQuota(c, vm, use); err != nil {
 		return nil, err
 	}
+	if err := a.giveVolumes(c, vm, firstDevice+len(req.Volumes), req.Attach); err != nil {
+		return nil, err
+	}
 	if err := a.keepSecret(c, vm.ID, req.UserData); err != nil {
 		return nil, err
 	}

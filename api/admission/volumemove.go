@@ -3,6 +3,7 @@ package admission
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
@@ -17,7 +18,27 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 	if err := req.Validate(); err != nil {
 		return nil, err
 	}
-	return a.accept(ctx, h, o, api.OpVolumeMigrate, updateRequest[api.VolumeMigrate]{targetRequest{ref}, req}, func(c *acceptance) error {
+	return a.accept(ctx, h, o, api.OpVolumeMigrate, updateRequest[api.VolumeMigrate]{targetRequest{ref}, req}, a.migrateVolume(ctx, h, o, ref, req))
+}
+
+// PreviewMigrateVolume tells whether MigrateVolume would accept the request now, without accepting it. It returns what the acceptance
+// decided.
+func (a *Admission) PreviewMigrateVolume(ctx context.Context, h auth.Handle, o Options, ref string, req api.VolumeMigrate) (move api.VolumeMove, err error) {
+	if err := req.Validate(); err != nil {
+		return move, err
+	}
+	build := a.migrateVolume(ctx, h, o, ref, req)
+	err = a.rehearse(ctx, h, o, api.OpVolumeMigrate, func(c *acceptance) error {
+		if err := build(c); err != nil {
+			return err
+		}
+		return problem.Wrap(json.Unmarshal(c.op.Plan.Input, &move), problem.Internal, "the plan of an operation cannot be read")
+	})
+	return move, err
+}
+
+func (a *Admission) migrateVolume(ctx context.Context, h auth.Handle, o Options, ref string, req api.VolumeMigrate) func(*acceptance) error {
+	return func(c *acceptance) error {
 		v, err := store.Find[api.Volume](ctx, a.kv, h, o.Project, ref)
 		if err != nil {
 			return err
@@ -79,7 +100,7 @@ func (a *Admission) MigrateVolume(ctx context.Context, h auth.Handle, o Options,
 			}
 		}
 		return firstOf(c.becomes(after), c.input(move))
-	})
+	}
 }
 
 // movesUnder checks that a VM can have its volume in another pool.

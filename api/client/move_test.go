@@ -17,6 +17,9 @@ func TestDryRunsAskWithoutAKeyAndWritesWithOne(t *testing.T) {
 	for path, ask := range map[string]func() (*api.DryRun, error){
 		"/v1/projects/p/vms":             func() (*api.DryRun, error) { return c.PlanVM(ctx, "p", create) },
 		"/v1/projects/p/vms/web/migrate": func() (*api.DryRun, error) { return c.PlanMigrate(ctx, "p", "web", api.VMMigrate{}) },
+		"/v1/projects/p/volumes/data/migrate": func() (*api.DryRun, error) {
+			return c.PlanMigrateVolume(ctx, "p", "data", api.VolumeMigrate{Pool: "fast"})
+		},
 		"/v1/agents/n1/drain":            func() (*api.DryRun, error) { return c.PlanDrain(ctx, "n1", api.HostDrain{}) },
 		"/v1/agents/balance":             func() (*api.DryRun, error) { return c.PlanBalance(ctx, api.HostBalance{}) },
 	} {
@@ -56,7 +59,7 @@ func TestWhatCannotBeIsNotSent(t *testing.T) {
 	ctx := t.Context()
 	c, h := serve(t, nil, answer(500, nil))
 	for _, err := range []error{
-		second(c.PlanVM(ctx, "", &api.VMCreate{})), second(c.PlanMigrate(ctx, "", "x", api.VMMigrate{Timeout: -1})), second(c.PlanDrain(ctx, "x", api.HostDrain{Parallel: -1})),
+		second(c.PlanVM(ctx, "", &api.VMCreate{})), second(c.PlanMigrate(ctx, "", "x", api.VMMigrate{Timeout: -1})), second(c.PlanMigrateVolume(ctx, "", "x", api.VolumeMigrate{})), second(c.PlanDrain(ctx, "x", api.HostDrain{Parallel: -1})),
 		second(c.PlanBalance(ctx, api.HostBalance{Moves: -1})), second(c.MigrateVM(ctx, "", "x", api.VMMigrate{Timeout: -1}, Write{})),
 		second(c.DrainHost(ctx, "x", api.HostDrain{Parallel: -1}, Write{})), second(c.BalanceHosts(ctx, api.HostBalance{Moves: -1}, Write{})),
 		second(c.RecoverHost(ctx, "x", api.HostRecover{}, Write{})),

@@ -43,6 +43,11 @@ type ListOptions struct {
 	PageSize  int               // default 50 for List and 500 for All; the server allows up to 1000
 	PageToken string            // NextPageToken of the page before; for List only
 
+	// For volumes alone, by name or ID: those in a pool, and those that a VM has.
+
+	Pool string
+	VM   string
+
 	// The rest is for operations alone.
 
 	State   api.OperationState
@@ -63,7 +68,7 @@ func (o ListOptions) query() url.Values {
 	if o.PageSize > 0 {
 		q.Set("page_size", strconv.Itoa(o.PageSize))
 	}
-	for k, v := range map[string]string{"page_token": o.PageToken, "state": string(o.State), "kind": o.Kind, "target": o.Target, "project": o.Project, "parent": o.Parent} {
+	for k, v := range map[string]string{"page_token": o.PageToken, "state": string(o.State), "kind": o.Kind, "target": o.Target, "project": o.Project, "parent": o.Parent, "pool": o.Pool, "vm": o.VM} {
 		if v != "" {
 			q.Set(k, v)
 		}

@@ -44,6 +44,14 @@ func (c *Client) MigrateVolume(ctx context.Context, project, ref string, how api
 	return c.write(ctx, w, http.MethodPost, item(api.KindVolume, project, ref)+"/migrate", how)
 }
 
+// PlanMigrateVolume asks how a volume would go to another pool, and what is in the way, without moving it.
+func (c *Client) PlanMigrateVolume(ctx context.Context, project, ref string, how api.VolumeMigrate) (*api.DryRun, error) {
+	if err := how.Validate(); err != nil {
+		return nil, err
+	}
+	return c.dry(ctx, item(api.KindVolume, project, ref)+"/migrate", how)
+}
+
 // ExportVolume asks for a file of a volume, to download. The result of the operation is an api.ImageExported.
 func (c *Client) ExportVolume(ctx context.Context, project, ref string, how api.VolumeExport, w Write) (*api.Operation, error) {
 	if err := how.Validate(); err != nil {

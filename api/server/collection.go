@@ -102,7 +102,12 @@ func readable[T any, P resource[T]](s *Server) {
 	handle(s, listOperation(kind), func(ctx context.Context, in *listInProject) (*listed[T], error) {
 		return list[T, P](ctx, s, in.Project, in.ListQuery, "", nil)
 	})
-	handle(s, itemOperation(kind), func(ctx context.Context, in *itemInProject) (*item[T], error) {
+	gettable[T, P](s)
+}
+
+// gettable registers the item of a kind that belongs to projects.
+func gettable[T any, P resource[T]](s *Server) {
+	handle(s, itemOperation(P(new(T)).ResourceKind()), func(ctx context.Context, in *itemInProject) (*item[T], error) {
 		return get[T, P](ctx, s, in.Project, in.Ref)
 	})
 }

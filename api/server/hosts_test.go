@@ -146,6 +146,10 @@ func (p plans) PlanMigrate(_ context.Context, h auth.Handle, o admission.Options
 	return p.say(api.OpVMMigrate, o.Project+" "+ref+" "+r.To+" "+h.Who().Name)
 }
 
+func (p plans) PlanMigrateVolume(_ context.Context, h auth.Handle, o admission.Options, ref string, r api.VolumeMigrate) (*api.DryRun, error) {
+	return p.say(api.OpVolumeMigrate, o.Project+" "+ref+" "+r.Pool+" "+h.Who().Name)
+}
+
 func (p plans) PlanDrain(_ context.Context, h auth.Handle, _ admission.Options, ref string, r api.HostDrain) (*api.DryRun, error) {
 	return p.say(api.OpHostDrain, ref+" "+r.Reason+" "+h.Who().Name)
 }
@@ -165,6 +169,7 @@ func TestADryRunDoesNothing(t *testing.T) {
 	}{
 		{"/v1/projects/default/vms?dryRun=true", "default new admin", create},
 		{"/v1/projects/default/vms/web/migrate?dryRun=true", "default web node-b admin", api.VMMigrate{To: "node-b"}},
+		{"/v1/projects/default/volumes/data/migrate?dryRun=true", "default data fast admin", api.VolumeMigrate{Pool: "fast"}},
 		{"/v1/agents/node-a/drain?dryRun=true", "node-a disks admin", api.HostDrain{Reason: "disks"}},
 		{"/v1/agents/balance?dryRun=true", "admin", nil},
 	}
@@ -179,6 +184,7 @@ func TestADryRunDoesNothing(t *testing.T) {
 	create.VCPUs = 0
 	k.call(k.admin, http.MethodPost, "/v1/projects/default/vms?dryRun=true", create, 422, nil)
 	k.call(k.admin, http.MethodPost, "/v1/projects/nosuch/vms/web/migrate?dryRun=true", nil, 404, nil)
+	k.call(k.admin, http.MethodPost, "/v1/projects/default/volumes/data/migrate?dryRun=true", api.VolumeMigrate{}, 422, nil)
 	k.call(k.admin, http.MethodPost, "/v1/agents/node-a/drain?dryRun=maybe", nil, 422, nil)
 	_, after, err := k.kv.List(context.Background(), store.Root)
 	require.NoError(t, err)

@@ -171,3 +171,58 @@ func FuzzPageToken(f *testing.F) {
 		}
 	})
 }
+
+func TestVolumesAreChosenByPoolAndVM(t *testing.T) {
+	k := newKit(t)
+	pool := func(name string) *api.Pool {
+		return &api.Pool{Meta: api.Meta{ID: api.NewID(), Name: name}, Status: api.PoolStatus{Phase: api.PhaseReady}}
+	}
+	vm := func(name string) *api.VM {
+		return &api.VM{Meta: api.Meta{ID: api.NewID(), Name: name, Project: "default"}, Status: api.VMStatus{Phase: api.PhaseRunning}}
+	}
+	fast, slow, db, web := pool("fast"), pool("slow"), vm("db"), vm("web")
+	k.put(fast, slow, db, web)
+	volume := func(name string, in *api.Pool, root *api.VM, attached ...*api.VM) {
+		v := &api.Volume{Meta: api.Meta{ID: api.NewID(), Name: name, Project: "default"}, Spec: api.VolumeSpec{Pool: in.ID}}
+		if root != nil {
+			v.Spec.Root, v.Spec.VM = true, root.ID
+		}
+		for _, vm := range attached {
+			v.Status.Attachments = append(v.Status.Attachments, api.Attachment{VM: vm.ID})
+		}
+		k.put(v)
+	}
+	volume("db-root", fast, db)
+	volume("data", slow, nil, db)
+	volume("both", slow, nil, db, web)
+	volume("spare", slow, nil)
+	const list = "/v1/projects/default/volumes?"
+	for query, want := range map[string][]string{
+		"":                   {"both", "data", "db-root", "spare"},
+		"pool=slow":          {"both", "data", "spare"},
+		"pool=" + fast.ID:    {"db-root"},
+		"vm=db":              {"both", "data", "db-root"},
+		"vm=" + web.ID:       {"both"},
+		"vm=db&pool=slow":    {"both", "data"},
+		"vm=web&pool=fast":   {},
+		"vm=db&label=a%3Db":  {},
+		"pool=slow&vm=" + "": {"both", "data", "spare"},
+	} {
+		var p page[api.Volume]
+		k.call(k.admin, http.MethodGet, list+query, nil, 200, &p)
+		names := []string{}
+		for _, v := range p.Items {
+			names = append(names, v.Name)
+		}
+		require.ElementsMatch(t, want, names, query)
+	}
+	// What does not exist is said, and a token fits only the question that it came with.
+	k.call(k.admin, http.MethodGet, list+"pool=nosuch", nil, 404, nil)
+	k.call(k.admin, http.MethodGet, list+"vm=nosuch", nil, 404, nil)
+	k.call(k.admin, http.MethodGet, list+"vm=No_Name", nil, 422, nil)
+	var p page[api.Volume]
+	k.call(k.admin, http.MethodGet, list+"vm=db&page_size=1", nil, 200, &p)
+	require.NotEmpty(t, p.NextPageToken)
+	k.call(k.admin, http.MethodGet, list+"vm=db&page_size=1&page_token="+p.NextPageToken, nil, 200, nil)
+	k.call(k.admin, http.MethodGet, list+"vm=web&page_size=1&page_token="+p.NextPageToken, nil, 422, nil)
+}

@@ -19,6 +19,7 @@ import (
 type Planner interface {
 	PlanVMCreate(ctx context.Context, h auth.Handle, o admission.Options, req api.VMCreate) (*api.DryRun, error)
 	PlanMigrate(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VMMigrate) (*api.DryRun, error)
+	PlanMigrateVolume(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.VolumeMigrate) (*api.DryRun, error)
 	PlanDrain(ctx context.Context, h auth.Handle, o admission.Options, ref string, req api.HostDrain) (*api.DryRun, error)
 	PlanBalance(ctx context.Context, h auth.Handle, o admission.Options, req api.HostBalance) (*api.DryRun, error)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -15,7 +16,8 @@ import (
 )
 
 func (s *Server) routeVolumes() {
-	readable[api.Volume](s)
+	handle(s, listOperation(api.KindVolume), s.listVolumes)
+	gettable[api.Volume](s)
 	creatable(s, api.KindVolume, "Empty, from an image, or as a copy of a snapshot or of another volume. It belongs to no VM, and outlives those that it is attached to.", Admission.CreateVolume)
 	updatable(s, api.KindVolume, Admission.UpdateVolume)
 	handle(s, writeOperation("delete-volume", http.MethodDelete, itemPath(api.KindVolume), api.KindVolume, "Delete a volume",
@@ -26,7 +28,7 @@ func (s *Server) routeVolumes() {
 	changing(s, volumeVerb("resize", "Make a volume bigger", "Whether the VM that has it runs or not. A volume never shrinks."), api.KindVolume, Admission.ResizeVolume)
 	acting(s, volumeVerb("flatten", "Make a volume independent of its image",
 		"What it shows of the image is copied into it, whether the VM that has it runs or not. In a pool of files it must have no snapshots."), api.KindVolume, Admission.FlattenVolume)
-	changing(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), api.KindVolume, Admission.MigrateVolume)
+	rehearsable(s, volumeVerb("migrate", "Bring a volume into another pool", "Whether the VM that has it runs or not: a guest goes on meanwhile. It keeps its ID, and does not need its image any more. It must have no snapshots."), s.migrateVolume)
 	asking(s, volumeVerb("export", "Make a file of a volume", "Of it as it is, if no VM that runs has it, or of one of its snapshots. The operation's result tells size and SHA-256. Then download it: GET .../exports/OPERATION. It is kept for a day."), api.KindVolume, Admission.ExportVolume)
 	handle(s, huma.Operation{
 		OperationID: "download-volume", Method: http.MethodGet, Path: itemPath(api.KindVolume) + "/exports/{operation}", Tags: []string{string(api.KindVolume)}, Summary: "Download a volume",
@@ -41,6 +43,46 @@ func (s *Server) routeVolumes() {
 		"The volume becomes again what it was. What was written since the last snapshot is lost. A VM that has it must not run, or is restarted."), api.KindSnapshot, Admission.RevertSnapshot)
 }
 
+type volumesQuery struct {
+	InProject
+	ListQuery
+	Pool string `query:"pool" doc:"Name or ID of the pool that they are in"`
+	VM   string `query:"vm" doc:"Name or ID of a VM that has them, as its root disk or attached"`
+}
+
+func (s *Server) listVolumes(ctx context.Context, in *volumesQuery) (*listed[api.Volume], error) {
+	if err := s.knownProject(ctx, api.KindVolume, in.Project); err != nil {
+		return nil, err
+	}
+	pool, err := chosen[api.Pool](ctx, s, "", "query.pool", in.Pool)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := chosen[api.VM](ctx, s, in.Project, "query.vm", in.VM)
+	if err != nil {
+		return nil, err
+	}
+	return list(ctx, s, in.Project, in.ListQuery, pool+"\x00"+vm, func(v *api.Volume) bool {
+		return (pool == "" || v.Spec.Pool == pool) && (vm == "" || slices.Contains(v.VMs(), vm))
+	})
+}
+
+// chosen returns the ID of what a list is to be about; empty: nobody said. What does not exist is a mistake, which an empty list would
+// hide.
+func chosen[T any, P resource[T]](ctx context.Context, s *Server, project, path, ref string) (string, error) {
+	if ref == "" {
+		return "", nil
+	}
+	if !api.ValidName(ref) && !api.IsUUID(ref) {
+		return "", wrong(path, clip(ref), "must be a name or a UUID")
+	}
+	r, err := store.Find[T, P](ctx, s.o.KV, handleOf(ctx), project, ref)
+	if err != nil {
+		return "", err
+	}
+	return P(r).GetMeta().ID, nil
+}
+
 func (s *Server) routeCheckpoints() {
 	readable[api.Checkpoint](s)
 	creatable(s, api.KindCheckpoint, "Of a VM that runs: its memory and all its disks as of one moment. The guest goes on, but for the end of it.", Admission.CreateCheckpoint)
@@ -52,6 +94,25 @@ func (s *Server) routeCheckpoints() {
 
 func volumeVerb(verb, summary, doc string) huma.Operation {
 	return writeOperation(verb+"-volume", http.MethodPost, itemPath(api.KindVolume)+"/"+verb, api.KindVolume, summary, doc)
+}
+
+type migrateVolumeInput struct {
+	ActInProject
+	Rehearsable
+	Body api.VolumeMigrate
+}
+
+func (s *Server) migrateVolume(ctx context.Context, in *migrateVolumeInput) (*outcome, error) {
+	if err := firstOf(checkRef(in.Ref), in.Body.Validate()); err != nil {
+		return nil, err
+	}
+	return s.either(ctx, in.Rehearsable, in.WriteHeaders, in.Project, api.KindVolume, func(p Planner, h auth.Handle, o admission.Options) (*api.DryRun, error) {
+		return p.PlanMigrateVolume(ctx, h, o, in.Ref, in.Body)
+	}, func() (*accepted, error) {
+		return s.act(ctx, in.WriteHeaders, in.IfMatch, in.Project, api.KindVolume, in.Ref, func(h auth.Handle, o admission.Options) (*api.Operation, error) {
+			return s.o.Admission.MigrateVolume(ctx, h, o, in.Ref, in.Body)
+		})
+	})
 }
 
 type downloadVolumeInput struct {

@@ -132,13 +132,13 @@ func (a *app) upload(ctx context.Context, c *client.Client, name string) (*clien
 	}
 	file, err := os.Open(name)
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+		return nil, unreadable(err, name)
 	}
 	defer file.Close()
 	info, err := file.Stat()
 	switch {
 	case err != nil:
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+		return nil, unreadable(err, name)
 	case info.IsDir():
 		return nil, problem.New(problem.Invalid, "%s is a directory", name).Try("give an image file")
 	case !info.Mode().IsRegular():

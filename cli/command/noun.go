@@ -43,6 +43,11 @@ func (f *listFlags) options() (client.ListOptions, error) {
 
 // listCmd makes "list".
 func (n *noun[T]) listCmd(a *app) *cobra.Command {
+	return n.listWith(a, func(*client.ListOptions) {})
+}
+
+// listWith makes "list" of a kind that can be chosen by more than labels.
+func (n *noun[T]) listWith(a *app, choose func(*client.ListOptions)) *cobra.Command {
 	var flags listFlags
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List " + strings.ReplaceAll(string(n.kind()), "-", " "), Args: cobra.NoArgs,
@@ -51,6 +56,7 @@ func (n *noun[T]) listCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			choose(&o)
 			return n.list(cmd.Context(), a, o, 0)
 		},
 	}

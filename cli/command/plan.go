@@ -100,6 +100,12 @@ func (a *app) writeDry(ctx context.Context, d *api.DryRun) error {
 	if err := writeTable(&b, rows); err != nil {
 		return writeError(err)
 	}
+	if d.Volume != nil {
+		b.WriteByte('\n')
+		if err := writeMoving(&b, d.Volume); err != nil {
+			return writeError(err)
+		}
+	}
 	if d.Decision != nil {
 		b.WriteByte('\n')
 		if err := writeDecision(&b, d.Decision); err != nil {

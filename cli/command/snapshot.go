@@ -24,7 +24,6 @@ var snapshots = &noun[*api.Snapshot]{
 		refCol("CHECKPOINT", api.KindCheckpoint, func(s *api.Snapshot) string { return s.Spec.Checkpoint }),
 		col("FROZEN", func(s *api.Snapshot) cell { return yes(s.Status.Frozen) }),
 		col("PAUSE", func(s *api.Snapshot) cell { return pause(s.Status.Pause) }),
-		col("LAYER", func(s *api.Snapshot) cell { return text(s.Status.Layer) }),
 	},
 }
 

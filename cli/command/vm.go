@@ -33,10 +33,10 @@ var vms = &noun[*api.VM]{
 		refsCol("SUBNETS", api.KindSubnet, func(v *api.VM) []string {
 			return mapped(v.Spec.NICs, func(n api.NIC) string { return n.Subnet })
 		}),
-		col("PORTS", func(v *api.VM) cell {
-			return words(mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port }))
+		refsCol("PORTS", api.KindPort, func(v *api.VM) []string {
+			return mapped(v.Spec.NICs, func(n api.NIC) string { return n.Port })
 		}),
-		col("VOLUMES", func(v *api.VM) cell { return words(v.Status.Volumes) }),
+		{"VOLUMES", func(ctx context.Context, a *app, v *api.VM) cell { return text(a.volumesOf(ctx, v)) }},
 		refCol("GROUP", api.KindVMGroup, func(v *api.VM) string { return v.Spec.Group }),
 		refCol("PINNED TO", api.KindAgent, func(v *api.VM) string { return v.Spec.NodeID }),
 		refCol("MOVING TO", api.KindAgent, func(v *api.VM) string { return v.Status.MovingTo }),
@@ -124,6 +124,8 @@ type vmFlags struct {
 	labels   []string
 	node     []string // labels
 	volumes  []string
+	attach   []string
+	lend     []string // read-only
 }
 
 func (a *app) vmAddCmd() *cobra.Command {
@@ -134,7 +136,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 		Use: "add NAME", Aliases: []string{"create"}, Short: "Make a VM and start it",
 		Example: "  gnext vm add hello --image tiny --vcpu 1 --memory 128M --disk 1G --subnet demo-a --sg web\n" +
 			"  gnext vm add db --image tiny --memory 4G --subnet front=10.1.0.5 --subnet back --ssh-key ~/.ssh/id_ed25519.pub\n" +
-			"  gnext vm add files --image tiny --memory 1G --subnet front --volume 20G,name=files-data --volume 1T,pool=slow",
+			"  gnext vm add files --image tiny --memory 1G --subnet front --volume 20G,name=files-data --volume 1T,pool=slow\n" +
+			"  gnext vm add db2 --image tiny --memory 4G --attach db-data",
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
@@ -159,6 +162,8 @@ func (a *app) vmAddCmd() *cobra.Command {
 	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool of the root disk (default: the only ready one)")
 	fl.StringArrayVar(&f.volumes, "volume", nil, "empty volume to be made with it, as SIZE[,pool=POOL][,name=NAME] (repeatable; default: in the pool of the root disk)")
 	must(cmd.RegisterFlagCompletionFunc("volume", cobra.NoFileCompletions))
+	a.refsFlag(cmd, &f.attach, "attach", api.KindVolume, "volume that exists, which it has from its first start (repeatable); in a pool that is not shared, the VM goes to where that is")
+	a.refsFlag(cmd, &f.lend, "attach-read-only", api.KindVolume, "the same, but it cannot write to it (repeatable)")
 	a.refsFlag(cmd, &f.subnets, "subnet", api.KindSubnet, "subnet of a network interface, as NAME or NAME=IP (repeatable)")
 	fl.StringVar(&f.address, "ip", "", "fixed address in the only subnet")
 	a.refsFlag(cmd, &r.SecurityGroups, "sg", api.KindSecurityGroup, "security group of all interfaces (repeatable)")
@@ -226,6 +231,12 @@ func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 		}
 		r.Volumes = append(r.Volumes, v)
 	}
+	for _, v := range f.attach {
+		r.Attach = append(r.Attach, api.VMAttach{Volume: v})
+	}
+	for _, v := range f.lend {
+		r.Attach = append(r.Attach, api.VMAttach{Volume: v, ReadOnly: true})
+	}
 	for _, s := range f.subnets {
 		subnet, address, _ := strings.Cut(s, "=")
 		r.NICs = append(r.NICs, api.NICRequest{Subnet: subnet, Address: address})
@@ -259,14 +270,14 @@ func readInput(name string, stdin io.Reader, limit int64) ([]byte, error) {
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+			return nil, unreadable(err, name)
 		}
 		defer file.Close()
 		stdin = file
 	}
 	b, err := io.ReadAll(io.LimitReader(stdin, limit+1))
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+		return nil, unreadable(err, name)
 	}
 	if int64(len(b)) > limit {
 		return nil, problem.New(problem.TooLarge, "%s is longer than %s", name, formatSize(limit))

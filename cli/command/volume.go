@@ -29,18 +29,11 @@ var volumes = &noun[*api.Volume]{
 		col("PROTECTED", func(v *api.Volume) cell { return yes(v.Spec.Protected) }),
 		col("SHAREABLE", func(v *api.Volume) cell { return yes(v.Spec.Shareable) }),
 		col("LIMITS", func(v *api.Volume) cell { return words(limits(v.Spec.QoS)) }),
-		col("DISKS", func(v *api.Volume) cell { return words(mapped(v.Status.Attachments, attached)) }),
+		{"DISKS", func(ctx context.Context, a *app, v *api.Volume) cell { return text(a.disksOf(ctx, v)) }},
 		refCol("GOES ON FROM", api.KindSnapshot, func(v *api.Volume) string { return v.Status.Snapshot }),
 		col("DELETED", func(v *api.Volume) cell { return moment(v.Status.Deleted) }),
 		col("EXPIRES", func(v *api.Volume) cell { return moment(v.Status.Expires) }),
 	},
-}
-
-func attached(at api.Attachment) string {
-	if at.ReadOnly {
-		return at.Device + " (read-only)"
-	}
-	return at.Device
 }
 
 func moment(t time.Time) cell {
@@ -96,7 +89,7 @@ func (a *app) sawVolume(ctx context.Context) func(*api.Operation) error {
 
 func (a *app) volCmd() *cobra.Command {
 	return a.group(&cobra.Command{Use: "vol", Short: "Vol management"},
-		a.volAddCmd(), volumes.getCmd(a), volumes.listCmd(a), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
+		a.volAddCmd(), volumes.getCmd(a), a.volListCmd(), a.volDelCmd(), a.volAttachCmd(), a.volDetachCmd(), a.volResizeCmd(), a.volFlattenCmd(), a.volMigrateCmd(), a.volExportCmd(), a.volRestoreCmd(), a.volUpdateCmd())
 }
 
 func (a *app) volAddCmd() *cobra.Command {
@@ -233,20 +226,37 @@ func (a *app) volFlattenCmd() *cobra.Command {
 
 func (a *app) volMigrateCmd() *cobra.Command {
 	var r api.VolumeMigrate
+	var dry bool
 	cmd := a.volVerb("migrate", "Bring a volume into another pool, while a VM has it", []string{"move"}, func(ctx context.Context, c *client.Client, ref string, w client.Write) (*api.Operation, error) {
 		if r.Pool == "" {
-			return nil, problem.New(problem.Invalid, "no pool is named").Try("say which one: --pool NAME")
+			return nil, noPoolNamed()
 		}
 		return c.MigrateVolume(ctx, a.project, ref, r, w)
 	})
+	plain := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !dry {
+			return plain(cmd, args)
+		}
+		uuid, err := cmd.Flags().GetStringSlice("uuid")
+		if err != nil {
+			return err
+		}
+		ref, err := oneRef(api.KindVolume, args, uuid)
+		if err != nil {
+			return err
+		}
+		return a.planMigrateVolume(cmd.Context(), ref, r)
+	}
 	cmd.Long = "Bring a volume into another pool, while a VM has it.\n\n" +
 		"The guest goes on and writes meanwhile. The volume keeps its name and its ID; what it was made from is not needed any more. It must have no\n" +
 		"snapshots. Until the end the volume is good where it was: cancelled, it stays there, unless the guest has gone on with the copy already."
-	cmd.Example = "  gnext vol migrate data --pool ceph"
+	cmd.Example = "  gnext vol migrate data --pool ceph --dry-run\n  gnext vol migrate data --pool ceph"
 	a.refFlag(cmd, &r.Pool, "pool", api.KindPool, "pool that it goes to")
 	cmd.Flags().Var(sizeFlag{&r.Bandwidth}, "bandwidth", "bytes per second at most, like 100MiB (default: no limit)")
 	must(cmd.RegisterFlagCompletionFunc("bandwidth", cobra.NoFileCompletions))
 	a.refFlag(cmd, &r.Node, "node", api.KindAgent, "node to keep it, if that pool is not shared and no VM has it (default: the one with the most space)")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "show how it would go there and what is in the way, and do nothing")
 	return cmd
 }
 

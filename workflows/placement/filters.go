@@ -53,6 +53,9 @@ func sayAskedFor(_ *Node, q *query) string {
 	if q.pin == nil {
 		return fmt.Sprintf("it must be on node %s, which does not exist", q.NodeID)
 	}
+	if q.Tie != "" {
+		return fmt.Sprintf("volume %s is on node %s, in a pool that is not shared", q.Tie, q.pin.Name)
+	}
 	return "it must be on node " + q.pin.Name
 }
 

@@ -129,6 +129,7 @@ func TestRefusals(t *testing.T) {
 		{"fits", plain, request(), ""},
 		{"asked for", plain, ask(func(r *placement.Request) { r.NodeID = "id-a" }), ""},
 		{"another is asked for", []placement.Node{node("a"), node("b")}, ask(func(r *placement.Request) { r.NodeID = "id-b" }), "it must be on node b"},
+		{"a volume is there", []placement.Node{node("a"), node("b")}, ask(func(r *placement.Request) { r.NodeID, r.Tie = "id-b", "data" }), "volume data is on node b, in a pool that is not shared"},
 		{"nobody is asked for", plain, ask(func(r *placement.Request) { r.NodeID = "id-x" }), "it must be on node id-x, which does not exist"},
 		{"excluded", plain, ask(func(r *placement.Request) { r.Exclude = map[string]string{"id-a": "it is there already"} }), "it is there already"},
 		{"excluded, no reason", plain, ask(func(r *placement.Request) { r.Exclude = map[string]string{"id-a": ""} }), "excluded"},

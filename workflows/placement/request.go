@@ -38,6 +38,7 @@ type Request struct {
 	Arch       string            // empty: any
 	CPUModel   string            // empty: any
 	NodeID     string            // node that it must be on; empty: any
+	Tie        string            // name of the volume that keeps it on NodeID; empty: somebody has asked for that node
 	NodeLabels map[string]string // labels that its node must have
 	Network    bool              // it has ports
 	Group      Group

@@ -61,6 +61,12 @@ type VMRef struct {
 	VM      string `json:"vm"`
 }
 
+// VMOrder is a VM that is made, and what it gets of what exists.
+type VMOrder struct {
+	VMRef
+	api.VMMake
+}
+
 // VMPlan is all that a node needs to know of a VM. No secret is in it: the agent fetches the seed itself.
 type VMPlan struct {
 	VM        string     `json:"vm"`
@@ -126,7 +132,7 @@ var (
 	// Settle ends the operation: outcome, records and locks in one transaction.
 	Settle = Step[Outcome, Nothing]{Name: "state.settle", Where: Local, Timeout: 10 * time.Second}
 	// PlaceVM picks a node and claims its capacity. Doing it twice gives the same node.
-	PlaceVM = Step[VMRef, Placement]{Name: "state.place_vm", Where: Local, Timeout: 10 * time.Second}
+	PlaceVM = Step[VMOrder, Placement]{Name: "state.place_vm", Where: Local, Timeout: 10 * time.Second}
 	// UnplaceVM gives the capacity back.
 	UnplaceVM = Step[VMRef, Nothing]{Name: "state.unplace_vm", Where: Local, Timeout: 10 * time.Second}
 	// LoadVM tells what a placed VM looks like.

@@ -69,7 +69,7 @@ func belongs(h *qcow2.Header, plan steps.VMPlan) error {
 	}
 	switch {
 	case filepath.Dir(h.BackingFile) == inPool(plan.Disk.PoolPath, volumesDir):
-		return problem.New(problem.Conflict, "volume %s cannot be copied to another node", plan.Disk.Volume).Because("it has snapshots").Try("delete its snapshots first")
+		return snapshotsStay(plan.Disk.Volume)
 	case h.BackingFile != backing || h.BackingFormat != api.FormatQCOW2:
 		return refuse("its backing file is %q (%s), expected was %q (qcow2)", h.BackingFile, h.BackingFormat, backing)
 	case h.VirtualSize != plan.Disk.Size:
@@ -108,19 +108,7 @@ func (d *Dir) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fe
 	}
 	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	tmp := name + tempExt
-	out, err := lockedTemp(ctx, root, tmp)
-	if err != nil {
-		return full(err, plan.Disk.PoolPath, api.MiB)
-	}
-	defer out.Close() //nolint:errcheck // synced by finish; ends the lock
-	to := &diskSink{out: out, path: plan.Disk.PoolPath, tell: tell}
-	if err := d.pull(ctx, fetch, to); err != nil {
-		return errors.Join(full(err, plan.Disk.PoolPath, to.data), removeFile(root, tmp))
-	}
-	if err := d.accept(ctx, root, plan, tmp, name); err != nil {
-		return errors.Join(err, removeFile(root, tmp))
-	}
-	return nil
+	return d.arrive(ctx, root, plan.Disk.PoolPath, tmp, fetch, tell, func() error { return d.accept(ctx, root, plan, tmp, name) })
 }
 
 // accept gives a received volume its name, if it is what it should be. What has the name already is older.

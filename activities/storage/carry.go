@@ -7,12 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
-	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -175,17 +173,7 @@ func isVolume(root *os.Root, v steps.VolumePlan, name string) error {
 	if v.Image != nil {
 		return belongs(h, imagePlan(v))
 	}
-	return standsAlone(h, v)
-}
-
-func standsAlone(h *qcow2.Header, v steps.VolumePlan) error {
-	switch {
-	case filepath.Dir(h.BackingFile) == inPool(v.Pool.Path, volumesDir):
-		return snapshotsStay(v.Volume)
-	case h.VirtualSize != v.Size:
-		return problem.New(problem.Conflict, "volume %s is another one", v.Volume).Because("it has %d bytes, expected were %d", h.VirtualSize, v.Size)
-	}
-	return h.Standalone()
+	return belongs(h, steps.VMPlan{Disk: steps.DiskPlan{Volume: v.Volume, PoolPath: v.Pool.Path, Size: v.Size}})
 }
 
 // snapshotsStay is the problem of a volume that consists of several files.

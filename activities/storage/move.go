@@ -60,18 +60,21 @@ func (d *Dir) OpenDisk(ctx context.Context, plan steps.VMPlan) (Disk, error) {
 	return disk, nil
 }
 
-// belongs says why a volume is not what the plan says: a child of its image's copy in this pool, and of nothing else. A
-// file that came from elsewhere must not make QEMU open what its header names.
+// belongs says why a volume is not what the plan says: a child of its image's copy in this pool, if it has an image, and of nothing
+// else. A file that came from elsewhere must not make QEMU open what its header names.
 func belongs(h *qcow2.Header, plan steps.VMPlan) error {
-	backing := inPool(plan.Disk.PoolPath, backingDir, plan.Disk.ImageSHA256)
+	var backing, format string
+	if sha := plan.Disk.ImageSHA256; sha != "" {
+		backing, format = inPool(plan.Disk.PoolPath, backingDir, sha), api.FormatQCOW2
+	}
 	refuse := func(format string, args ...any) error {
 		return problem.New(problem.Conflict, "volume %s is another one", plan.Disk.Volume).Because(format, args...)
 	}
 	switch {
 	case filepath.Dir(h.BackingFile) == inPool(plan.Disk.PoolPath, volumesDir):
 		return snapshotsStay(plan.Disk.Volume)
-	case h.BackingFile != backing || h.BackingFormat != api.FormatQCOW2:
-		return refuse("its backing file is %q (%s), expected was %q (qcow2)", h.BackingFile, h.BackingFormat, backing)
+	case h.BackingFile != backing || h.BackingFormat != format:
+		return refuse("its backing file is %q (%s), expected was %q (%s)", h.BackingFile, h.BackingFormat, backing, format)
 	case h.VirtualSize != plan.Disk.Size:
 		return refuse("it has %d bytes, expected were %d", h.VirtualSize, plan.Disk.Size)
 	case h.DataFile:

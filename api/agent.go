@@ -212,7 +212,7 @@ type Move struct {
 	From      string           `json:"from" doc:"Agent name"`
 	To        string           `json:"to,omitempty" doc:"Agent name; empty: it stays"`
 	Kind      string           `json:"kind,omitempty" enum:"live,cold,restart"`
-	Copy      bool             `json:"copy,omitempty" doc:"Its disk is copied"`
+	Copy      bool             `json:"copy,omitempty" doc:"Its disks are copied, but for those in shared pools"`
 	Reason    string           `json:"reason,omitempty" doc:"Why it goes, or why it cannot"`
 	Operation string           `json:"operation,omitempty"`
 	State     OperationState   `json:"state,omitempty"`

@@ -236,7 +236,7 @@ func (r *VMUpdate) Validate() error {
 type VMMigrate struct {
 	To           string `json:"to,omitempty" doc:"Agent to move to; empty: the best one"`
 	Cold         bool   `json:"cold,omitempty" doc:"Stop the guest, move it and start it again; a stopped VM is always moved like this, and stays stopped"`
-	CopyStorage  bool   `json:"copyStorage,omitempty" doc:"Copy its disk, if its pool is not shared"`
+	CopyStorage  bool   `json:"copyStorage,omitempty" doc:"Copy its disks whose pools are not shared"`
 	Bandwidth    int64  `json:"bandwidth,omitempty" doc:"Bytes per second at most; 0: no limit"`
 	MaxDowntime  int    `json:"maxDowntime,omitempty" doc:"Milliseconds that the guest may stand still; default 300"`
 	AutoConverge bool   `json:"autoConverge,omitempty" doc:"Slow the guest's processors down if it changes memory faster than it can be sent"`

@@ -23,9 +23,6 @@ func (s *moveState) source() string { return s.Move.Source.AgentName }
 func (s *moveState) target() string { return s.Move.Target.AgentName }
 func (s *moveState) live() bool     { return s.Move.Kind == api.MoveLive }
 
-// copies reports whether the disk goes along. In a shared pool there is only one, whatever was asked for.
-func (s *moveState) copies() bool { return s.Move.Copy && !s.Move.Target.Disk.Shared }
-
 func (s *moveState) decision() any { return s.Move.Decision }
 
 // VMMigrate moves a VM to another node: while it runs, or stopped (cold). Whatever happens, the guest runs on one node. The
@@ -36,7 +33,7 @@ var VMMigrate = saga.Table[moveState]{
 		{Name: "place", Where: control, Do: placeMove, Undo: unplaceMove, Detail: (*moveState).decision},
 		{Name: "check", Where: node, On: (*moveState).target, Do: checkMove}, // reads only
 		{Name: "stop", Where: node, On: (*moveState).source, Do: stopForMove, Undo: startAfterMove},
-		{Name: "disk", Where: node, On: (*moveState).target, Do: diskOfMove, Undo: noDiskOfMove},
+		{Name: "disk", Where: node, On: (*moveState).target, Do: disksOfMove, Undo: noDisksOfMove},
 		{Name: "bind", Where: control, Do: bindMove, Undo: bindSource},
 		{Name: "move", Where: node, On: (*moveState).source, Do: move, Undo: settleMove, Detail: func(s *moveState) any { return s.Moved }},
 		{Name: "switch", Where: control, Do: switchMove, Commit: true},
@@ -109,35 +106,6 @@ func startAfterMove(r *saga.Run, s *moveState) error {
 	return absent(r, s.Move.Source, err)
 }
 
-// diskOfMove gets the target ready to hold the disk: a live move fills it while the guest runs, a cold one brings it as it is.
-func diskOfMove(r *saga.Run, s *moveState) error {
-	if !s.copies() {
-		return nil
-	}
-	if s.live() {
-		// It must be empty: what may be left of an earlier stay is older than what comes, and would show through it.
-		if err := noDiskOfMove(r, s); err != nil {
-			return err
-		}
-		_, err := steps.MakeDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
-		return err
-	}
-	offer, err := steps.OfferDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
-	if err != nil {
-		return err
-	}
-	_, err = steps.PullDisk.Call(r, s.Move.Target.Agent, steps.DiskPull{Plan: s.Move.Target, Offer: offer})
-	return err
-}
-
-func noDiskOfMove(r *saga.Run, s *moveState) error {
-	if !s.copies() {
-		return nil
-	}
-	_, err := steps.RemoveDisk.Call(r, s.Move.Target.Agent, s.Move.Target)
-	return absent(r, s.Move.Target, err) // then nobody uses it, and the audit finds it when the node is back
-}
-
 // bindMove: during a live move both nodes may have the port, and the target gets it with the first packet from there.
 func bindMove(r *saga.Run, s *moveState) error {
 	if s.live() {
@@ -197,7 +165,7 @@ func move(r *saga.Run, s *moveState) (err error) {
 // its latest writes are: if that is the target, there is no way back, and should it not run any more, it is started there.
 func settleMove(r *saga.Run, s *moveState) error {
 	if !s.live() {
-		return removeAtTarget(r, s)
+		return settleCold(r, s)
 	}
 	src, asked, err := stateAtSource(r, s)
 	if err != nil {
@@ -270,6 +238,8 @@ func settleWithoutTarget(r *saga.Run, s *moveState, src steps.DomainState, asked
 	case src.Broken && s.copies():
 		return problem.New(problem.Unavailable, "vm %s ran on node %s last, and its disk is there", s.Move.Source.Name, s.target()).
 			Because("node %s is down", s.target()).Try("bring it back: the operation goes on by itself")
+	case src.Phase == api.PhasePaused && s.half():
+		return halfMoved(s)
 	case src.Phase == api.PhasePaused && !s.copies():
 		// It may have run at the target and written to the disk since, of which its memory here knows nothing.
 		if _, err := steps.StopDomain.Call(r, s.Move.Source.Agent, steps.StopVM{Plan: s.Move.Source, Force: true}); err != nil {
@@ -330,11 +300,11 @@ func switchMove(r *saga.Run, s *moveState) error {
 // not keep.
 func cleanSource(r *saga.Run, s *moveState) error {
 	_, err := steps.RemoveDomain.Call(r, s.Move.Source.Agent, s.Move.Source)
-	if err == nil && s.copies() {
-		_, err = steps.RemoveDisk.Call(r, s.Move.Source.Agent, s.Move.Source)
-	}
 	if errors.Is(err, steps.ErrNeverStarted) && down(r, s.Move.Source.Agent) != nil {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return leftDisksOfMove(r, s)
 }

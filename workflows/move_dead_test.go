@@ -180,3 +180,58 @@ func TestAMoveWithItsDiskWaitsForTheNodeThatHasIt(t *testing.T) {
 		})
 	}
 }
+
+// TestAMoveOfWhichHalfIsSharedWaitsForItsTarget: what a guest may have written there to a shared disk does not fit to its others as they
+// are at the source.
+func TestAMoveOfWhichHalfIsSharedWaitsForItsTarget(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind           string
+		source, target steps.DomainState // when it is back
+		state          api.OperationState
+		told           []string
+	}{
+		"live, it had not run there":     {api.MoveLive, paused, nothing, api.OpFailed, []string{"bind cacb", "remove@b", "start@a", "bind ca"}},
+		"live, it runs there":            {api.MoveLive, paused, running, api.OpSucceeded, []string{"bind cacb", "bind cb", "remove@a"}},
+		"cold, it was not started there": {api.MoveCold, nothing, nothing, api.OpFailed, []string{"bind cb", "remove@b", "bind ca", "start@a"}},
+		"cold, it runs there":            {api.MoveCold, nothing, running, api.OpSucceeded, []string{"bind cb", "start@b", "bind cb", "remove@a"}},
+		"cold, it is only defined there": {api.MoveCold, nothing, stopped, api.OpFailed, []string{"bind cb", "remove@b", "bind ca", "start@a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st, dead := moveDeath{c.kind, false, true, "b", &api.Proof{Kind: api.ProofOperator}, c.source, c.target}.stage(t)
+			shared := func(agent string) steps.VMPlan {
+				disk := steps.DataDisk{Volume: "data", Device: "vdc", Pool: steps.PoolOnNode{Type: api.PoolDir}}
+				return steps.VMPlan{VM: "vm", Name: "web1", Agent: agent, AgentName: agent, Disk: steps.DiskPlan{Volume: "root", Shared: true}, Data: []steps.DataDisk{disk}}
+			}
+			answer(st, steps.PlaceMove, func(steps.MoveRequest) (steps.Move, error) {
+				return steps.Move{
+					Source: shared("a"), Target: shared("b"), Kind: c.kind, Copy: true, Phase: api.PhaseRunning, Ports: []string{"p"}, From: "ca", To: "cb",
+					Volumes: []steps.VolumePlan{{Volume: "data"}},
+				}, nil
+			})
+			fine(st, steps.MakeVolume)
+			fine(st, steps.OfferVolume)
+			fine(st, steps.PullVolume)
+			var removed []string
+			answer(st, steps.RemoveVolume, func(v steps.VolumePlan) (steps.Nothing, error) {
+				removed = append(removed, v.Agent)
+				return steps.Nothing{}, nil
+			})
+			said := 0
+			st.onStuck(func(why *problem.Problem) {
+				said++
+				*dead = ""
+				require.Contains(t, why.Error(), "may have run on node b last")
+				require.NotEmpty(t, why.Fix)
+			})
+			st.run(workflows.VMMigrate, steps.Op{Input: input(t, api.VMMigrate{CopyStorage: true, Cold: c.kind == api.MoveCold})})
+			require.Equal(t, 1, said)
+			require.Equal(t, c.state, st.outcome.State)
+			require.Equal(t, c.told, st.told())
+			last := "b"
+			if c.state == api.OpSucceeded {
+				last = "a"
+			}
+			require.Equal(t, last, removed[len(removed)-1], "one copy is left")
+		})
+	}
+}

@@ -39,6 +39,11 @@ func (f *Fake) reach(d *fakeDomain, mv *fakeMove, at MovePoint) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if at == MoveSwitched {
+		if err := f.fill(d, mv); err != nil {
+			return err
+		}
+	}
 	switch {
 	case f.domains[mv.in.Plan.VM] != d || d.phase == api.PhaseStopped:
 		return PoweredOff(mv.in.Plan.Name)
@@ -52,6 +57,23 @@ func (f *Fake) reach(d *fakeDomain, mv *fakeMove, at MovePoint) error {
 		f.mu.Lock()
 		if !ok {
 			return problem.New(problem.Internal, "the target turned vm %s away", mv.in.Plan.Name)
+		}
+	}
+	return nil
+}
+
+// fill brings what is in the disks that go along to the target. It is called with the lock held.
+func (f *Fake) fill(d *fakeDomain, mv *fakeMove) error {
+	along := Filled(mv.in.Plan, mv.in.Copy)
+	for _, k := range d.disks {
+		if f.Backing == nil || mv.target.Backing == nil || !slices.Contains(along, k.Device) {
+			continue
+		}
+		if err := k.agreed(); err != nil {
+			return err
+		}
+		if err := f.Backing.SendLayer(k.Source, mv.target.Backing); err != nil {
+			return err
 		}
 	}
 	return nil

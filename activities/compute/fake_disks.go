@@ -35,6 +35,8 @@ type FakeBacking interface {
 	GrowLayer(s DiskSource, size int64) error
 	// WriteLayer does to a file what a guest does that writes.
 	WriteLayer(s DiskSource, text string) error
+	// SendLayer does what a hypervisor does that fills the file of the same name on another node, which is there.
+	SendLayer(s DiskSource, to FakeBacking) error
 	// PullLayer does to a file what a hypervisor does that brings all into it that it shows of what it is made on.
 	PullLayer(s DiskSource) error
 	// WriteMemory does what a hypervisor does that writes the memory of a guest to a file, and ReadMemory returns what is in one.
@@ -53,6 +55,18 @@ func (f *Fake) Disks(vm string) []FakeDisk {
 		return slices.Clone(d.disks)
 	}
 	return nil
+}
+
+// Writes reports whether a guest that is not off has a volume that it may write to.
+func (f *Fake) Writes(volume string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.domains {
+		if k := d.disk(volume); k != nil && d.phase != api.PhaseStopped && !k.ReadOnly {
+			return true
+		}
+	}
+	return false
 }
 
 // SetDisks gives a domain these disks, whatever it had.

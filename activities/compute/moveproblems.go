@@ -33,23 +33,6 @@ func CanArrive(l steps.Leaving, hostUUID, accel, arch string) error {
 	return nil
 }
 
-// DisksCanArrive refuses guests whose disks are not at their next node and are not copied there.
-func DisksCanArrive(req steps.IncomingRequest) error {
-	refuse := func(format string, args ...any) *problem.Problem {
-		return problem.New(problem.Conflict, "the guest cannot leave while it runs").Because(format, args...)
-	}
-	root := req.Plan.Disk
-	if req.Copy && root.Layer != "" && root.Layer != root.Volume {
-		return refuse("its root disk has snapshots, which would not be copied").Try("delete its snapshots first")
-	}
-	for _, d := range req.Plan.Data {
-		if local := d.Pool.Type == "" || d.Pool.Type == api.PoolDir; local && !d.Pool.Shared {
-			return refuse("volume %s (%s) is in a pool that is not shared", d.Volume, d.Device).Try("detach it, or move it to a shared pool first")
-		}
-	}
-	return nil
-}
-
 // NoPeer is the problem of a node that other nodes' hypervisors cannot reach.
 func NoPeer() *problem.Problem {
 	return problem.New(problem.Unsupported, "this node takes no guests that run").Because("its agent does not know at which address other nodes reach its libvirt").

@@ -62,6 +62,14 @@ func TestRealMovesOfEmulatedGuests(t *testing.T) {
 	computetest.PausedMoves(t, nodes.PausedRig(t))
 }
 
+// TestRealMovesWithLocalDisks: all that the guests have written before and meanwhile is at the target.
+func TestRealMovesWithLocalDisks(t *testing.T) {
+	nodes := computetest.Sandbox(t, "a", "b")
+	r := nodes.PausedRig(t)
+	t.Run("on an image", func(t *testing.T) { nodes.LocalMove(t, r, false) })
+	t.Run("of its own", func(t *testing.T) { nodes.LocalMove(t, r, true) })
+}
+
 // TestFatesOfFakes: whatever cuts a move off, the two sides together tell where the guest is, as they do with a real hypervisor.
 func TestFatesOfFakes(t *testing.T) {
 	type state = steps.DomainState

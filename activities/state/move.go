@@ -18,8 +18,9 @@ type journey struct {
 	phase  api.Phase // before the operation
 	source *api.Agent
 	pool   *api.Pool
+	disks  []piece
 	kind   string
-	copied bool // its disk goes with it
+	copied bool // some of its disks go with it
 }
 
 // journey says how a VM would be moved, or why it cannot be.
@@ -35,6 +36,9 @@ func (s *State) journey(ctx context.Context, vm *api.VM, phase api.Phase, in ste
 	if j.pool, err = store.Get[api.Pool](ctx, s.kv, s.h, "", vm.Spec.Pool); err != nil {
 		return nil, err
 	}
+	if j.disks, err = s.baggage(ctx, vm); err != nil {
+		return nil, err
+	}
 	if in.Recover {
 		j.kind = api.MoveRestart
 		return j, j.recoverable()
@@ -45,7 +49,7 @@ func (s *State) journey(ctx context.Context, vm *api.VM, phase api.Phase, in ste
 	case phase == api.PhaseRunning || phase == api.PhaseStopped:
 		j.kind = api.MoveCold
 	}
-	j.copied = !j.pool.Spec.Shared
+	j.copied = firstLocal(j.disks) != nil
 	return j, j.movable(in.VMMigrate)
 }
 
@@ -67,16 +71,20 @@ func (j *journey) movable(req api.VMMigrate) error {
 		no.Kind = problem.Unavailable // it may be back in a moment
 		return no.Because("its node %s is %s: %s", j.source.Name, j.source.Status.Phase, j.source.Status.Reason).Try("wait until the node is back")
 	case j.copied && !req.CopyStorage:
-		return no.Because("its disk is in pool %s, which is not shared", j.pool.Name).Try("have the disk copied: gnext vm migrate %s --copy-storage", vm.Name)
+		d := firstLocal(j.disks)
+		return admission.WithoutDisks(vm, d.volume, d.pool)
 	}
 	return j.reachable()
 }
 
-// reachable checks that the pool is one of the VM's own node; that it is one of the target is placement's to see to.
+// reachable checks that the pools are some of the VM's own node; that they are some of the target is placement's to see to.
 func (j *journey) reachable() error {
-	if !slices.Contains(j.pool.Spec.Agents, j.source.ID) {
-		return cannotMove(j.vm).Because("node %s does not have pool %s any more, which its disk is in", j.source.Name, j.pool.Name).
-			Try("bring it back into the pool: gnext pool update %s --add-agent %s", j.pool.Name, j.source.Name)
+	for i, d := range j.disks {
+		if i > 0 && !d.local() || slices.Contains(d.pool.Spec.Agents, j.source.ID) {
+			continue
+		}
+		return cannotMove(j.vm).Because("node %s does not have pool %s any more, which its disk is in", j.source.Name, d.pool.Name).
+			Try("bring it back into the pool: gnext pool update %s --add-agent %s", d.pool.Name, j.source.Name)
 	}
 	return nil
 }
@@ -91,8 +99,9 @@ func (j *journey) recoverable() error {
 			Try("make sure that it is off, and say so: gnext host recover %s --confirm-off", j.source.Name)
 	case !vm.Spec.HA:
 		return no.Because("it is not marked ha").Try("wait until node %s is back", j.source.Name)
-	case !j.pool.Spec.Shared:
-		return no.Because("its disk is on node %s only: pool %s is not shared", j.source.Name, j.pool.Name).Try("bring the node back, or restore the VM from a copy")
+	case firstLocal(j.disks) != nil:
+		return no.Because("its disk is on node %s only: pool %s is not shared", j.source.Name, firstLocal(j.disks).pool.Name).
+			Try("bring the node back, or restore the VM from a copy")
 	case vm.Spec.NodeID != "":
 		return no.Because("it is pinned to node %s", admission.PinnedTo(vm)).Try("take the pin away: gnext vm update %s --no-node", vm.Name)
 	}
@@ -116,12 +125,13 @@ func (j *journey) wish(s *State, to string) func(context.Context, *api.VM) (plac
 		if req.Arch == "" {
 			req.Arch = j.source.Status.Inventory.Arch // what is on its disk is made for it
 		}
-		if j.copied {
-			req.Disk += vm.Spec.RootDisk
-		} else {
+		if j.pool.Spec.Shared {
 			req.Disk, req.Image = 0, ""
+		} else {
+			req.Disk += vm.Spec.RootDisk
 		}
-		return req, nil
+		req.Also, err = s.roomFor(ctx, j.disks)
+		return req, err
 	}
 }
 
@@ -197,6 +207,11 @@ func (s *State) move(ctx context.Context, j *journey, decision *api.Decision) (s
 		out.Ports = append(out.Ports, p.Port)
 	}
 	out.From, out.To = j.source.Status.Inventory.OVNChassis, target.Status.Inventory.OVNChassis
+	if j.copied {
+		if out.Volumes, err = s.alone(ctx, j.disks); err != nil {
+			return out, err
+		}
+	}
 	out.Decision = api.Decision{Node: target.ID, Name: target.Name}
 	if decision != nil {
 		out.Decision = *decision
@@ -254,7 +269,7 @@ func (s *State) switchVM(ctx context.Context, t steps.Token, in steps.MoveEnd) (
 		}
 		vm.Status.Agent, vm.Status.AgentName, vm.Status.MovingTo = target.ID, target.Name, ""
 		d.Update(vm)
-		if err := s.volumesOn(ctx, d, vm, target.ID); err != nil {
+		if err := s.follow(ctx, d, vm, target.ID); err != nil {
 			return err
 		}
 		_, err = d.Commit(ctx, s.kv)

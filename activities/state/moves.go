@@ -66,48 +66,39 @@ func byID[T any, P interface {
 	return out, err
 }
 
-// shared reports whether the disk of a VM is reached from other nodes.
-func (t *traffic) shared(vm *api.VM) bool {
-	p := t.pools[vm.Spec.Pool]
-	return p != nil && p.Spec.Shared
+// disks returns the disks of a VM that there are records of, the root disk first.
+func (t *traffic) disks(vm *api.VM) (out []piece) {
+	for _, id := range vm.Status.Volumes {
+		if v := t.vols[id]; v != nil && t.pools[v.Spec.Pool] != nil {
+			out = append(out, piece{v, t.pools[v.Spec.Pool]})
+		}
+	}
+	return out
 }
 
-func (t *traffic) poolName(vm *api.VM) string {
-	if p := t.pools[vm.Spec.Pool]; p != nil {
-		return p.Name
-	}
-	return vm.Spec.Pool
-}
+// local returns a disk of a VM that no other node reaches; nil: there is none.
+func (t *traffic) local(vm *api.VM) *piece { return firstLocal(t.disks(vm)) }
 
 // fixedBy says which disk keeps a VM where it is, whoever asks; empty: none does.
 func (t *traffic) fixedBy(vm *api.VM) string {
-	for _, id := range vm.Status.Volumes {
-		v := t.vols[id]
-		if v == nil {
-			continue
-		}
-		p := t.pools[v.Spec.Pool]
-		switch {
-		case p == nil || p.Spec.Shared:
-		case !v.Spec.Root:
-			return fmt.Sprintf("it has volume %s in pool %s, which is not shared: detach it first", v.Name, p.Name)
-		case v.Spec.Image == "":
-			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and is not made on an image any more, so it cannot be copied: bring it into a pool that is", v.Name, p.Name)
-		case v.Status.Snapshot != "":
-			return fmt.Sprintf("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, p.Name)
+	for _, d := range t.disks(vm) {
+		if why, _ := admission.Anchor(d.volume, d.pool); why != "" {
+			return why
 		}
 	}
 	return ""
 }
 
-// also returns the pools of a VM's disks besides its root disk.
-func (t *traffic) also(vm *api.VM) (out []placement.Pool) {
-	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
-		if v := t.vols[id]; v != nil && t.pools[v.Spec.Pool] != nil {
-			out = append(out, placement.Pool{ID: v.Spec.Pool, Name: t.pools[v.Spec.Pool].Name})
+// also returns the pools of a VM's disks besides its root disk, with the room that those need that go along.
+func (t *traffic) also(vm *api.VM) []placement.Pool {
+	disks := t.disks(vm)
+	return poolsFor(disks[min(1, len(disks)):], func(d piece) int64 {
+		room := d.volume.Spec.Size
+		if img := t.images[d.volume.Spec.Image]; img != nil {
+			room += img.Status.Size
 		}
-	}
-	return out
+		return room
+	})
 }
 
 // passenger returns a VM as placement sees it; stays says why it cannot be moved, or is empty.
@@ -119,7 +110,7 @@ func (s *State) passenger(t *traffic, vm *api.VM, stays string) placement.VM {
 	if a := t.agents[vm.Status.Agent]; a != nil && req.Arch == "" {
 		req.Arch = a.Status.Inventory.Arch
 	}
-	if !t.shared(vm) {
+	if p := t.pools[vm.Spec.Pool]; p == nil || !p.Spec.Shared {
 		req.Disk = vm.Spec.RootDisk
 		if img := t.images[vm.Spec.Image]; img != nil {
 			req.Disk, req.Image = req.Disk+img.Status.Size, img.Status.SHA256
@@ -128,7 +119,7 @@ func (s *State) passenger(t *traffic, vm *api.VM, stays string) placement.VM {
 	if g := t.groups[vm.Spec.Group]; g != nil {
 		req.Group = placement.Group{ID: g.ID, Policy: g.Spec.Policy, Soft: g.Spec.Soft}
 	}
-	return placement.VM{ID: vm.ID, Name: vm.Name, Node: vm.Status.Agent, Amount: req.Amount, Request: req, Copy: !t.shared(vm), Stays: stays}
+	return placement.VM{ID: vm.ID, Name: vm.Name, Node: vm.Status.Agent, Amount: req.Amount, Request: req, Copy: t.local(vm) != nil, Stays: stays}
 }
 
 // unmovable says why a VM cannot be moved by anybody now; empty: it can.
@@ -177,8 +168,8 @@ func (s *State) drainPlan(ctx context.Context, in steps.DrainPlan) (api.MovePlan
 		if why == "" {
 			why = t.fixedBy(vm)
 		}
-		if why == "" && !in.CopyStorage && !t.shared(vm) {
-			why = fmt.Sprintf("its disk is in pool %s, which is not shared: say --copy-storage to have disks copied", t.poolName(vm))
+		if d := t.local(vm); why == "" && !in.CopyStorage && d != nil {
+			why = admission.Local(d.volume, d.pool) + ": say --copy-storage to have disks copied"
 		}
 		vms[vm.ID] = vm
 		leaving = append(leaving, s.passenger(t, vm, why))
@@ -212,7 +203,7 @@ func whyOf(p *problem.Problem) string {
 
 // goes returns the move of a VM to a node.
 func (t *traffic) goes(vm *api.VM, to string) api.Move {
-	m := api.Move{VM: api.RefTo(vm), From: vm.Status.AgentName, Kind: api.MoveLive, Copy: !t.shared(vm)}
+	m := api.Move{VM: api.RefTo(vm), From: vm.Status.AgentName, Kind: api.MoveLive, Copy: t.local(vm) != nil}
 	if vm.Status.Phase == api.PhaseStopped {
 		m.Kind = api.MoveCold
 	}
@@ -345,10 +336,10 @@ func (t *traffic) unrecoverable(vm *api.VM) string {
 		return "it was stopped"
 	case !vm.Spec.HA:
 		return "it is not marked ha"
-	case !t.shared(vm):
-		return fmt.Sprintf("its disk is in pool %s, which no other node reaches", t.poolName(vm))
+	case t.local(vm) != nil:
+		return fmt.Sprintf("its disk is in pool %s, which no other node reaches", t.local(vm).pool.Name)
 	default:
-		return t.fixedBy(vm)
+		return ""
 	}
 }
 

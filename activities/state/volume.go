@@ -176,7 +176,15 @@ func (s *State) volumePlan(ctx context.Context, v *api.Volume, pool *api.Pool) (
 
 // diskOf describes a volume as a disk of a VM, but for how that one has it.
 func diskOf(v *api.Volume, pool *api.Pool) steps.DataDisk {
-	return steps.DataDisk{Volume: v.ID, Pool: pool.OnNode(), Layer: v.Status.Layer, Shareable: v.Spec.Shareable, QoS: v.Spec.QoS}
+	return steps.DataDisk{Volume: v.ID, Pool: pool.OnNode(), Layer: v.Status.Layer, Shareable: v.Spec.Shareable, QoS: v.Spec.QoS, Image: imageBelow(v)}
+}
+
+// imageBelow returns the image that the file of a volume is made on.
+func imageBelow(v *api.Volume) string {
+	if v.Spec.Shareable {
+		return ""
+	}
+	return v.Spec.Image
 }
 
 // disks fills in the disks of a VM, as its volumes say. Those that it is about to get do not say it yet: gets does.

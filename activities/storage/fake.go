@@ -23,6 +23,8 @@ type Fake struct {
 	NetDir string
 	// InUse reports whether the root disk of a VM is in use on this node; nil: none is.
 	InUse func(vm string) bool
+	// VolumeInUse reports whether a guest of this node may write to a volume; nil: none may.
+	VolumeInUse func(volume string) bool
 
 	mu    sync.Mutex
 	pools map[string]*fakePool // by path
@@ -104,7 +106,7 @@ func (f *Fake) Take(p steps.PoolOnNode, path string) {
 func (f *Fake) Clone() *Fake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, away: f.away, bars: maps.Clone(f.bars), pools: map[string]*fakePool{}}
+	out := &Fake{Capacity: f.Capacity, Net: f.Net, NetDir: f.NetDir, InUse: f.InUse, VolumeInUse: f.VolumeInUse, away: f.away, bars: maps.Clone(f.bars), pools: map[string]*fakePool{}}
 	for path, p := range f.pools {
 		out.pools[path] = &fakePool{id: p.id, agent: p.agent, files: maps.Clone(p.files)} // contents are never changed, only replaced
 	}

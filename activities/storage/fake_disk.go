@@ -9,7 +9,6 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
@@ -81,22 +80,11 @@ func (f *Fake) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, f
 	if tell == nil {
 		tell = func(api.Progress) {}
 	}
-	var came []byte
 	// The image and the seed first, as the real one does.
 	if err := f.on(plan.Disk.PoolPath).build(ctx, plan, src, func(*fakePool, string) error { return nil }); err != nil {
 		return err
 	}
-	in, err := fetch(ctx)
-	if err == nil {
-		closed := sync.OnceValue(in.Close)
-		stop := context.AfterFunc(ctx, func() { _ = closed() }) // ends a read that waits
-		err = readDisk(in, &fakeSink{&came, tell})
-		stop()
-		_ = closed()
-	}
-	if err != nil && ctx.Err() != nil {
-		return problem.New(problem.Cancelled, "fetching the disk was cancelled")
-	}
+	came, err := swallowDisk(ctx, fetch, tell)
 	if err != nil {
 		return err
 	}

@@ -60,18 +60,21 @@ func (d *Dir) OpenDisk(ctx context.Context, plan steps.VMPlan) (Disk, error) {
 	return disk, nil
 }
 
-// belongs says why a volume is not what the plan says: a child of its image's copy in this pool, and of nothing else. A
-// file that came from elsewhere must not make QEMU open what its header names.
+// belongs says why a volume is not what the plan says: a child of its image's copy in this pool, if it has an image, and of nothing
+// else. A file that came from elsewhere must not make QEMU open what its header names.
 func belongs(h *qcow2.Header, plan steps.VMPlan) error {
-	backing := inPool(plan.Disk.PoolPath, backingDir, plan.Disk.ImageSHA256)
+	var backing, format string
+	if sha := plan.Disk.ImageSHA256; sha != "" {
+		backing, format = inPool(plan.Disk.PoolPath, backingDir, sha), api.FormatQCOW2
+	}
 	refuse := func(format string, args ...any) error {
 		return problem.New(problem.Conflict, "volume %s is another one", plan.Disk.Volume).Because(format, args...)
 	}
 	switch {
 	case filepath.Dir(h.BackingFile) == inPool(plan.Disk.PoolPath, volumesDir):
-		return problem.New(problem.Conflict, "volume %s cannot be copied to another node", plan.Disk.Volume).Because("it has snapshots").Try("delete its snapshots first")
-	case h.BackingFile != backing || h.BackingFormat != api.FormatQCOW2:
-		return refuse("its backing file is %q (%s), expected was %q (qcow2)", h.BackingFile, h.BackingFormat, backing)
+		return snapshotsStay(plan.Disk.Volume)
+	case h.BackingFile != backing || h.BackingFormat != format:
+		return refuse("its backing file is %q (%s), expected was %q (%s)", h.BackingFile, h.BackingFormat, backing, format)
 	case h.VirtualSize != plan.Disk.Size:
 		return refuse("it has %d bytes, expected were %d", h.VirtualSize, plan.Disk.Size)
 	case h.DataFile:
@@ -108,19 +111,7 @@ func (d *Dir) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fe
 	}
 	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	tmp := name + tempExt
-	out, err := lockedTemp(ctx, root, tmp)
-	if err != nil {
-		return full(err, plan.Disk.PoolPath, api.MiB)
-	}
-	defer out.Close() //nolint:errcheck // synced by finish; ends the lock
-	to := &diskSink{out: out, path: plan.Disk.PoolPath, tell: tell}
-	if err := d.pull(ctx, fetch, to); err != nil {
-		return errors.Join(full(err, plan.Disk.PoolPath, to.data), removeFile(root, tmp))
-	}
-	if err := d.accept(ctx, root, plan, tmp, name); err != nil {
-		return errors.Join(err, removeFile(root, tmp))
-	}
-	return nil
+	return d.arrive(ctx, root, plan.Disk.PoolPath, tmp, fetch, tell, func() error { return d.accept(ctx, root, plan, tmp, name) })
 }
 
 // accept gives a received volume its name, if it is what it should be. What has the name already is older.

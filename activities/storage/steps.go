@@ -48,13 +48,10 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 	})
 	activities.Implement(reg, h, steps.PullDisk, func(ctx context.Context, _ steps.Token, in steps.DiskPull) (steps.Nothing, error) {
 		fetch := func(ctx context.Context) (io.ReadCloser, error) { return peers.Fetch(ctx, in.Offer) }
-		from := &helped{Source: src, peers: peers}
-		if in.Offer.Image != "" {
-			from.offer = &steps.DiskOffer{Address: in.Offer.Address, Ticket: in.Offer.Image}
-		}
-		err := pool.ReceiveDisk(ctx, in.Plan, from, fetch, activities.Reporting(ctx))
+		err := pool.ReceiveDisk(ctx, in.Plan, helpedBy(src, peers, in.Offer), fetch, activities.Reporting(ctx))
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot copy the disk of vm %s", in.Plan.Name)
 	})
+	registerCarrier(reg, h, pool, src, peers)
 	activities.Implement(reg, h, steps.MakeVolume, func(ctx context.Context, _ steps.Token, v steps.VolumePlan) (steps.Nothing, error) {
 		err := pool.CreateVolume(ctx, v, src, activities.Reporting(ctx))
 		return steps.Nothing{}, problem.Wrap(err, problem.Internal, "cannot make volume %s", v.Name)
@@ -100,27 +97,8 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 
 // offerDisk offers a disk after a look at whether it could be given now.
 func offerDisk(ctx context.Context, pool Pool, peers Peers, plan steps.VMPlan) (steps.DiskOffer, error) {
-	d, err := pool.OpenDisk(ctx, plan)
-	if err != nil {
-		return steps.DiskOffer{}, err
-	}
-	size := d.Size()
-	if err := d.Close(); err != nil {
-		return steps.DiskOffer{}, err
-	}
-	offer, err := peers.Offer(ctx, plan.Disk.Volume, func(ctx context.Context) (Disk, error) { return pool.OpenDisk(ctx, plan) })
-	if err != nil {
-		return offer, err
-	}
-	offer.Size = size
-	// Whoever takes the disk may need its image, too; the server has it in any case.
-	image, err := offerImage(ctx, pool, peers, steps.CachedImage{
-		Image: plan.Disk.Image, SHA256: plan.Disk.ImageSHA256, Pool: plan.Disk.Pool, PoolPath: plan.Disk.PoolPath,
-	})
-	if err == nil {
-		offer.Image = image.Ticket
-	}
-	return offer, nil
+	copied := steps.CachedImage{Image: plan.Disk.Image, SHA256: plan.Disk.ImageSHA256, Pool: plan.Disk.Pool, PoolPath: plan.Disk.PoolPath}
+	return offerFile(ctx, pool, peers, plan.Disk.Volume, func(ctx context.Context) (Disk, error) { return pool.OpenDisk(ctx, plan) }, &copied)
 }
 
 // RegisterControl registers the implementations of the storage steps of the control plane in reg.

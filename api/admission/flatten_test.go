@@ -48,14 +48,15 @@ func TestAFlattenedVolumeSetsItsImageFree(t *testing.T) {
 	d.clean()
 }
 
-func TestARootDiskWithoutAnImageIsNotCopied(t *testing.T) {
+func TestARootDiskWithoutAnImageIsCopied(t *testing.T) {
 	d := newDesk(t).cloud().shared()
 	a, h := d.Admission, d.User
 	vm := d.vm("web1", "a1", func(r *api.VMCreate) { r.Pool = "vms" })
 	move := api.VMMigrate{CopyStorage: true}
 	d.settle(d.ask(a.MigrateVM(ctx, h, opts, "web1", move)), api.OpFailed)
 	d.done(a.FlattenVolume(ctx, h, opts, vm.Status.Volumes[0]))
-	none, err := a.MigrateVM(ctx, h, opts, "web1", move)
-	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "not made on an image any more")
+	none, err := a.MigrateVM(ctx, h, opts, "web1", api.VMMigrate{})
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Fix, "--copy-storage")
+	d.settle(d.ask(a.MigrateVM(ctx, h, opts, "web1", move)), api.OpCancelled)
 	d.clean()
 }

@@ -2,6 +2,7 @@ package admission
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/auth"
@@ -62,12 +63,7 @@ func (a *Admission) migrateVM(c *acceptance, ref string, req api.VMMigrate) (*ap
 	if req, err = a.moveTarget(c, vm, req); err != nil {
 		return nil, req, err
 	}
-	if !req.CopyStorage {
-		if err := a.onShared(c, vm); err != nil {
-			return nil, req, err
-		}
-	}
-	if err := a.disksMovable(c, vm); err != nil {
+	if err := a.disksMovable(c, vm, req); err != nil {
 		return nil, req, err
 	}
 	return vm, req, firstOf(a.holdVolumes(c, vm), c.input(req))
@@ -113,19 +109,8 @@ func (a *Admission) moveTarget(c *acceptance, vm *api.VM, req api.VMMigrate) (ap
 	return req, nil
 }
 
-// onShared checks that a VM's disk can be left where it is when the VM moves.
-func (a *Admission) onShared(c *acceptance, vm *api.VM) error {
-	pool, err := store.Get[api.Pool](c.ctx, c.kv, c.h, "", vm.Spec.Pool)
-	if err != nil || pool.Spec.Shared {
-		return err
-	}
-	return problem.New(problem.Conflict, "vm %s cannot be moved without its disk", vm.Name).Because("its disk is in pool %s, which is not shared", pool.Name).
-		Try("have the disk copied: gnext vm migrate %s --copy-storage", vm.Name)
-}
-
-// disksMovable checks that the volumes of a VM can be left where they are when it moves, but for the root disk, which may be
-// copied if it is the only layer that there is.
-func (a *Admission) disksMovable(c *acceptance, vm *api.VM) error {
+// disksMovable checks that the disks of a VM can be left where they are when it moves, or go along.
+func (a *Admission) disksMovable(c *acceptance, vm *api.VM, req api.VMMigrate) error {
 	for _, id := range vm.Status.Volumes {
 		v, err := store.Get[api.Volume](c.ctx, c.kv, c.h, vm.Project, id)
 		if err != nil {
@@ -135,21 +120,46 @@ func (a *Admission) disksMovable(c *acceptance, vm *api.VM) error {
 		if err != nil {
 			return err
 		}
-		no := problem.New(problem.Conflict, "vm %s cannot be moved", vm.Name)
-		switch {
-		case pool.Spec.Shared:
-		case !v.Spec.Root:
-			return no.Because("it has volume %s in pool %s, which is not shared, so no other node reaches it", v.Name, pool.Name).
-				Try("detach it first: gnext vol detach %s --vm %s", v.Name, vm.Name)
-		case v.Spec.Image == "":
-			return no.Because("its root disk %s is in pool %s, which is not shared, and is not made on an image any more, so it cannot be copied to other nodes", v.Name, pool.Name).
-				Try("bring it into a shared pool: gnext vol migrate %s --pool NAME", v.Name)
-		case v.Status.Snapshot != "":
-			return no.Because("its root disk %s is in pool %s, which is not shared, and has snapshots, which cannot be copied", v.Name, pool.Name).
-				Try("delete those first: gnext snap list --volume %s", v.Name)
+		if why, fix := Anchor(v, pool); why != "" {
+			return problem.New(problem.Conflict, "vm %s cannot be moved", vm.Name).Because("%s", why).Try("%s", fix)
+		}
+		if !pool.Spec.Shared && !req.CopyStorage {
+			return WithoutDisks(vm, v, pool)
 		}
 	}
 	return nil
+}
+
+// Anchor says why a volume keeps a VM that has it where it is, and what to do; nothing: it does not, though it may have to be copied.
+func Anchor(v *api.Volume, pool *api.Pool) (why, fix string) {
+	if pool.Spec.Shared {
+		return "", ""
+	}
+	what := fmt.Sprintf("volume %s is in pool %s, which is not shared", v.Name, pool.Name)
+	if v.Spec.Root {
+		what = fmt.Sprintf("its root disk %s is in pool %s, which is not shared", v.Name, pool.Name)
+	}
+	switch {
+	case v.Status.Snapshot != "":
+		return what + ", and has snapshots, which cannot be copied", "delete those first: gnext snap list --volume " + v.Name
+	case len(v.VMs()) > 1:
+		return what + ", and other VMs have it, too", "detach it first from this vm or from the others: gnext vol get " + v.Name
+	}
+	return "", ""
+}
+
+// WithoutDisks is the problem of a VM with a volume in a pool that is not shared, which nobody has asked to have copied.
+func WithoutDisks(vm *api.VM, v *api.Volume, pool *api.Pool) error {
+	return problem.New(problem.Conflict, "vm %s cannot be moved without its disks", vm.Name).Because("%s", Local(v, pool)).
+		Try("have them copied: gnext vm migrate %s --copy-storage", vm.Name)
+}
+
+// Local says that a volume is in a pool that is not shared.
+func Local(v *api.Volume, pool *api.Pool) string {
+	if v.Spec.Root {
+		return fmt.Sprintf("its disk is in pool %s, which is not shared", pool.Name)
+	}
+	return fmt.Sprintf("its volume %s is in pool %s, which is not shared", v.Name, pool.Name)
 }
 
 // holdVolumes locks the volumes of a VM that moves: their files may be at two places meanwhile, and nobody should wonder.

@@ -186,8 +186,11 @@ func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *pro
 		return err
 	}
 	var on []string
-	theirs := map[string]bool{}
+	theirs, coming := map[string]bool{}, map[string]bool{}
 	for _, vm := range vms {
+		if vm.Status.MovingTo == ag.ID {
+			coming[vm.ID] = true
+		}
 		if vm.Spec.Pool == pool.ID && (vm.Status.Agent == ag.ID || vm.Status.MovingTo == ag.ID) {
 			theirs[vm.ID] = true
 			on = append(on, fmt.Sprintf("vm %s of project %s", vm.Name, vm.Project))
@@ -198,7 +201,8 @@ func (a *Admission) unused(c *acceptance, pool *api.Pool, ag *api.Agent, no *pro
 		return err
 	}
 	for _, v := range volumes {
-		if v.Spec.Pool == pool.ID && v.Status.Agent == ag.ID && !pool.Spec.Shared && !theirs[v.Spec.VM] {
+		here := v.Status.Agent == ag.ID || slices.ContainsFunc(v.VMs(), func(id string) bool { return coming[id] })
+		if v.Spec.Pool == pool.ID && here && !pool.Spec.Shared && !theirs[v.Spec.VM] {
 			on = append(on, fmt.Sprintf("volume %s of project %s", v.Name, v.Project))
 		}
 	}

@@ -49,7 +49,7 @@ func (a *app) migrateCmd() *cobra.Command {
 	fl.SortFlags = false
 	a.refFlag(cmd, &how.To, "to", api.KindAgent, "node to move to (default: the best one)")
 	fl.BoolVar(&how.Cold, "cold", false, "stop the guest, move it and start it again")
-	fl.BoolVar(&how.CopyStorage, "copy-storage", false, "copy the disk, if its pool is not shared")
+	fl.BoolVar(&how.CopyStorage, "copy-storage", false, "copy the disks whose pools are not shared")
 	fl.Var(sizeFlag{&how.Bandwidth}, "bandwidth", "bytes per second at most, like 100MiB (default: no limit)")
 	fl.DurationVar(&downtime, "max-downtime", 0, "how long the guest may stand still, like 300ms (default 300ms)")
 	fl.BoolVar(&how.AutoConverge, "auto-converge", false, "slow the guest down if it changes memory faster than it can be sent")

@@ -24,7 +24,7 @@ var moves = []column[api.Move]{
 	col("TO", func(m api.Move) cell { return text(m.To) }),
 	col("HOW", func(m api.Move) cell {
 		if m.Copy {
-			return text(m.Kind + " with its disk")
+			return text(m.Kind + " with its disks")
 		}
 		return text(m.Kind)
 	}),

@@ -168,10 +168,7 @@ func Diff(a, b Dump) []string {
 	return out
 }
 
-// copyRE is what the copy of a disk shows that a guest has taken along while it ran.
-var copyRE = regexp.MustCompile(`(a disk of [0-9]+ bytes from image [0-9a-f]+): [0-9a-f-]{36}`)
-
-// Anywhere returns d without what tells on which of the nodes a VM is, nor whether its disk was copied on the way there.
+// Anywhere returns d without what tells on which of the nodes a VM is.
 func (d Dump) Anywhere(nodes []*Node) Dump {
 	var old []string
 	for _, n := range nodes {
@@ -180,7 +177,6 @@ func (d Dump) Anywhere(nodes []*Node) Dump {
 	any := strings.NewReplacer(old...)
 	out := make(Dump, 0, len(d))
 	for _, line := range d {
-		line = copyRE.ReplaceAllString(line, "$1")
 		on, what, _ := strings.Cut(line, ": ")
 		switch {
 		case slices.ContainsFunc(nodes, func(n *Node) bool { return n.Name == on }) && !strings.HasPrefix(what, "pool "):

@@ -65,21 +65,18 @@ func add(t *testing.T, report Report) {
 }
 
 // TestMovesWhoseNodesDie lets each of the two nodes of a move die at each of its calls, and both at once: the move ends, one way or
-// the other, and where its record says. A live move with its disk is the exception: when both are dead it waits for its source.
+// the other, and where its record says. Some moves with disks are the exception: see deaths.
 func TestMovesWhoseNodesDie(t *testing.T) {
 	ctx := context.Background()
 	base, err := Base(ctx)
 	require.NoError(t, err)
 	for _, s := range Scenarios()[api.OpVMMigrate] {
-		if s.Any || s.Name == "vm.migrate to a node" || s.Name == "vm.migrate back with its disk" {
+		nodes := deaths(s.Name)
+		if s.Any || len(nodes) == 0 {
 			continue
 		}
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
-			nodes := []string{"a1", "a2"}
-			if s.Name != "vm.migrate with its disk" && s.Name != "vm.migrate with its disk and a volume" {
-				nodes = append(nodes, "a1 a2")
-			}
 			report, err := s.Kill(ctx, base, nodes...)
 			require.NoError(t, err)
 			add(t, report)

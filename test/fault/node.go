@@ -47,6 +47,7 @@ func (w *World) addNode(id, name string, d *disks) *Node {
 		phase, err := n.Compute.State(context.Background(), vm)
 		return err == nil && phase != api.PhaseStopped
 	}
+	d.VolumeInUse = n.Compute.Writes
 	n.Compute.Tear(unheard, w.tear)
 	w.rack.Plug(n.uri(), n.Compute)
 	n.Compute.OnMove(func(_ string, at compute.MovePoint) compute.MoveFate {

@@ -177,7 +177,9 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, pools())
 	maps.Copy(all, volumes())
 	maps.Copy(all, checkpoints())
-	for _, others := range []map[string][]Scenario{withVolumes(), givenVolumes(), flattening(), withCheckpoints(), checkpointsInCeph(), mistakes()} {
+	for _, others := range []map[string][]Scenario{
+		withVolumes(), givenVolumes(), flattening(), withCheckpoints(), checkpointsInCeph(), mistakes(), {api.OpVMMigrate: alongside()},
+	} {
 		for kind, more := range others {
 			all[kind] = append(all[kind], more...)
 		}

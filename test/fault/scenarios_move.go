@@ -78,12 +78,14 @@ func moves() map[string][]Scenario {
 	return out
 }
 
+// fates are the ways in which a live move is cut off.
+var fates = []struct {
+	fate compute.MoveFate
+	name string
+}{{compute.MoveFails, "fails"}, {compute.MoveSourceDies, "loses its source"}, {compute.MoveTargetDies, "loses its target"}, {compute.MoveBreaks, "breaks"}}
+
 // cutOff returns live moves that are cut off at each of their moments in each way, once or whenever they are tried.
 func cutOff() (out []Scenario) {
-	fates := []struct {
-		fate compute.MoveFate
-		name string
-	}{{compute.MoveFails, "fails"}, {compute.MoveSourceDies, "loses its source"}, {compute.MoveTargetDies, "loses its target"}, {compute.MoveBreaks, "breaks"}}
 	for _, at := range []compute.MovePoint{compute.MovePrepared, compute.MoveCopied, compute.MoveSwitched, compute.MoveArrived} {
 		for _, f := range fates {
 			for _, always := range []bool{false, true} {

@@ -316,7 +316,7 @@ func withVolumes() map[string][]Scenario {
 		},
 		api.OpHostDrain: {{
 			Name: "host.drain with a volume", Prepare: []Accept{makeVM("web1", nil), disk, attach("data", "web1")}, Accept: drain(api.HostDrain{CopyStorage: true}), Orders: true, Every: 4,
-			Check: is("web1", "a1", api.PhaseRunning),
+			Check: all(is("web1", "a2", api.PhaseRunning), shows("data", "")),
 		}},
 	}
 }

@@ -107,14 +107,14 @@ func TestVolumesKeepTheirVMWhereTheyAre(t *testing.T) {
 	w, err := Base(ctx)
 	require.NoError(t, err)
 	for _, accept := range []Accept{
-		makeVM("web1", nil), makeVolume("data", "vms", nil), attach("data", "web1"), makeVM("web2", local), root("web2", func(v string) Accept { return snap("s1", v) }),
+		makeVM("web1", nil), makeVolume("data", "vms", nil), attach("data", "web1"), snap("s0", "data"), makeVM("web2", local), root("web2", func(v string) Accept { return snap("s1", v) }),
 	} {
 		_, err := w.Do(ctx, accept)
 		require.NoError(t, err)
 	}
 	op, err := w.Do(ctx, drain(api.HostDrain{CopyStorage: true}))
 	require.NoError(t, err)
-	require.Contains(t, string(op.Result), "it has volume data in pool vms, which is not shared: detach it first")
+	require.Contains(t, string(op.Result), "volume data is in pool vms, which is not shared, and has snapshots, which cannot be copied")
 	require.Contains(t, string(op.Result), "and has snapshots, which cannot be copied")
 	for _, vm := range []string{"web1", "web2"} {
 		what, err := is(vm, "a1", api.PhaseRunning)(ctx, w)

@@ -31,6 +31,7 @@ var filters = []filter{
 	{"without the pool", hasPool, sayNoPool},
 	{"with too little space in the pool", hasSpace, saySpace},
 	{"without the pools of its volumes", hasPools, sayNoPools},
+	{"with too little space in the pools of its volumes", haveSpace, sayTooFull},
 	{"without network", hasNetwork, sayNoNetwork},
 	{"with too little memory", hasMemory, sayMemory},
 	{"with too few vCPUs", hasVCPUs, sayVCPUs},
@@ -165,6 +166,32 @@ func hasPools(n *Node, q *query) bool { return len(q.Also) == 0 || q.without(n) 
 
 func sayNoPools(n *Node, q *query) string {
 	return fmt.Sprintf("does not have pool %s, which a volume of the VM is in", q.without(n))
+}
+
+func haveSpace(n *Node, q *query) bool { return len(q.Also) == 0 || q.tooFull(n) == nil }
+
+func sayTooFull(n *Node, q *query) string {
+	p := q.tooFull(n)
+	return fmt.Sprintf("pool %s has %s free, %s needed", p.Name, sizeDown(n.Pools[p.ID]), sizeUp(q.needed(p)))
+}
+
+// needed is what all disks in a pool need together.
+func (q *query) needed(p *Pool) int64 {
+	if p.ID == q.Pool {
+		return p.Space + q.Disk
+	}
+	return p.Space
+}
+
+// tooFull returns the first of the pools of volumes that has no room for them, or nil.
+func (q *query) tooFull(n *Node) *Pool {
+	for i := range q.Also {
+		p := &q.Also[i]
+		if free, has := n.Pools[p.ID]; has && p.Space > 0 && free != UnknownSpace && free < q.needed(p) {
+			return p
+		}
+	}
+	return nil
 }
 
 func hasNetwork(n *Node, q *query) bool { return n.Network || !q.Network }

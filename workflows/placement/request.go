@@ -25,7 +25,10 @@ type Group struct {
 }
 
 // Pool names a pool.
-type Pool struct{ ID, Name string }
+type Pool struct {
+	ID, Name string
+	Space    int64 // bytes that the disks in it need at once; of those that are there already: 0
+}
 
 // Request is what a VM needs of its node.
 type Request struct {
@@ -33,7 +36,7 @@ type Request struct {
 	Amount api.Amount
 	Pool   string // ID of the pool of its disk; empty: any node has it
 	Disk   int64  // bytes that the disk needs in the pool at once; of a shared pool that has the disk already: 0
-	Also   []Pool // of its other disks, which are there already, or empty
+	Also   []Pool // of its other disks, each once
 
 	Arch       string            // empty: any
 	CPUModel   string            // empty: any
@@ -72,7 +75,7 @@ func (r *Request) strategy() Strategy {
 func (r *Request) check() error {
 	p := problem.New(problem.Invalid, "vm %q cannot be placed", r.VM)
 	switch {
-	case r.Amount.VCPUs < 1 || r.Amount.Memory < 1 || r.Disk < 0:
+	case r.Amount.VCPUs < 1 || r.Amount.Memory < 1 || r.Disk < 0 || slices.ContainsFunc(r.Also, func(p Pool) bool { return p.Space < 0 }):
 		return p.Because("it asks for %d vCPUs, %d bytes of memory and %d bytes of disk", r.Amount.VCPUs, r.Amount.Memory, r.Disk).
 			Try("ask for at least one vCPU and some memory")
 	case r.Strategy != "" && r.Strategy != Spread && r.Strategy != Pack:

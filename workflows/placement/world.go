@@ -13,9 +13,10 @@ type VM struct {
 	Name   string
 	Node   string     // ID of the node that it is on
 	Amount api.Amount // what that node has promised it
-	// Request is what it needs of its next node. At is filled in from Node. If its disk has to be copied, Disk is all of it.
+	// Request is what it needs of its next node. At is filled in from Node. If its disk has to be copied, Disk is all of it, and of those
+	// in other pools Also tells.
 	Request Request
-	Copy    bool   // its pool is not shared, so its disk has to be copied
+	Copy    bool   // some of its disks are in pools that are not shared, and have to be copied
 	Stays   string // why it cannot be moved now, such as being paused; empty: it can
 }
 
@@ -53,9 +54,17 @@ func (w *world) move(vm *VM, to *Node) {
 	to.Claimed.Memory += req.Amount.Memory
 	to.count(req.Group.ID, 1)
 	// The space that it leaves behind is not counted: it is not free before the copy has been removed.
-	if free, has := to.Pools[req.Pool]; has && free != UnknownSpace {
-		to.Pools = maps.Clone(to.Pools)
-		to.Pools[req.Pool] = free - req.Disk
+	to.fill(req.Pool, req.Disk)
+	for _, p := range req.Also {
+		to.fill(p.ID, p.Space)
+	}
+}
+
+// fill takes space of a pool, if it is known how much there is.
+func (n *Node) fill(pool string, space int64) {
+	if free, has := n.Pools[pool]; has && space > 0 && free != UnknownSpace {
+		n.Pools = maps.Clone(n.Pools)
+		n.Pools[pool] = free - space
 	}
 }
 

@@ -16,11 +16,14 @@ type MoveRequest struct {
 
 // Move is a VM with two places: where it is and where it goes.
 type Move struct {
-	Source   VMPlan       `json:"source"`
-	Target   VMPlan       `json:"target"`
-	Phase    api.Phase    `json:"phase"` // before the operation: running, stopped or paused
-	Kind     string       `json:"kind"`  // api.MoveLive, MoveCold or MoveRestart
-	Copy     bool         `json:"copy"`  // its pool is not shared, so its disk goes with it
+	Source VMPlan    `json:"source"`
+	Target VMPlan    `json:"target"`
+	Phase  api.Phase `json:"phase"` // before the operation: running, stopped or paused
+	Kind   string    `json:"kind"`  // api.MoveLive, MoveCold or MoveRestart
+	Copy   bool      `json:"copy"`  // some of its disks are in pools that are not shared, and go with it
+	// Volumes are those of them that are volumes of their own: data volumes, and a root disk that is made on no image. A root disk that
+	// is made on one goes by Source and Target.
+	Volumes  []VolumePlan `json:"volumes,omitempty"`
 	Ports    []string     `json:"ports"`
 	From     string       `json:"from"` // chassis of the source; empty: it has none
 	To       string       `json:"to"`   // chassis of the target; empty: it has none
@@ -118,6 +121,15 @@ type DiskPull struct {
 // FenceKey says which resource the steps on it are ordered by.
 func (d DiskPull) FenceKey() string { return d.Plan.VM }
 
+// VolumePull fetches a volume that another node offers.
+type VolumePull struct {
+	Volume VolumePlan `json:"volume"` // as at the target
+	Offer  DiskOffer  `json:"offer"`
+}
+
+// FenceKey says which resource the steps on it are ordered by.
+func (v VolumePull) FenceKey() string { return v.Volume.Volume }
+
 // HAMark says whether a VM is to be stopped when its node's lease ends.
 type HAMark struct {
 	Plan VMPlan `json:"plan"`
@@ -160,4 +172,9 @@ var (
 	// PullDisk fetches the image if it is not in the pool yet, and the disk from the node that offers it, and makes the seed.
 	// Undo: RemoveDisk.
 	PullDisk = Step[DiskPull, Nothing]{Name: "storage.pull_disk", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
+	// OfferVolume lets another node fetch a volume that nobody writes to.
+	OfferVolume = Step[VolumePlan, DiskOffer]{Name: "storage.offer_volume", Where: Node, Timeout: time.Minute}
+	// PullVolume fetches the image if the volume is made on one that is not in the pool yet, and the volume from the node that offers it.
+	// Undo: RemoveVolume.
+	PullVolume = Step[VolumePull, Nothing]{Name: "storage.pull_volume", Where: Node, Timeout: 12 * time.Hour, Interruptible: true}
 )

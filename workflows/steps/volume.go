@@ -57,7 +57,13 @@ type DataDisk struct {
 	Device    string        `json:"device"`          // what the hypervisor calls it
 	ReadOnly  bool          `json:"readOnly,omitempty"`
 	Shareable bool          `json:"shareable,omitempty"` // as VolumePlan
+	Image     string        `json:"image,omitempty"`     // ID of the image that its file is made on; empty: none
 	QoS       api.VolumeQoS `json:"qos,omitzero"`
+}
+
+// Goes reports whether the disk goes along when its VM is moved with those of its disks that no other node reaches.
+func (d DataDisk) Goes() bool {
+	return !d.Pool.Shared && (d.Pool.Type == "" || d.Pool.Type == api.PoolDir)
 }
 
 // DiskChange is a change of one of the disks of a VM.

@@ -181,6 +181,8 @@ func (n *Nodes) benchPlan(t *testing.T, o *observed) BenchGuest {
 	}}
 }
 
+const watchEvery = 50 * time.Millisecond
+
 // Patience is how long a guest may take for anything.
 const Patience = 2 * time.Minute
 
@@ -197,7 +199,7 @@ func (n *Nodes) benchGuest(t *testing.T, o *observed, agent bool) BenchGuest {
 	}
 	until := func(t *testing.T, what string, ok func() bool) {
 		t.Helper()
-		require.Eventually(t, ok, Patience, 50*time.Millisecond, what)
+		require.Eventually(t, ok, Patience, watchEvery, what)
 	}
 	g.Sees = func(t *testing.T, volume string, size int64) {
 		t.Helper()

@@ -119,7 +119,7 @@ func (n *Nodes) boot(t *testing.T, d [2]*libvirt.Driver, shared, restless bool) 
 	t.Helper()
 	vm, volume := api.NewID(), api.NewID()
 	g := Guest{Restless: restless, Plan: steps.VMPlan{
-		VM: vm, Name: "mover", Project: "default", VCPUs: 1, Memory: 160 * api.MiB, Disk: steps.DiskPlan{Volume: volume, Shared: shared},
+		VM: vm, Name: "mover", Project: "default", VCPUs: 1, Memory: 160 * api.MiB, Disk: steps.DiskPlan{Volume: volume, Shared: shared, Image: api.NewID()},
 	}}
 	t.Cleanup(func() {
 		for _, driver := range d {

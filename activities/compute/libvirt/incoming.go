@@ -71,11 +71,7 @@ func (d *Driver) CheckIncoming(ctx context.Context, req steps.IncomingRequest, f
 	if here.phase() != api.PhaseStopped {
 		return none, compute.AlreadyHere(req.Plan.VM)
 	}
-	there := files
-	if req.Copy { // root disk and seed are on their way
-		there.Disk, there.Seed = compute.DiskSource{}, compute.DiskSource{}
-	}
-	if err := reachable(there); err != nil {
+	if err := reachable(compute.Staying(req, files)); err != nil {
 		return none, err
 	}
 	if err := d.checkCPU(ctx, facts.host, req); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -190,6 +191,11 @@ func leavesWith(s scope, in steps.MoveDomain) error {
 		if err != nil {
 			return err
 		}
+		if disk != nil && slices.Contains(compute.Filled(in.Plan, in.Copy), disk.Device) {
+			if err := compute.OneLayer(in.Plan, disk.Device, disk.Chain); err != nil {
+				return err
+			}
+		}
 		if disk == nil || disk.Really == nil {
 			continue
 		}
@@ -243,14 +249,11 @@ func (m *migration) params(live string) (*libvirt.DomainMigrateParameters, libvi
 	if in.PostCopy && !m.paused {
 		flags |= libvirt.MIGRATE_POSTCOPY
 	}
-	switch {
-	case in.Copy: // the target has made the disk, on the same image: only what the guest has written is sent
+	if disks := compute.Filled(in.Plan, in.Copy); len(disks) > 0 { // the target has made them, on the same images: only what the guest has written is sent
 		flags |= libvirt.MIGRATE_NON_SHARED_INC
-		p.MigrateDisks, p.MigrateDisksSet = []string{domain.RootDisk}, true
-	case in.Plan.Disk.Shared: // which libvirt cannot see of a directory
-		flags |= libvirt.MIGRATE_UNSAFE
+		p.MigrateDisks, p.MigrateDisksSet = disks, true
 	}
-	if len(in.Plan.Data) > 0 { // those are in shared pools, or the target had refused
+	if in.Plan.Disk.Shared || len(in.Plan.Data) > 0 { // which libvirt cannot see of a directory; the target has looked whether they are there
 		flags |= libvirt.MIGRATE_UNSAFE
 	}
 	return p, flags, nil

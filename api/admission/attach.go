@@ -206,6 +206,10 @@ func (a *Admission) leaveVM(c *acceptance, vm *api.VM, v *api.Volume, req api.VM
 		return firstOf(c.keeps(v), c.becomes(after))
 	}
 	me := api.RefTo(v)
+	if v.Operation == "" && v.Spec.Protected {
+		return problem.New(problem.Conflict, "vm %s cannot be deleted", vm.Name).Because("its root disk %s is protected against that, and would go with it", v.Name).
+			Try("take the protection away first: gnext vol update %s --no-protect", v.Name)
+	}
 	if v.Operation == "" && v.Status.Snapshot != "" {
 		if !req.Snapshots {
 			return problem.New(problem.Conflict, "vm %s cannot be deleted", vm.Name).Because("its root disk %s has snapshots", v.Name).

@@ -94,7 +94,7 @@ func (a *Admission) DeleteSnapshot(ctx context.Context, h auth.Handle, o Options
 				return err
 			}
 		}
-		if err := firstOf(ready(snap), c.deletes(snap), ready(v), c.keeps(v)); err != nil {
+		if err := firstOf(ready(v), ready(snap), c.deletes(snap), c.keeps(v)); err != nil {
 			return err
 		}
 		if _, err := a.onlyVM(c, v, no); err != nil {
@@ -180,7 +180,7 @@ func (a *Admission) RevertSnapshot(ctx context.Context, h auth.Handle, o Options
 		if err := a.ownSnapshot(c, snap, "switch", no); err != nil {
 			return err
 		}
-		if err := firstOf(c.target(snap), ready(snap), c.keeps(snap), ready(v), c.keeps(v)); err != nil {
+		if err := firstOf(c.target(snap), ready(v), ready(snap), c.keeps(snap), c.keeps(v)); err != nil {
 			return err
 		}
 		pool, err := store.Get[api.Pool](ctx, a.kv, h, "", v.Spec.Pool)

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -69,7 +70,7 @@ func (a *Admission) volumeSource(c *acceptance, v *api.Volume, req api.VolumeCre
 		src.what, src.size = "snapshot "+snap.Name, snap.Status.Size
 		src.origin = &api.VolumeOrigin{Volume: src.volume.ID, Layer: layerOf(src.volume, snap), Snapshot: snap.ID}
 		// Not the snapshot alone: when one before it is deleted, its layer goes.
-		return src, firstOf(ready(snap), ready(src.volume), c.keeps(snap), c.keeps(src.volume))
+		return src, firstOf(ready(src.volume), ready(snap), c.keeps(snap), c.keeps(src.volume))
 	case req.Volume != "":
 		if src.volume, err = store.Find[api.Volume](c.ctx, c.kv, c.h, v.Project, req.Volume); err != nil {
 			return src, err
@@ -176,7 +177,8 @@ func (a *Admission) volumeNode(c *acceptance, pool *api.Pool, src volumeSource, 
 	return wanted, nil
 }
 
-// ready checks that something that no operation holds is whole, and not in the recycle bin.
+// ready checks that something that no operation holds is whole, and not in the recycle bin. A snapshot is there with its volume, which
+// is checked before it: what the answer says to do is to be done with the volume.
 func ready(r api.Phased) error {
 	m, p := r.GetMeta(), r.GetPhase()
 	if m.Operation != "" || p == api.PhaseReady { // of what is held, whoever holds it next tells
@@ -186,7 +188,8 @@ func ready(r api.Phased) error {
 	if p == api.PhaseDeleted {
 		return no.Because("it is in the recycle bin").Try("bring it back: gnext vol restore %s", m.Name)
 	}
-	return no.Because("it is %s", p).Try("see what is wrong with it: gnext vol get %s", m.Name)
+	noun := map[api.Kind]string{api.KindSnapshot: "snap", api.KindCheckpoint: "cp"}[r.ResourceKind()]
+	return no.Because("it is %s", p).Try("see what is wrong with it: gnext %s get %s", cmp.Or(noun, "vol"), m.Name)
 }
 
 // layerOf returns the file that a snapshot keeps, as plans say it: empty for the volume's first, and in pools without files.

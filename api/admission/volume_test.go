@@ -295,6 +295,9 @@ func TestTheRecycleBin(t *testing.T) {
 		"pool":     second(a.DeletePool(ctx, h, opts, "net")),
 	} {
 		require.Error(t, err, what)
+		if what == "copy" || what == "revert" || what == "unsnap" {
+			require.Contains(t, problem.From(err).Fix, "vol restore "+name, "%s: it is the volume that can be restored, not the snapshot", what)
+		}
 	}
 	asked, err := a.PurgeExpired(ctx, h)
 	require.NoError(t, err)
@@ -317,6 +320,19 @@ func TestTheRecycleBin(t *testing.T) {
 	_, err = store.Find[api.Volume](ctx, d.KV, d.User, opts.Project, name)
 	require.True(t, problem.Is(err, problem.NotFound))
 	d.clean()
+}
+
+func TestAVMWhoseRootDiskIsProtectedIsNotDeleted(t *testing.T) {
+	d := disks(t)
+	vm := find[api.VM](d, opts.Project, "web1")
+	root, yes, no := vm.Status.Volumes[0], true, false
+	d.done(d.Admission.UpdateVolume(ctx, d.User, opts, root, api.VolumeUpdate{Protected: &yes}))
+	none, err := d.Admission.DeleteVM(ctx, d.User, opts, "web1")
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "protected")
+	none, err = d.Admission.DeleteVMWith(ctx, d.User, opts, "web1", api.VMDelete{Snapshots: true})
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Fix, "--no-protect")
+	d.done(d.Admission.UpdateVolume(ctx, d.User, opts, root, api.VolumeUpdate{Protected: &no}))
+	d.done(d.Admission.DeleteVM(ctx, d.User, opts, "web1"))
 }
 
 func TestSnapshotsAreATree(t *testing.T) {

@@ -285,8 +285,23 @@ func (d *Driver) ResizeDisk(ctx context.Context, vm, volume string, size int64) 
 		case int64(info.Capacity) > size:
 			return problem.New(problem.Conflict, "a volume of %d bytes does not shrink to %d", info.Capacity, size).Because("its end may be in use")
 		}
-		return s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
+		err = s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
+		if after, lost := s.dom.GetBlockInfo(disk.Device, 0); lost != nil || after.Capacity != info.Capacity {
+			return err // who knows what has happened
+		}
+		return noRoom(err, volume)
 	}))
+}
+
+// noRoom makes no_capacity of an error that says that a pool has no room for what describes a larger volume: it is the node's own no, for
+// which nobody has to wait until there is room.
+func noRoom(err error, volume string) error {
+	var e libvirt.Error
+	if errors.As(err, &e) && (strings.Contains(e.Message, "No space left on device") || strings.Contains(e.Message, "Disk quota exceeded")) {
+		return problem.New(problem.NoCapacity, "volume %s stays as large as it is", volume).Because("its pool is full: libvirt: %s", e.Message).
+			Try("make room in the pool, or bring the volume into another one: gnext vol migrate")
+	}
+	return err
 }
 
 // TuneDisk implements compute.Disks.

@@ -43,8 +43,8 @@ func init() {
 		}
 		os.Exit(0)
 	}
-	if text := os.Getenv(deadlyEnv); text != "" {
-		die(text)
+	if text := os.Getenv(deedEnv); text != "" {
+		doDeed(text)
 	}
 }
 

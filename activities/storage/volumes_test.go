@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -32,7 +34,7 @@ type hand interface {
 }
 
 // files is a hand for pools of qcow2 files.
-type files struct{}
+type files struct{ leaks bool }
 
 func program(t *testing.T, name string, args ...string) string {
 	t.Helper()
@@ -49,16 +51,30 @@ func (files) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 	require.NotContains(t, out, "failed")
 }
 
-func (files) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
+func (h files) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
 	t.Helper()
 	s, err := (&storage.Dir{}).LocateVolume(v)
 	require.NoError(t, err)
 	raw := filepath.Join(t.TempDir(), "raw")
 	program(t, "qemu-img", "convert", "-f", s.Format, "-O", "raw", s.File, raw)
-	if s.Format == api.FormatQCOW2 {
-		program(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+	if out, err := exec.Command("qemu-img", checking(s)...).CombinedOutput(); s.Format == api.FormatQCOW2 {
+		sound(t, string(out), err, h.leaks)
 	}
 	return shows(t, raw)
+}
+
+func checking(s compute.DiskSource) []string {
+	return []string{"check", "-q", "-f", s.Format, s.File}
+}
+
+// sound looks at what a check of a qcow2 file has come to. Whoever died may have left clusters that nobody uses.
+func sound(t *testing.T, out string, err error, leaks bool) {
+	t.Helper()
+	var exit *exec.ExitError
+	if leaks && errors.As(err, &exit) && exit.ExitCode() == 3 {
+		return
+	}
+	require.NoError(t, err, out)
 }
 
 // shows is what a file shows that is the volume byte by byte.

@@ -49,6 +49,8 @@ func (d deed) on(ctx context.Context, p storage.Pool, src storage.Source) error 
 		return p.RemoveVolume(ctx, *d.Volume)
 	case "grow":
 		return p.GrowVolume(ctx, *d.Volume)
+	case "evict":
+		return p.EvictImage(ctx, *d.Volume.Image)
 	case "flatten":
 		return p.FlattenVolume(ctx, *d.Volume, nil)
 	case "snap":
@@ -152,7 +154,9 @@ type sight struct {
 
 // story is one thing that is done, with what is true before and after it.
 type story struct {
-	do, undo      deed // undo: none if it can only be done again
+	do, undo      deed    // undo: none if it can only be done again
+	instead       deed    // what somebody may want instead, after a death; none: nothing
+	then          []sight // what there is after that
 	before, after []sight
 	left, leaves  map[string]int // what is in the pool of it, by kind
 	torn          bool           // what the volume shows while it is done is neither, and nobody has it open
@@ -175,7 +179,7 @@ var crashes = []struct {
 	}},
 	{"clone from an image", func(t *testing.T, s *stand) story {
 		v := s.volume()
-		file, c := s.another(t)
+		file, c := s.another(t, 1)
 		v.Image = c
 		return story{
 			do: deed{Kind: "create", Volume: &v, Image: file}, undo: deed{Kind: "remove", Volume: &v}, after: []sight{{v, shown{0: imageByte}}},
@@ -251,13 +255,23 @@ var crashes = []struct {
 	}},
 	{"flatten", func(t *testing.T, s *stand) story {
 		v := s.volume()
-		_, v.Image = s.another(t)
+		_, v.Image = s.another(t, 1)
 		s.make(t, v)
 		s.write(t, v, 20, 'b')
 		now := sight{v, shown{0: imageByte, 20: 'b'}}
 		return story{
 			do: deed{Kind: "flatten", Volume: &v}, before: []sight{now}, after: []sight{now},
 			left: map[string]int{storage.KindVolume: 1}, leaves: map[string]int{storage.KindVolume: 1}, ids: []string{v.Volume}, image: v.Image,
+		}
+	}},
+	{"evict an image", func(t *testing.T, s *stand) story {
+		v := s.volume()
+		_, v.Image = s.another(t, 1)
+		require.NoError(t, s.CreateVolume(t.Context(), v, s.src, nil))
+		require.NoError(t, s.RemoveVolume(t.Context(), v))
+		return story{
+			do: deed{Kind: "evict", Volume: &v}, instead: deed{Kind: "create", Volume: &v}, then: []sight{{v, shown{0: imageByte}}},
+			ids: []string{v.Image.SHA256, v.Volume}, image: v.Image,
 		}
 	}},
 	{"delete", func(t *testing.T, s *stand) story {
@@ -293,14 +307,13 @@ func (s *stand) snapped(n int) map[string]int {
 	return map[string]int{storage.KindVolume: 1, storage.KindSnapshot: n}
 }
 
-// another makes an image that no pool has.
-func (s *stand) another(t *testing.T) (file string, c *steps.CachedImage) {
+// another makes an image that no pool has, of which so many slots are not empty.
+func (s *stand) another(t *testing.T, slots int) (file string, c *steps.CachedImage) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "image")
-	id := api.NewID()
+	id := api.NewID() // which is in it, so that its checksum is one of its own
 	program(t, "qemu-img", "create", "-q", "-f", "qcow2", file, "1M")
-	// its checksum is one of its own
-	program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 0 %d", imageByte, slot), file)
+	program(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d 0 %d", imageByte, slots*slot), file)
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_APPEND, 0)
 	require.NoError(t, err)
 	_, err = f.WriteString(id + strings.Repeat("\x00", 512-len(id)))
@@ -393,11 +406,14 @@ func killAnywhere(t *testing.T, s *stand, most, atATime int) {
 	}
 }
 
-// spread returns at most so many of the numbers up to n: the last one, before which all but one thing is done, and others.
+// spread returns at most so many of the numbers up to n.
 func spread(n, most int) (out []int) {
-	most = min(n, most)
-	for i := range most {
-		out = append(out, n*(i+1)/most)
+	for i := 1; i <= min(n, most); i++ {
+		at := n * i / (most + 1)
+		if n <= most {
+			at = i
+		}
+		out = append(out, max(1, at))
 	}
 	return out
 }
@@ -412,6 +428,12 @@ func (s *stand) recover(t *testing.T, c story, first bool) {
 		require.NoError(t, c.undo.on(t.Context(), s.Pool, s.src), "it is taken back")
 		s.see(t, c.before, false)
 		require.Equal(t, orEmpty(c.left), s.of(t, c.ids))
+	}
+	if !first && c.instead.Kind != "" {
+		require.NoError(t, c.instead.on(t.Context(), s.Pool, s.src), "something else is done")
+		s.see(t, c.then, false)
+		s.clear(t, c)
+		return
 	}
 	require.NoError(t, c.do.on(t.Context(), s.Pool, s.src), "it is done again")
 	s.end(t, c)
@@ -460,4 +482,16 @@ func TestDirKilled(t *testing.T) {
 	s := dirStand(t)
 	s.hand = files{leaks: true}
 	killAnywhere(t, s, 4, 4)
+}
+
+func TestGlusterKilled(t *testing.T) {
+	_, a, _ := glusterNodes(t, "gv0")
+	a.leaks = true
+	killAnywhere(t, newStand(t, a), 1, 4)
+}
+
+func TestNFSPoolKilled(t *testing.T) {
+	a, _ := nfsNodes(t, "")
+	a.leaks = true
+	killAnywhere(t, newStand(t, a), 1, 2)
 }

@@ -2,7 +2,6 @@ package storage_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -175,11 +174,7 @@ func TestKilledWhereItIsWanted(t *testing.T) {
 	run := func(n int) (killed, deed) {
 		v := d.volume()
 		do := deed{Kind: "create", Volume: &v}
-		b, err := json.Marshal(do)
-		require.NoError(t, err)
-		k, err := killAt(deedEnv+"="+string(b), d.pool.Path, n)
-		require.NoError(t, err)
-		return k, do
+		return runDeed(t, do, d.pool.Path+"/", n), do
 	}
 	whole, do := run(0)
 	require.False(t, whole.Died, whole.Said)

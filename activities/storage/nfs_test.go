@@ -55,6 +55,17 @@ func TestNFSPoolVolumesConform(t *testing.T) {
 	conformVolumes(t, func() storage.Pool { return a })
 }
 
+func TestNFSPoolCapabilities(t *testing.T) {
+	a, b := nfsNodes(t, "vers=4.2")
+	conformCapabilities(t, func(t *testing.T) twins { return twinsOf(t, a, b, true) })
+}
+
+func TestNFSPoolKilled(t *testing.T) {
+	a, _ := nfsNodes(t, "")
+	a.leaks = true
+	killAnywhere(t, newStand(t, a), 1, 2)
+}
+
 func TestNFSPoolNodesConform(t *testing.T) {
 	a, b := nfsNodes(t, "")
 	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir(), rounds: 5} })

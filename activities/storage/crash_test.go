@@ -410,10 +410,10 @@ func killAnywhere(t *testing.T, s *stand, most, atATime int) {
 	}
 }
 
-// spread returns at most so many of the numbers up to n.
+// spread returns at most so many of the numbers up to n, the later rather than the first ones: what is done begins with what nobody sees.
 func spread(n, most int) (out []int) {
 	for i := 1; i <= min(n, most); i++ {
-		at := n * i / (most + 1)
+		at := n * (i + 1) / (most + 2)
 		if n <= most {
 			at = i
 		}

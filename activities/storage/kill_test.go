@@ -82,7 +82,7 @@ func (tr *tracing) run() error {
 	}
 	known := map[int]bool{tr.pid: true}
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil) // of this thread's only: others run programs of their own
+		tid, err := unix.Wait4(-tr.pid, &ws, unix.WALL|unix.WNOTHREAD, nil) // none of those that others run
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -46,7 +46,7 @@ func TestRBDKilled(t *testing.T) {
 	require.NoError(t, err)
 	k, err := key(t.Context(), "")
 	require.NoError(t, err)
-	killAnywhere(t, &stand{world: w, hand: mortal{devices{c}, k}}, 2, 12)
+	killAnywhere(t, &stand{world: w, hand: mortal{devices{c}, k}}, 1, 12)
 }
 
 // open implements guest.

@@ -51,6 +51,17 @@ func TestGlusterVolumesConform(t *testing.T) {
 	conformVolumes(t, func() storage.Pool { return a })
 }
 
+func TestGlusterCapabilities(t *testing.T) {
+	_, a, b := glusterNodes(t, "gv0")
+	conformCapabilities(t, func(t *testing.T) twins { return twinsOf(t, a, b, true) })
+}
+
+func TestGlusterKilled(t *testing.T) {
+	_, a, _ := glusterNodes(t, "gv0")
+	a.leaks = true
+	killAnywhere(t, newStand(t, a), 1, 4)
+}
+
 func TestGlusterNodesConform(t *testing.T) {
 	_, a, b := glusterNodes(t, "gv0")
 	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir()} })

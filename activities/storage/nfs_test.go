@@ -55,6 +55,17 @@ func TestNFSPoolVolumesConform(t *testing.T) {
 	conformVolumes(t, func() storage.Pool { return a })
 }
 
+func TestNFSPoolCapabilities(t *testing.T) {
+	a, b := nfsNodes(t, "vers=4.2")
+	conformCapabilities(t, func(t *testing.T) twins { return twinsOf(t, a, b, true) })
+}
+
+func TestNFSPoolKilled(t *testing.T) {
+	a, _ := nfsNodes(t, "")
+	a.leaks = true
+	killAnywhere(t, newStand(t, a), 1, 2)
+}
+
 func TestNFSPoolNodesConform(t *testing.T) {
 	a, b := nfsNodes(t, "")
 	conformShared(t, func(t *testing.T) nodes { return nodes{a: a, b: b, net: t.TempDir(), rounds: 5} })
@@ -160,9 +171,39 @@ func TestNFSPoolThatIsNone(t *testing.T) {
 	})
 }
 
-// TestNFSPoolLocks: who has a lock on one node has it on all, until that node lets go of it or dies.
+// TestNFSPoolLocks: who has a lock on one node has it on all, until that node lets go of it.
 func TestNFSPoolLocks(t *testing.T) {
 	a, b := nfsNodes(t, "")
+	conformLocks(t, a, b)
+}
+
+// TestNFSPoolVersion3: its locks are a service of its own, which is there when rpc.statd is, on nodes and server.
+func TestNFSPoolVersion3(t *testing.T) {
+	a, b := nfsNodes(t, "vers=3")
+	a.box.do(t, "server-statd")
+	t.Cleanup(func() { a.box.do(t, "file-kill", "statd") })
+	conformLocks(t, a, b)
+	w := on(t, a)
+	require.Contains(t, a.program(t, "grep", w.pool.Pool, "/proc/mounts"), "vers=3")
+	s := handed(w)
+	v := s.volume()
+	s.make(t, v)
+	s.write(t, v, 3, 'a')
+	other := handed(w.as(b))
+	other.pool.Join = true
+	_, err := other.Prepare(t.Context(), other.pool)
+	require.NoError(t, err)
+	other.shows(t, v, shown{3: 'a'})
+	write, _, closed := a.open(t, v)
+	write(4, 'b')
+	is(t, problem.InUse, other.RemoveVolume(t.Context(), v)) // QEMU's locks hold among nodes, too
+	closed()
+	other.shows(t, v, shown{3: 'a', 4: 'b'})
+	require.NoError(t, other.RemoveVolume(t.Context(), v))
+}
+
+func conformLocks(t *testing.T, a, b *farNode) {
+	t.Helper()
 	w := on(t, a)
 	other := w.as(b)
 	other.pool.Join = true
@@ -194,9 +235,11 @@ func TestNFSPoolLocks(t *testing.T) {
 // is without that. What can be mounted and not be locked is no pool.
 func TestNFSPoolWithoutLocks(t *testing.T) {
 	a, _ := nfsNodes(t, "vers=3")
+	_, err := a.box.run("file-pid", "statd")
+	require.Error(t, err)
 	w := newWorld(t, a)
 	w.pool.Shared, w.pool.Agent = true, api.NewID()
-	_, err := w.Prepare(t.Context(), w.pool)
+	_, err = w.Prepare(t.Context(), w.pool)
 	require.ErrorContains(t, err, "cannot be a shared pool: its file system has no file locks")
 	require.Contains(t, a.program(t, "cat", "/proc/mounts"), "vers=3")
 	require.NoError(t, w.Release(t.Context(), w.pool))

@@ -36,15 +36,15 @@ const (
 )
 
 func init() {
+	if text := os.Getenv(deedEnv); text != "" { // of a node as well
+		doDeed(text)
+	}
 	if socket := os.Getenv(nodeEnv); socket != "" {
 		if err := serveNode(socket); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		os.Exit(0)
-	}
-	if text := os.Getenv(deadlyEnv); text != "" {
-		die(text)
 	}
 }
 
@@ -62,7 +62,12 @@ type question struct {
 	Merged   bool                `json:"merged,omitempty"`
 	Revert   *steps.VolumeRevert `json:"revert,omitempty"`
 
+	Memory *steps.MemoryFile `json:"memory,omitempty"`
+
 	Args []string `json:"args,omitempty"` // of a program that is to run there
+
+	Deed *deed `json:"deed,omitempty"` // that ends before its nth change
+	Nth  int   `json:"nth,omitempty"`
 }
 
 type answer struct {
@@ -71,6 +76,7 @@ type answer struct {
 	Told  int               `json:"told,omitempty"` // how often it was told how far it is
 	Alone bool              `json:"alone,omitempty"`
 	Said  string            `json:"said,omitempty"` // by a program
+	Died  killed            `json:"died,omitzero"`
 	Error *problem.Problem  `json:"error,omitempty"`
 }
 
@@ -128,6 +134,30 @@ func serveNode(socket string) error {
 		"unrevert": func(ctx context.Context, q question) (answer, error) { return answer{}, m.UndoRevert(ctx, *q.Revert) },
 		"make": func(ctx context.Context, q question) (answer, error) {
 			return answer{}, m.MakeDisk(ctx, *q.Plan, farSource{over(q.Source)}, nil)
+		},
+		"kill": func(_ context.Context, q question) (a answer, err error) {
+			q.Deed.Dir = filepath.Join(dir, "mounts")
+			b, err := json.Marshal(q.Deed)
+			if err == nil {
+				a.Died, err = killAt(deedEnv+"="+string(b), q.Deed.plans()[0].Pool.Path+"/", q.Nth)
+			}
+			return a, err
+		},
+		"place": func(ctx context.Context, q question) (a answer, err error) {
+			a.Said, err = m.PlaceMemory(ctx, *q.Memory, api.MiB)
+			return a, err
+		},
+		"open": func(ctx context.Context, q question) (answer, error) {
+			d, err := m.OpenVolume(ctx, *q.Volume)
+			if err != nil {
+				return answer{}, err
+			}
+			f, err := os.Create(q.Args[0])
+			if err == nil {
+				_, err = io.Copy(f, io.NewSectionReader(d, 0, d.Size()))
+				err = errors.Join(err, f.Close())
+			}
+			return answer{}, errors.Join(err, d.Close())
 		},
 		"detach": func(_ context.Context, q question) (answer, error) { return answer{}, m.Detach(q.Pool.Path) },
 		"run": func(ctx context.Context, q question) (answer, error) {
@@ -274,6 +304,8 @@ type farNode struct {
 	dir    string // of the sockets
 	client *http.Client
 	kind   string // of its pools
+
+	leaks bool // clusters that nobody uses are no fault of volumes
 
 	mu    sync.Mutex
 	first map[string]string // path at which a pool was seen first

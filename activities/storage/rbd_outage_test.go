@@ -20,7 +20,6 @@ import (
 
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/activities/storage/rbd"
-	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -130,10 +129,8 @@ func TestRBDPoolFull(t *testing.T) {
 type crash struct {
 	At, Key, Image string
 	Plan           steps.VMPlan
-	Volume         *steps.VolumePlan   // to be made instead
-	Revert         *steps.VolumeRevert // to be done instead
-	Memory         *steps.MemoryFile   // to be sealed and kept instead
-	Memories       string              // directory
+	Memory         *steps.MemoryFile // to be sealed and kept instead
+	Memories       string            // directory
 }
 
 const crashEnv = "NEXTSTACK_TEST_CRASH"
@@ -155,16 +152,12 @@ func TestRBDCrashHelper(t *testing.T) {
 	d := rbd.New(rbd.Config{Key: func(context.Context, string) (string, error) { return c.Key, nil }, TempDir: filepath.Dir(c.Image), MemoryDir: c.Memories, Step: die})
 	src := &server{images: map[string][]byte{c.Plan.Disk.Image: b}}
 	switch {
-	case c.Volume != nil:
-		t.Fatal(d.CreateVolume(t.Context(), *c.Volume, src, nil))
 	case c.Memory != nil:
 		m, err := storage.MemoriesOf(d, c.Memory.Pool.Type)
 		require.NoError(t, err)
 		require.NoError(t, m.SealMemory(t.Context(), *c.Memory))
 		_, err = m.KeepMemory(t.Context(), *c.Memory, nil)
 		t.Fatal(err)
-	case c.Revert != nil:
-		t.Fatal(d.RevertVolume(t.Context(), *c.Revert))
 	default:
 		t.Fatal(d.MakeDisk(t.Context(), c.Plan, src, nil))
 	}
@@ -185,58 +178,6 @@ func (c crash) happen(t *testing.T) {
 func (c *ceph) impatient(t *testing.T) {
 	c.cli(t, "config", "set", "osd", "osd_client_watch_timeout", "5")
 	t.Cleanup(func() { c.cli(t, "config", "rm", "osd", "osd_client_watch_timeout") })
-}
-
-func TestRBDCrashesOfVolumes(t *testing.T) {
-	c := needCeph(t)
-	p, key := c.pool(t, "crashvol")
-	c.impatient(t)
-	d := rbd.New(rbd.Config{Key: key, TempDir: t.TempDir()})
-	w := newWorldOn(t, d, func(*testing.T) steps.PoolOnNode { return p }, empty)
-	_, err := d.Prepare(t.Context(), w.pool)
-	require.NoError(t, err)
-	s := &stand{world: w, hand: devices{c}}
-	k, err := key(t.Context(), "")
-	require.NoError(t, err)
-	file := filepath.Join(t.TempDir(), "image")
-	require.NoError(t, os.WriteFile(file, w.src.images[w.img], 0o600))
-	v := s.volume()
-	s.make(t, v)
-	s.write(t, v, 0, 'a')
-
-	t.Run("copying", func(t *testing.T) {
-		twin := s.volume()
-		twin.From = &steps.VolumeFrom{Volume: v.Volume}
-		crash{At: "begun", Key: k, Image: file, Volume: &twin}.happen(t)
-		s.write(t, v, 1, 'b')
-		s.make(t, twin)
-		s.shows(t, twin, shown{0: 'a'})
-		other := s.volume()
-		other.From = twin.From
-		crash{At: "begun", Key: k, Image: file, Volume: &other}.happen(t)
-		require.NoError(t, d.RemoveVolume(t.Context(), other), "it is undone")
-		require.NoError(t, d.RemoveVolume(t.Context(), twin))
-		require.Equal(t, map[string]int{"volume": 1}, w.kinds(t))
-	})
-
-	t.Run("going back", func(t *testing.T) {
-		snap := steps.SnapshotPlan{Snapshot: api.NewID(), Volume: v}
-		require.NoError(t, d.AddSnapshot(t.Context(), snap))
-		s.write(t, v, 2, 'c')
-		r := steps.VolumeRevert{Snapshot: snap.Snapshot, Volume: v, Layer: api.NewID()}
-		crash{At: "kept", Key: k, Image: file, Revert: &r}.happen(t)
-		s.shows(t, v, shown{0: 'a', 1: 'b', 2: 'c'})
-		require.NoError(t, d.UndoRevert(t.Context(), r))
-		s.shows(t, v, shown{0: 'a', 1: 'b', 2: 'c'})
-		crash{At: "kept", Key: k, Image: file, Revert: &r}.happen(t)
-		require.NoError(t, d.RevertVolume(t.Context(), r))
-		s.shows(t, v, shown{0: 'a', 1: 'b'})
-		require.NoError(t, d.UndoRevert(t.Context(), r))
-		s.shows(t, v, shown{0: 'a', 1: 'b', 2: 'c'})
-		require.NoError(t, d.DropSnapshot(t.Context(), steps.SnapshotDrop{Snapshot: snap.Snapshot, Volume: v}, false, nil))
-		require.NoError(t, d.RemoveVolume(t.Context(), v))
-		require.NoError(t, d.Release(t.Context(), w.pool))
-	})
 }
 
 func TestRBDCrashes(t *testing.T) {

@@ -395,7 +395,7 @@ func (h *hypervisor) SetSecret(ctx context.Context, pool, key string) error {
 // devices is a hand for pools of Ceph.
 type devices struct{ *ceph }
 
-func (d devices) open(t *testing.T, v steps.VolumePlan, f func(*cephrbd.Image)) {
+func (d devices) on(t *testing.T, v steps.VolumePlan, f func(*cephrbd.Image)) {
 	t.Helper()
 	io, err := d.conn.OpenIOContext(v.Pool.Source.Name)
 	require.NoError(t, err)
@@ -408,7 +408,7 @@ func (d devices) open(t *testing.T, v steps.VolumePlan, f func(*cephrbd.Image)) 
 
 func (d devices) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 	t.Helper()
-	d.open(t, v, func(img *cephrbd.Image) {
+	d.on(t, v, func(img *cephrbd.Image) {
 		_, err := img.WriteAt(bytes.Repeat([]byte{b}, slot), int64(at)*slot)
 		require.NoError(t, err)
 	})
@@ -417,7 +417,7 @@ func (d devices) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 func (d devices) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
 	t.Helper()
 	out, size := shown{}, uint64(0)
-	d.open(t, v, func(img *cephrbd.Image) {
+	d.on(t, v, func(img *cephrbd.Image) {
 		var err error
 		size, err = img.GetSize()
 		require.NoError(t, err)

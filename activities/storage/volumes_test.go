@@ -3,6 +3,7 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,7 +33,9 @@ type hand interface {
 }
 
 // files is a hand for pools of qcow2 files.
-type files struct{}
+type files struct {
+	leaks bool // clusters that nobody uses are no fault: somebody may have died
+}
 
 func program(t *testing.T, name string, args ...string) string {
 	t.Helper()
@@ -49,14 +52,18 @@ func (files) write(t *testing.T, v steps.VolumePlan, at int, b byte) {
 	require.NotContains(t, out, "failed")
 }
 
-func (files) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
+func (h files) read(t *testing.T, v steps.VolumePlan) (shown, int64) {
 	t.Helper()
 	s, err := (&storage.Dir{}).LocateVolume(v)
 	require.NoError(t, err)
 	raw := filepath.Join(t.TempDir(), "raw")
 	program(t, "qemu-img", "convert", "-f", s.Format, "-O", "raw", s.File, raw)
 	if s.Format == api.FormatQCOW2 {
-		program(t, "qemu-img", "check", "-q", "-f", "qcow2", s.File)
+		out, err := exec.Command("qemu-img", "check", "-q", "-f", "qcow2", s.File).CombinedOutput()
+		var exit *exec.ExitError
+		if leaked := errors.As(err, &exit) && exit.ExitCode() == 3; !leaked || !h.leaks {
+			require.NoError(t, err, "%s", out)
+		}
 	}
 	return shows(t, raw)
 }
@@ -120,8 +127,13 @@ func newStand(t *testing.T, pool storage.Pool) *stand {
 	})
 	_, err := w.Prepare(t.Context(), w.pool)
 	require.NoError(t, err)
+	return handed(w)
+}
+
+// handed returns a world with the hand that goes with its pool.
+func handed(w *world) *stand {
 	s := &stand{world: w, hand: files{}}
-	switch p := pool.(type) {
+	switch p := w.Pool.(type) {
 	case *storage.Fake:
 		s.hand = memory{p}
 	case hand:

@@ -26,7 +26,8 @@
 #                            again, what of it does not run
 #   ganesha                  starts an NFS server (versions 3 and 4) at $SANDBOX_NET.1, export $SANDBOX_DIR/nfs/vms; again, if it does not run
 #   statd NODE               starts what clients of NFS version 3 need for locks (version 4 needs nothing)
-#   file-pid DAEMON          prints the PID of glusterd, ganesha or rpcbind, or of the brick of gv0, frail or full
+#   server-statd             starts what the NFS server needs for them
+#   file-pid DAEMON          prints the PID of glusterd, ganesha, rpcbind or statd (the server's), or of the brick of gv0, frail or full
 #   file-kill DAEMON         SIGKILL to it
 #   status                   what runs where
 #   down [--purge]           everything gone; --purge removes $SANDBOX_DIR too
@@ -74,7 +75,7 @@ node-kill | node-cut | node-heal | ipmi-kill | ipmi-asks)
   need $# 1; check_node "$1"; . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; "cmd_${verb//-/_}" "$@" ;;
 ceph) lock; . "$HERE/sandbox/ceph.sh"; cmd_ceph ;;
 ceph-kill) need $# 1; . "$HERE/sandbox/ceph.sh"; cmd_ceph_kill "$1" ;;
-gluster | ganesha) lock; . "$HERE/sandbox/files.sh"; "cmd_$verb" ;;
+gluster | ganesha | server-statd) lock; . "$HERE/sandbox/files.sh"; "cmd_${verb//-/_}" ;;
 statd) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/files.sh"; cmd_statd "$1" ;;
 file-pid | file-kill) need $# 1; . "$HERE/sandbox/files.sh"; "cmd_${verb//-/_}" "$1" ;;
 ipmi) need $# 1; check_node "$1"; lock; . "$HERE/sandbox/down.sh"; . "$HERE/sandbox/power.sh"; cmd_ipmi "$1" ;;

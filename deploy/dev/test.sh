@@ -98,7 +98,7 @@ mkdir -p "$NEXTSTACK_TEST_BIN"
 
 # Few machines for tests have a kernel with an NFS client: it gets a machine with another kernel, if one can be made.
 NFS_TESTS='^TestNFSPool' NFS_LEFT=() LEFT=()
-[ $# -gt 0 ] || NFS_LEFT=(-test.skip '^TestNFSPoolVolumesConform$') # emulated, it takes minutes: `make nfs`
+[ $# -gt 0 ] || NFS_LEFT=(-test.skip '^TestNFSPool(VolumesConform|Capabilities|Killed|Version3)$') # emulated, they take minutes: `make nfs`
 if [ ${#NFS[@]} = 1 ] && [ "$(id -u)" = 0 ] && [ "${NFS_MACHINE:-1}" = 1 ]; then
   if SANDBOX_CACHE=$CACHE "$HERE/machine.sh" --make; then LEFT=("$NFS_TESTS"); else NFS=(); fi
 else
@@ -150,7 +150,7 @@ MANYFLAGS=()
 [ $# -gt 0 ] || MANYFLAGS=(-run '^TestNodes$')
 [ ${#MANY[@]} = 0 ] || group "nodes" -timeout 25m "${MANYFLAGS[@]}" "${MANY[@]}"
 [ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, pools that go away and come back, and kills of nextstack and libvirtd while volumes are worked on; guests with volumes in Ceph, and volumes that go to GlusterFS and from there"
-[ $# -gt 0 ] || echo "NOT RUN HERE: what is tested of volumes, on NFS: make nfs"
+[ $# -gt 0 ] || echo "NOT RUN HERE: what is tested of volumes on NFS, and version 3 of it: make nfs"
 
 # --- what it came to -------------------------------------------------------------------------------------------------
 shopt -s nullglob

@@ -79,9 +79,10 @@ func Rebase(ctx context.Context, path, backing string) error {
 }
 
 // Flatten copies all that a qcow2 image shows of its backing file into it, after which it has none. One that was interrupted shows the
-// same as before. An image that another process has open is in_use. Size is that of the image in bytes; progress is told the percentage.
+// same as before: what was copied is durable, tables and all, before the header says that nothing is below, which qemu-img would not
+// wait for by itself. An image that another process has open is in_use. Size is that of the image in bytes; progress is told the percentage.
 func Flatten(ctx context.Context, path string, size int64, progress func(percent float64)) error {
-	_, err := run(ctx, 2*cpuFor(size), progress, "rebase", "-p", "-f", "qcow2", "-b", "", "--", path)
+	_, err := run(ctx, 2*cpuFor(size), progress, "rebase", "-p", "-t", "writethrough", "-f", "qcow2", "-b", "", "--", path)
 	return problem.Wrap(err, problem.Internal, "volume %s cannot be made independent of the one below", path)
 }
 

@@ -136,7 +136,7 @@ func (d *Driver) EvictImage(ctx context.Context, c steps.CachedImage) error {
 func (d *Driver) evict(ctx context.Context, io *rados.IOContext, p steps.PoolOnNode, name string) error {
 	img, err := rbd.OpenImage(io, name, rbd.NoSnapshot)
 	if code(err) == unix.ENOENT {
-		return nil
+		return d.removeUnused(ctx, io, p, name) // of one that was half-removed there may be no more than its name
 	}
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func unsnap(img *rbd.Image, p steps.PoolOnNode, name, snap string) error {
 	s := img.GetSnapshot(snap)
 	safe, err := s.IsProtected()
 	if code(err) == unix.ENOENT {
-		return nil
+		safe, err = false, nil // but it may be half removed
 	}
 	if err == nil && safe {
 		err = s.Unprotect()
@@ -175,7 +175,7 @@ func unsnap(img *rbd.Image, p steps.PoolOnNode, name, snap string) error {
 	if err != nil {
 		return err
 	}
-	return s.Remove()
+	return snapOff(img, snap)
 }
 
 // childrenOf says what is made of a snapshot.

@@ -78,6 +78,11 @@ func (d *Driver) child(ctx context.Context, p steps.PoolOnNode, volume string, s
 			err := d.clone(ctx, io, p, storage.RBDImage(w.sha), baseSnap, name, size)
 			// The copy was taken away since we looked: librbd finds no snapshot, or one that is not protected any more.
 			gone = code(err) == unix.ENOENT || code(err) == unix.EINVAL
+			if code(err) == unix.EINVAL {
+				if serr := steady(ctx, io, storage.RBDImage(w.sha)); serr != nil {
+					return serr
+				}
+			}
 			return err
 		})
 		if err == nil || !gone || try == 3 {

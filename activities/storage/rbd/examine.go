@@ -75,8 +75,15 @@ func examineDevice(io *rados.IOContext, f *steps.FileFound, name, here string) (
 	if err != nil {
 		return nil, false, unopened(f, err)
 	}
+	going, err := half(img)
+	if err != nil {
+		return nil, false, unopened(f, err)
+	}
 	for _, s := range names {
 		kind, id := storage.KindForeign, ""
+		if name, is := going[s.Id]; is { // it is told of by the name that it had, by which it can be removed
+			s.Name = name
+		}
 		switch {
 		case f.Kind == storage.KindBacking && s.Name == baseSnap:
 			continue

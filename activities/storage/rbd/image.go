@@ -33,6 +33,8 @@ const (
 	seedPattern = "nextstack-seed-*"
 	// lockTick is how often a lock is asked for that another node has.
 	lockTick = 200 * time.Millisecond
+	// nameFor is how long a copy may have no more than its name: who makes or removes one is done by then, or has died.
+	nameFor = 3 * time.Second
 	// chunk is how much is written at a time: an object of the cluster.
 	chunk   = 4 << 20
 	writers = 4 // at a time
@@ -71,6 +73,7 @@ func whole(io *rados.IOContext, name string) (size int64, ok bool, err error) {
 // half-made copy; a node that dies loses it. It is called with the image's turn taken.
 func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.PoolOnNode, w wanted, src storage.Source, progress func(string)) (size int64, err error) {
 	name := storage.RBDImage(w.sha)
+	var nameless time.Time // since when there is no more than its name
 	for {
 		if ctx.Err() != nil {
 			return 0, late(ctx, p, "bring an image in")
@@ -83,11 +86,22 @@ func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.Pool
 		}
 		img, err := rbd.OpenImage(ioctx, name, rbd.NoSnapshot)
 		if code(err) == unix.ENOENT {
+			switch {
+			case nameless.IsZero():
+				nameless = time.Now()
+			case time.Since(nameless) > nameFor:
+				if err := d.removeUnused(ctx, ioctx, p, name); err != nil {
+					return 0, err
+				}
+				nameless = time.Time{}
+			}
+			pause(ctx)
 			continue
 		}
 		if err != nil {
 			return 0, err
 		}
+		nameless = time.Time{}
 		mine, err := lock(img)
 		if err == nil && mine {
 			err = d.fill(ctx, img, p, w, src, progress)
@@ -103,11 +117,46 @@ func (d *Driver) image(ctx context.Context, ioctx *rados.IOContext, p steps.Pool
 			continue // the copy is there now
 		}
 		progress("another node brings the image in")
-		select {
-		case <-time.After(lockTick):
-		case <-ctx.Done():
-		}
+		pause(ctx)
 	}
+}
+
+// pause is between two looks at what another node does.
+func pause(ctx context.Context) {
+	select {
+	case <-time.After(lockTick):
+	case <-ctx.Done():
+	}
+}
+
+// steady protects the snapshot of a copy anew which somebody has begun to unprotect, and has died: librbd says that it is protected,
+// and lets nothing be made of it. Whoever is at it alive is waited for.
+func steady(ctx context.Context, ioctx *rados.IOContext, name string) error {
+	for ctx.Err() == nil {
+		img, err := rbd.OpenImage(ioctx, name, rbd.NoSnapshot)
+		if code(err) == unix.ENOENT {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		mine, err := lock(img)
+		if err == nil && mine {
+			s := img.GetSnapshot(baseSnap)
+			err = s.Unprotect()
+			switch no := code(err); {
+			case err == nil:
+				err = s.Protect()
+			case no == unix.EBUSY, no == unix.EINVAL, no == unix.ENOENT: // it has children, and is protected again; or it is not protected at all
+				err = nil
+			}
+		}
+		if err = errors.Join(err, img.Close()); err != nil || mine {
+			return err
+		}
+		pause(ctx)
+	}
+	return nil
 }
 
 // removeIf removes a device, or does nothing.

@@ -43,11 +43,44 @@ func dropSnap(io *rados.IOContext, name, snap string) error {
 	if err != nil {
 		return err
 	}
-	err = img.GetSnapshot(snap).Remove()
-	if code(err) == unix.ENOENT {
-		err = nil
+	return errors.Join(snapOff(img, snap), img.Close())
+}
+
+// snapOff removes a snapshot that is not protected, to its end; none is fine.
+func snapOff(img *rbd.Image, snap string) error {
+	if err := img.GetSnapshot(snap).Remove(); err != nil && code(err) != unix.ENOENT {
+		return err
 	}
-	return errors.Join(err, img.Close())
+	all, err := half(img)
+	for id, name := range all {
+		if err == nil && name == snap {
+			err = img.RemoveSnapByID(id)
+		}
+		if code(err) == unix.ENOENT { // somebody else does the same
+			err = nil
+		}
+	}
+	return err
+}
+
+// half returns the snapshots that somebody has begun to remove and has died, by the names that they had. They have no such name any
+// more, and hold the device and the space: librbd takes the name of a snapshot away first.
+func half(img *rbd.Image) (map[uint64]string, error) {
+	all, err := img.GetSnapshotNames()
+	if err != nil {
+		return nil, err
+	}
+	out := map[uint64]string{}
+	for _, s := range all {
+		in, err := img.GetSnapNamespaceType(s.Id)
+		if err == nil && in == rbd.SnapNamespaceTypeTrash {
+			out[s.Id], err = img.GetSnapTrashNamespace(s.Id)
+		}
+		if err != nil && code(err) != unix.ENOENT {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // has reports whether a device has a snapshot.
@@ -125,7 +158,6 @@ func (d *Driver) RevertVolume(ctx context.Context, r steps.VolumeRevert) error {
 		if err != nil {
 			return err
 		}
-		d.cfg.Step("kept")
 		return img.GetSnapshot(snap).Rollback()
 	})
 }

@@ -210,11 +210,14 @@ func (d *Driver) removeDevice(ctx context.Context, io *rados.IOContext, p steps.
 		return err
 	}
 	snaps, err := img.GetSnapshotNames()
-	if err = errors.Join(err, img.Close()); err != nil {
+	going, herr := half(img)
+	if err = errors.Join(err, herr, img.Close()); err != nil {
 		return err
 	}
-	for _, s := range snaps {
-		if !strings.HasPrefix(s.Name, keptPrefix) && !strings.HasPrefix(s.Name, copyPrefix) {
+	for i, s := range snaps {
+		if name, is := going[s.Id]; is {
+			snaps[i].Name = name
+		} else if !strings.HasPrefix(s.Name, keptPrefix) && !strings.HasPrefix(s.Name, copyPrefix) {
 			return problem.New(problem.InUse, "%s of Ceph pool %s has snapshots", name, p.Source.Name).Because("%s is one of %d", s.Name, len(snaps)).Try("delete them first")
 		}
 	}

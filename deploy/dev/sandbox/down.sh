@@ -134,7 +134,7 @@ cmd_status() {
       "$(ipmi_pid "$n" || echo -)" \
       "$(for p in "$DIR/$n"/run/libvirt/qemu/*.pid; do [ -f "$p" ] && [ "${p##*/}" != driver.pid ] && daemon_pid "$n" "run/libvirt/qemu/$(basename "$p")"; done | wc -l)"
   done
-  for n in gluster:glusterd gluster:gv0 gluster:frail gluster:full nfs:rpcbind nfs:ganesha; do
+  for n in gluster:glusterd gluster:gv0 gluster:frail gluster:full nfs:rpcbind nfs:ganesha nfs:statd; do
     [ ! -d "$DIR/${n%:*}" ] || printf '%s at %s: %s\n' "${n#*:}" "$NET.1" "$(file_pid "${n#*:}" || echo -)"
   done
   [ ! -d "$DIR/ceph" ] || echo "ceph at $NET.1: $(for n in mon.a mgr.x osd.0; do echo "$n $(ceph_pid $n || echo -)"; done | xargs)"

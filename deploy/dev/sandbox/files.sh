@@ -13,7 +13,8 @@ file_pid() {
   gv0 | frail | full) f=$(ls "$DIR/gluster/run/gluster/vols/$1"/*.pid 2>/dev/null) ;;
   ganesha) f=$DIR/nfs/run/ganesha.pid ;;
   rpcbind) f=$DIR/nfs/run/rpcbind.pid ;;
-  *) die "the daemons of the file servers are glusterd, ganesha and rpcbind, and the bricks gv0, frail and full" ;;
+  statd) f=$DIR/nfs/run/rpc.statd.pid ;;
+  *) die "the daemons of the file servers are glusterd, ganesha, rpcbind and statd, and the bricks gv0, frail and full" ;;
   esac
   p=$(cat "$f" 2>/dev/null) && [ -n "$p" ] && ! gone "$p" &&
     [ "$(stat -Lc %i "/proc/$p/ns/net" 2>/dev/null)" = "$(stat -Lc %i "/run/netns/$FAB")" ] && echo "$p"
@@ -114,6 +115,18 @@ E
   wait_for 30 nfs_listens 2049 || die "the NFS server does not listen: $(tail -n 5 "$d/log/ganesha.log")"
   say "NFS server started at $NET.1, export $d/vms, also as /vms (pid $(file_pid ganesha))"
 }
+
+# cmd_server_statd: what the NFS server needs for locks of version 3, in which it would tell clients when it has died
+cmd_server_statd() {
+  local d=$DIR/nfs
+  file_pid rpcbind >/dev/null || die "the NFS server does not run: run ganesha"
+  if file_pid statd >/dev/null; then say "rpc.statd ran already beside the NFS server"; return; fi
+  mkdir -p "$d"/statd/sm "$d"/statd/sm.bak; chown -R --reference=/var/lib/nfs/sm "$d/statd"
+  (nfs_private rpc.statd --no-notify -P "$d/statd") </dev/null >>"$d/log/start.log" 2>&1 || die "rpc.statd did not start: $(tail -n 3 "$d/log/start.log")"
+  wait_for 10 server_statd_works || die "rpc.statd does not answer: $(tail -n 3 "$d/log/start.log")"
+  say "rpc.statd started beside the NFS server (pid $(file_pid statd))"
+}
+server_statd_works() { nsenter --net="/run/netns/$FAB" rpcinfo -T tcp 127.0.0.1 status 1; }
 
 # cmd_statd: what a client of NFS version 3 needs for locks, on a node: rpcbind and rpc.statd, with a /run and state of their own
 cmd_statd() {

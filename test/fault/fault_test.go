@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"testing"
@@ -25,6 +26,7 @@ var total struct {
 }
 
 func TestMain(m *testing.M) {
+	debug.SetGCPercent(500) // worlds are small, and there is one after the other
 	code := m.Run()
 	fmt.Printf("fault points: %d, leaks: %d, stuck: %d (tried some of many second faults: left out %d)\n", total.Points, total.Leaks, total.Stuck, total.Left)
 	os.Exit(code)

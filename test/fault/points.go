@@ -80,7 +80,7 @@ func (r *Report) Add(other Report) {
 type bench struct {
 	*Scenario
 	base          *World // prepared
-	before, after Dump   // of the world, around an undisturbed run; no after: it did not succeed
+	before, after Dump   // of the world, around an undisturbed run, the latter its shape; no after: it did not succeed
 	killing       bool   // there is no world to compare with
 	second        int    // second faults that were thought of
 	clean         []Call // of the undisturbed run
@@ -197,6 +197,7 @@ func (b *bench) prepare(ctx context.Context, base *World) (err error) {
 	}
 	if err == nil && op.State == api.OpSucceeded {
 		b.after, err = w.Dump(ctx)
+		b.after = b.visible(b.after).Shape()
 	}
 	return err
 }
@@ -339,7 +340,7 @@ func (b *bench) compare(w *World, op *api.Operation, p Point, now Dump) []string
 	case b.killing, done && b.after == nil:
 		return nil // it turned around, which the undisturbed one did not
 	case done:
-		want, got = b.visible(b.after).Shape(), got.Shape()
+		want, got = b.after, got.Shape()
 	}
 	if b.Orders {
 		if done && slices.ContainsFunc(p, func(f Fault) bool {

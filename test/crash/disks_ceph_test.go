@@ -40,7 +40,7 @@ var revertSnapshot = deed{
 			l.content = bytes.Clone(l.kept)
 		}
 		l.mark = ""
-		return first(l.boots(ctx), l.sees(ctx), l.keeps(ctx), l.remember(ctx, "went back"))
+		return first(l.boots(ctx), l.sees(ctx), l.keeps(ctx), l.remember(ctx, "went-back"))
 	},
 }
 

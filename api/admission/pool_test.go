@@ -145,6 +145,21 @@ func TestANodeKeepsAPoolThatSomethingIsIn(t *testing.T) {
 	require.Contains(t, d.refuse(problem.InUse, op, err).Why, "volume "+volume.Name)
 }
 
+// TestANodeKeepsAPoolThatAVolumeOfAVMIsComingTo: its record is still at the node that the VM leaves.
+func TestANodeKeepsAPoolThatAVolumeOfAVMIsComingTo(t *testing.T) {
+	d := newDesk(t).cloud().pool(false)
+	d.vm("web1", "a1", func(r *api.VMCreate) { r.Pool = "vms" })
+	d.volume("data", "p", nil)
+	d.done(d.Admission.AttachVolume(ctx, d.User, opts, "data", api.VolumeAttach{VM: "web1"}))
+	change(d, opts.Project, "web1", func(vm *api.VM) { vm.Status.MovingTo = find[api.Agent](d, "", "a2").ID })
+	for _, node := range []string{"a1", "a2"} {
+		op, err := d.update(api.PoolUpdate{RemoveAgents: []string{node}})
+		require.Contains(t, d.refuse(problem.InUse, op, err).Why, "volume data of project default")
+	}
+	change(d, opts.Project, "web1", func(vm *api.VM) { vm.Status.MovingTo = "" })
+	d.done(d.update(api.PoolUpdate{RemoveAgents: []string{"a2"}}))
+}
+
 func TestADeadNodeIsTakenOutOfItsPoolsUnaskedAndForgotten(t *testing.T) {
 	d := newDesk(t).pool(false, "a1", "a2").shared()
 	d.silence("a2", api.PhaseDown)

@@ -24,20 +24,20 @@ func alongside() (out []Scenario) {
 	}
 	half := has(data, makeVM("web1", nil))
 	out = []Scenario{
-		{Name: "vm.migrate with a local volume", Prepare: run, Accept: migrate("web1", live), Check: there(api.PhaseRunning), Every: 4},
-		{Name: "vm.migrate cold with a local volume", Prepare: run, Accept: migrate("web1", cold), Check: there(api.PhaseRunning), Every: 4},
-		{Name: "vm.migrate of a standing root disk", Prepare: flat, Accept: migrate("web1", live), Check: there(api.PhaseRunning), Every: 6},
-		{Name: "vm.migrate cold of a standing root disk", Prepare: flat, Accept: migrate("web1", cold), Check: there(api.PhaseRunning), Every: 6},
+		{Name: "vm.migrate with a local volume", Prepare: run, Accept: migrate("web1", live), Check: there(api.PhaseRunning), Every: 8},
+		{Name: "vm.migrate cold with a local volume", Prepare: run, Accept: migrate("web1", cold), Check: there(api.PhaseRunning), Every: 8},
+		{Name: "vm.migrate of a standing root disk", Prepare: flat, Accept: migrate("web1", live), Check: there(api.PhaseRunning)},
+		{Name: "vm.migrate cold of a standing root disk", Prepare: flat, Accept: migrate("web1", cold), Check: there(api.PhaseRunning)},
 		{Name: "vm.migrate with a local volume, stopped", Prepare: append(slices.Clone(run), stopVM), Accept: migrate("web1", live), Check: there(api.PhaseStopped)},
 		{Name: "vm.migrate with a volume of an image", Prepare: []Accept{createVM, fromImage("vms"), then(attach("data", "web1"), written("one ", "data"))}, Accept: migrate("web1", live), Check: is("web1", "a2", api.PhaseRunning)},
 		{Name: "vm.migrate with a volume that it reads", Prepare: []Accept{createVM, data, then(lend("data", "web1"), written("one ", "data"))}, Accept: migrate("web1", live), Check: there(api.PhaseRunning)},
 		{Name: "vm.migrate cold with a shareable volume", Prepare: has(raw, createVM), Accept: migrate("web1", cold), Check: there(api.PhaseRunning)},
-		{Name: "vm.migrate with a local volume only", Prepare: half, Accept: migrate("web1", live), Check: there(api.PhaseRunning), Every: 6},
-		{Name: "vm.migrate cold with a local volume only", Prepare: half, Accept: migrate("web1", cold), Check: there(api.PhaseRunning), Every: 6},
+		{Name: "vm.migrate with a local volume only", Prepare: half, Accept: migrate("web1", live), Check: there(api.PhaseRunning)},
+		{Name: "vm.migrate cold with a local volume only", Prepare: half, Accept: migrate("web1", cold), Check: there(api.PhaseRunning)},
 	}
 	for i := range out {
 		if out[i].Turns = true; out[i].Every == 0 {
-			out[i].Every = 12
+			out[i].Every = 30
 		}
 	}
 	for _, f := range fates {

@@ -254,19 +254,24 @@ func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 	return nil
 }
 
+// unreadable is the problem of a file that the user has named.
+func unreadable(err error, name string) error {
+	return problem.Caused(err, problem.Invalid, "cannot read %s", name).Try("name a file that is there, and that you may read")
+}
+
 // readInput reads a file, or stdin for "-", of at most limit bytes.
 func readInput(name string, stdin io.Reader, limit int64) ([]byte, error) {
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
-			return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+			return nil, unreadable(err, name)
 		}
 		defer file.Close()
 		stdin = file
 	}
 	b, err := io.ReadAll(io.LimitReader(stdin, limit+1))
 	if err != nil {
-		return nil, problem.Wrap(err, problem.Invalid, "cannot read %s", name)
+		return nil, unreadable(err, name)
 	}
 	if int64(len(b)) > limit {
 		return nil, problem.New(problem.TooLarge, "%s is longer than %s", name, formatSize(limit))

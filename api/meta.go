@@ -41,6 +41,14 @@ func (k Kind) Singular() string {
 	return strings.ReplaceAll(strings.TrimSuffix(string(k), "s"), "-", " ")
 }
 
+// One names one resource of the kind with its article, like "a volume" and "an image".
+func (k Kind) One() string {
+	if s := k.Singular(); strings.ContainsRune("aeio", rune(s[0])) {
+		return "an " + s
+	}
+	return "a " + k.Singular()
+}
+
 // ClusterWide reports whether resources of this kind belong to no project.
 func (k Kind) ClusterWide() bool {
 	switch k {

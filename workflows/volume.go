@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
 
 	"github.com/nextstack/nextstack/api"
@@ -74,7 +75,7 @@ var VolumeDetach = saga.Table[volumeState[api.DiskOrder]]{
 	Kind: api.OpVolumeDetach, Start: startDisk,
 	Steps: []saga.Step[volumeState[api.DiskOrder]]{
 		{Name: "load", Where: control, Do: loadVolume[api.DiskOrder]}, // reads only
-		{Name: "detach", Where: node, On: vmNode, Do: detachDisk, Undo: attachDisk},
+		{Name: "detach", Where: node, On: vmNode, Do: detachDisk, Undo: giveBack},
 	},
 }
 
@@ -126,12 +127,23 @@ func detachDisk(r *saga.Run, s *volumeState[api.DiskOrder]) error {
 	return err
 }
 
-// takeBack leaves a VM the disk that it had before it was to get it.
+// takeBack leaves a VM the disk that it had before it was to get it. An HA VM whose node is proven not to run it any more must not wait
+// for that node: it is started elsewhere, and has the disk then. That it has it not could not be said: the node may have written down
+// that it has, and be back with it.
 func takeBack(r *saga.Run, s *volumeState[api.DiskOrder]) error {
 	if s.In.Had {
 		return nil
 	}
-	return detachDisk(r, s)
+	err := detachDisk(r, s)
+	if vm := ofVM(s, s.In.VM); errors.Is(err, steps.ErrNeverStarted) && vm.HA && off(r, vm) {
+		return saga.ErrDone
+	}
+	return err
+}
+
+// giveBack gives a VM its disk back. What its node would have to do for that, it has to do no more if the VM does not run there.
+func giveBack(r *saga.Run, s *volumeState[api.DiskOrder]) error {
+	return absent(r, ofVM(s, s.In.VM), attachDisk(r, s))
 }
 
 // VolumeResize makes a volume bigger. That cannot be taken back, and a small volume is no worse for being asked twice: an undo
@@ -224,7 +236,7 @@ var VolumeUpdate = saga.Table[volumeState[api.VolumeTuning]]{
 		{
 			Name: "tune", Where: node, On: (*volumeState[api.VolumeTuning]).node,
 			Do:   func(r *saga.Run, s *volumeState[api.VolumeTuning]) error { return tune(r, s, s.In.QoS) },
-			Undo: func(r *saga.Run, s *volumeState[api.VolumeTuning]) error { return tune(r, s, s.In.Before) },
+			Undo: untune,
 		},
 	},
 }
@@ -236,11 +248,26 @@ func loadTuned(r *saga.Run, s *volumeState[api.VolumeTuning]) error {
 	return loadVolume(r, s)
 }
 
+// untune waits for no node that is proven not to run the VM: where that is started next, it is with the limits that the record tells.
+func untune(r *saga.Run, s *volumeState[api.VolumeTuning]) error {
+	for _, vm := range s.Placed.VMs {
+		if err := absent(r, vm.Plan, tuneOf(r, s, vm.Plan, s.In.Before)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func tuneOf(r *saga.Run, s *volumeState[api.VolumeTuning], vm steps.VMPlan, qos api.VolumeQoS) error {
+	c := s.change(vm)
+	c.Disk.QoS = qos
+	_, err := steps.TuneDisk.Call(r, vm.Agent, c)
+	return err
+}
+
 func tune(r *saga.Run, s *volumeState[api.VolumeTuning], qos api.VolumeQoS) error {
 	for _, vm := range s.Placed.VMs { // none were loaded if the limits stay
-		c := s.change(vm.Plan)
-		c.Disk.QoS = qos
-		if _, err := steps.TuneDisk.Call(r, vm.Plan.Agent, c); err != nil {
+		if err := tuneOf(r, s, vm.Plan, qos); err != nil {
 			return err
 		}
 	}

@@ -160,7 +160,7 @@ func (d *Draft) Create(r api.Resource) {
 	}
 	name := NameClaim(r.ResourceKind(), m.Project, m.Name)
 	d.Claim(name, m.ID)
-	d.Meaning(name, problem.New(problem.Conflict, "the name %q is taken", m.Name).Because("there is a %s of that name already", r.ResourceKind().Singular()).Try("choose another name"))
+	d.Meaning(name, problem.New(problem.Conflict, "the name %q is taken", m.Name).Because("there is %s of that name already", r.ResourceKind().One()).Try("choose another name"))
 }
 
 // Update writes a resource that was read before; it fails if somebody else has changed it since.

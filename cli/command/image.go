@@ -94,6 +94,9 @@ func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate,
 	if err != nil {
 		return err
 	}
+	if _, err := client.Get[*api.Image](cmd.Context(), c, a.project, trial.Name); err == nil {
+		return problem.New(problem.Conflict, "the name %q is taken", trial.Name).Because("there is an image of that name already").Try("choose another name")
+	} // whatever else is wrong is said when the image is asked for
 	up, err := a.upload(cmd.Context(), c, file)
 	if err != nil {
 		return err

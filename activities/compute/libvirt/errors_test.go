@@ -24,3 +24,13 @@ func TestAPoolThatIsFullIsNoBug(t *testing.T) {
 		require.Equal(t, other, noRoom(other, "v"))
 	}
 }
+
+// TestAnAttemptThatWasCutOffIsTold: whoever asked for the move is told that asking again is all there is to do.
+func TestAnAttemptThatWasCutOffIsTold(t *testing.T) {
+	err := cutOff(libvirt.Error{Code: libvirt.ERR_OPERATION_INVALID, Message: "Requested operation is not valid: domain 'ns-x' is already active"})
+	require.True(t, problem.Is(err, problem.Conflict), "%v", err)
+	require.NotEmpty(t, problem.From(err).Fix)
+	other := libvirt.Error{Code: libvirt.ERR_OPERATION_INVALID, Message: "Requested operation is not valid: domain is not running"}
+	require.Equal(t, error(other), cutOff(other))
+	require.NoError(t, cutOff(nil))
+}

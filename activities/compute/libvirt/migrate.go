@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -168,9 +169,19 @@ func (m *migration) start(ctx context.Context, own *link) (chan error, error) {
 			err = problem.New(problem.Unavailable, "the target's libvirt at %s cannot be reached, or was lost", m.in.Incoming.URI).Because("libvirt: %s", err).
 				Try("see that libvirtd runs and listens there")
 		}
-		done <- explain(err, what, m.d.opt.URI)
+		done <- explain(cutOff(err), what, m.d.opt.URI)
 	}()
 	return done, nil
+}
+
+// cutOff says of a target that still has the guest of an attempt before, which has lost its source's libvirt, that this ends by itself.
+func cutOff(err error) error {
+	var e libvirt.Error
+	if errors.As(err, &e) && e.Code == libvirt.ERR_OPERATION_INVALID && strings.Contains(e.Message, "is already active") {
+		return problem.New(problem.Conflict, "the guest cannot be moved").Because("the target still waits for it from an attempt before, which was cut off: libvirt: %s", e.Message).
+			Try("move it again: the target has given up by then")
+	}
+	return err
 }
 
 // leavesWith refuses a guest that would go on at its next node with other layers than it has: of one that libvirt does not know to write

@@ -84,7 +84,8 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 }
 
 func bad(format string, args ...any) *problem.Problem {
-	return problem.New(problem.Invalid, "the file is not a sound qcow2 image").Because(format, args...)
+	return problem.New(problem.Invalid, "the file is not a sound qcow2 image").Because(format, args...).
+		Try("see that it is whole and really qcow2 (`qemu-img check IMAGE`); if it is of another format, name that")
 }
 
 type parser struct {

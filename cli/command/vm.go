@@ -265,11 +265,6 @@ func (f *vmFlags) fill(r *api.VMCreate, stdin io.Reader) error {
 	return nil
 }
 
-// unreadable is the problem of a file that the user has named.
-func unreadable(err error, name string) error {
-	return problem.Caused(err, problem.Invalid, "cannot read %s", name).Try("name a file that is there, and that you may read")
-}
-
 // readInput reads a file, or stdin for "-", of at most limit bytes.
 func readInput(name string, stdin io.Reader, limit int64) ([]byte, error) {
 	if name != "-" {

@@ -20,8 +20,8 @@ func TestDryRunsAskWithoutAKeyAndWritesWithOne(t *testing.T) {
 		"/v1/projects/p/volumes/data/migrate": func() (*api.DryRun, error) {
 			return c.PlanMigrateVolume(ctx, "p", "data", api.VolumeMigrate{Pool: "fast"})
 		},
-		"/v1/agents/n1/drain":            func() (*api.DryRun, error) { return c.PlanDrain(ctx, "n1", api.HostDrain{}) },
-		"/v1/agents/balance":             func() (*api.DryRun, error) { return c.PlanBalance(ctx, api.HostBalance{}) },
+		"/v1/agents/n1/drain": func() (*api.DryRun, error) { return c.PlanDrain(ctx, "n1", api.HostDrain{}) },
+		"/v1/agents/balance":  func() (*api.DryRun, error) { return c.PlanBalance(ctx, api.HostBalance{}) },
 	} {
 		d, err := ask()
 		require.NoError(t, err)

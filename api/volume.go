@@ -106,6 +106,7 @@ type VolumeCreate struct {
 	Volume    string            `json:"volume,omitempty" doc:"Volume that it becomes a copy of; no VM that runs may have that one"`
 	Node      string            `json:"node,omitempty" doc:"Agent to keep it, if the pool is not shared; empty: the one with the most space"`
 	VM        string            `json:"vm,omitempty" doc:"VM that it is meant for: it is made where that VM reaches it"`
+	Attach    bool              `json:"attach,omitempty" doc:"It is attached to that VM as well, whether that runs or not"`
 	Protected bool              `json:"protected,omitempty" doc:"It cannot be deleted"`
 	Shareable bool              `json:"shareable,omitempty" doc:"It may be attached to several VMs at once, which must agree on who writes; in a pool of files it has no snapshots then"`
 	QoS       VolumeQoS         `json:"qos,omitzero"`
@@ -138,6 +139,7 @@ func (r *VolumeCreate) Validate() error {
 		checkSize(&v, r.Size)
 	}
 	v.Check(r.Node == "" || r.VM == "", "node", r.Node, "give either node or vm")
+	v.Check(!r.Attach || r.VM != "", "attach", r.Attach, "needs vm")
 	r.QoS.check(&v, "qos")
 	return v.Err("volume " + r.Name)
 }
@@ -271,6 +273,8 @@ type VolumeMake struct {
 	Node string `json:"node,omitempty"` // agent that it must be on
 	// From is the volume whose content it begins with; nil: it is empty, or made from the image of its record.
 	From *VolumeOrigin `json:"from,omitempty"`
+	// Attach is how a VM gets it; nil: none does.
+	Attach *DiskOrder `json:"attach,omitempty"`
 }
 
 // VolumeOrigin is what a copy is made of.

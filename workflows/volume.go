@@ -38,11 +38,49 @@ var VolumeCreate = saga.Table[volumeState[api.VolumeMake]]{
 	Steps: []saga.Step[volumeState[api.VolumeMake]]{
 		{Name: "place", Where: control, Do: placeVolume, Undo: unplaceVolume, Detail: (*volumeState[api.VolumeMake]).decision},
 		{Name: "make", Where: node, On: (*volumeState[api.VolumeMake]).node, Do: makeVolume, Undo: removeVolume},
+		{Name: "attach", Where: node, On: takerNode, Do: attachMade, Undo: detachMade},
 	},
 }
 
 func placeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) (err error) {
 	s.Placed, err = steps.PlaceVolume.Call(r, "", steps.VolumeOrder{VolumeRef: s.Ref, VolumeMake: s.In})
+	if err != nil || s.In.Attach == nil {
+		return err
+	}
+	vm, err := steps.LoadVM.Call(r, "", steps.VMRef{Project: s.Ref.Project, VM: s.In.Attach.VM})
+	s.Placed.VMs = []steps.Placement{vm}
+	return err
+}
+
+// takerNode is the node of the VM that gets a volume which is made.
+func takerNode(s *volumeState[api.VolumeMake]) string {
+	if s.In.Attach == nil {
+		return s.node()
+	}
+	return ofVM(s, s.In.Attach.VM).AgentName
+}
+
+func (s *volumeState[In]) given(order *api.DiskOrder) steps.DiskChange {
+	c := s.change(ofVM(s, order.VM))
+	c.Disk.Device = order.Device
+	return c
+}
+
+func attachMade(r *saga.Run, s *volumeState[api.VolumeMake]) error {
+	if s.In.Attach == nil {
+		return nil
+	}
+	c := s.given(s.In.Attach)
+	_, err := steps.AttachDisk.Call(r, c.Plan.Agent, c)
+	return err
+}
+
+func detachMade(r *saga.Run, s *volumeState[api.VolumeMake]) error {
+	if s.In.Attach == nil {
+		return nil
+	}
+	c := s.given(s.In.Attach)
+	_, err := steps.DetachDisk.Call(r, c.Plan.Agent, c)
 	return err
 }
 

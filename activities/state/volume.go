@@ -39,7 +39,7 @@ func (s *State) placeVolume(ctx context.Context, t steps.Token, in steps.VolumeO
 		if err != nil {
 			return err
 		}
-		out = steps.VolumePlaced{}
+		out = steps.VolumePlaced{Disk: diskOf(v, pool)}
 		if out.Plan, err = s.volumePlan(ctx, v, pool); err != nil {
 			return err
 		}

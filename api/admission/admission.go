@@ -203,6 +203,11 @@ func (c *acceptance) holds(r api.Phased, during, then api.Phase) error {
 // keeps locks an existing record that stays in the phase it is in, whatever becomes of the operation.
 func (c *acceptance) keeps(r api.Phased) error { return c.holds(r, r.GetPhase(), r.GetPhase()) }
 
+// locks reports whether the operation holds a record already.
+func (c *acceptance) locks(r api.Resource) bool {
+	return slices.ContainsFunc(c.op.Plan.Locks, func(l api.Lock) bool { return l.Ref.ID == r.GetMeta().ID })
+}
+
 // becomes sets what a record that the operation holds is after success, but for its phase.
 func (c *acceptance) becomes(after api.Phased) error {
 	for i := range c.op.Plan.Locks {

@@ -56,6 +56,34 @@ func (a *Admission) AttachVolume(ctx context.Context, h auth.Handle, o Options, 
 	})
 }
 
+// givenTo drafts that a volume that is made in a pool which its VM reaches is attached to that as well.
+func (a *Admission) givenTo(c *acceptance, v *api.Volume, pool *api.Pool, ref string) (*api.DiskOrder, error) {
+	vm, err := store.Find[api.VM](c.ctx, c.kv, c.h, v.Project, ref)
+	if err != nil {
+		return nil, err
+	}
+	no := problem.New(problem.Conflict, "volume %s cannot be attached to vm %s", v.Name, vm.Name)
+	if err := reachable(vm, no); err != nil {
+		return nil, err
+	}
+	if !c.locks(vm) { // else it has what is copied
+		if err := c.keeps(vm); err != nil {
+			return nil, err
+		}
+	}
+	if !pool.Spec.Shared && vm.Spec.HA {
+		return nil, haNeedsShared(pool, no).Try("make it in a shared pool, or turn that off: gnext vm update %s --no-ha", vm.Name)
+	}
+	order := api.DiskOrder{VM: vm.ID}
+	if order.Device, err = a.freeDevice(c, vm, no); err != nil {
+		return nil, err
+	}
+	v.Status.Attachments = []api.Attachment{{VM: vm.ID, Device: order.Device}}
+	after := *vm
+	after.Status.Volumes = append(slices.Clone(vm.Status.Volumes), v.ID)
+	return &order, c.becomes(&after)
+}
+
 func (a *Admission) volumeAndVM(c *acceptance, volume, vm string) (*api.Volume, *api.VM, error) {
 	v, err := store.Find[api.Volume](c.ctx, c.kv, c.h, c.opts.Project, volume)
 	if err != nil {

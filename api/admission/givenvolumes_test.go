@@ -110,3 +110,53 @@ func TestVolumesThatANewVMCannotGet(t *testing.T) {
 	d.settle(held, api.OpSucceeded)
 	d.clean()
 }
+
+// TestAVolumeIsMadeInAVM: both are held meanwhile; if it is not made, the VM is as before.
+func TestAVolumeIsMadeInAVM(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	d.done(a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1"}))
+	req := api.VolumeCreate{Name: "logs", Size: api.GiB, Pool: "net", VM: "web1", Attach: true}
+	before := find[api.VM](d, opts.Project, "web1")
+	op := d.ask(a.CreateVolume(ctx, h, opts, req))
+	none, err := a.StopVM(ctx, h, opts, "web1", api.VMStop{})
+	_ = d.refuse(problem.Locked, none, err)
+	d.settle(op, api.OpFailed)
+	after := find[api.VM](d, opts.Project, "web1")
+	require.Equal(t, before.Status.Volumes, after.Status.Volumes)
+	require.Equal(t, before.Status.Phase, after.Status.Phase)
+	d.clean()
+
+	d.done(a.CreateVolume(ctx, h, opts, req))
+	vm, v := find[api.VM](d, opts.Project, "web1"), d.vol("logs")
+	require.Equal(t, []api.Attachment{{VM: vm.ID, Device: "vdd"}}, v.Status.Attachments)
+	require.Equal(t, v.ID, vm.Status.Volumes[2])
+	require.Equal(t, api.PhaseRunning, vm.Status.Phase)
+	d.clean()
+
+	// A copy of what the same VM has, which must not run.
+	copied := api.VolumeCreate{Name: "twin", Volume: "logs", VM: "web1", Attach: true}
+	none, err = a.CreateVolume(ctx, h, opts, copied)
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "vm web1 has it")
+	d.done(a.StopVM(ctx, h, opts, "web1", api.VMStop{}))
+	d.done(a.CreateVolume(ctx, h, opts, copied))
+	require.Equal(t, "vde", d.vol("twin").Status.Attachments[0].Device)
+	require.Equal(t, api.PhaseStopped, find[api.VM](d, opts.Project, "web1").Status.Phase)
+	d.clean()
+
+	// What cannot be.
+	none, err = a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "x", Size: api.GiB, Pool: "net", Attach: true})
+	require.Equal(t, "attach", d.refuse(problem.Invalid, none, err).Fields[0].Path)
+	paused := find[api.VM](d, opts.Project, "web2")
+	paused.Status.Phase, paused.Spec.HA = api.PhasePaused, true
+	d.write(func(x *store.Draft) { x.Update(paused) })
+	none, err = a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "x", Size: api.GiB, Pool: "net", VM: "web2", Attach: true})
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "is paused")
+	paused.Status.Phase, paused.Revision = api.PhaseRunning, find[api.VM](d, opts.Project, "web2").Revision
+	d.write(func(x *store.Draft) { x.Update(paused) })
+	none, err = a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "x", Size: api.GiB, Pool: "vms", VM: "web2", Attach: true})
+	p := d.refuse(problem.Conflict, none, err)
+	require.Contains(t, p.Why, "pool vms is not shared")
+	require.Contains(t, p.Fix, "--no-ha")
+	d.clean()
+}

@@ -11,7 +11,7 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// CreateVolume accepts a new volume that belongs to no VM.
+// CreateVolume accepts a new volume that belongs to no VM; one may get it at once.
 func (a *Admission) CreateVolume(ctx context.Context, h auth.Handle, o Options, req api.VolumeCreate) (*api.Operation, error) {
 	if err := req.Validate(); err != nil {
 		return nil, err
@@ -34,6 +34,11 @@ func (a *Admission) CreateVolume(ctx context.Context, h auth.Handle, o Options, 
 		work := api.VolumeMake{From: src.origin}
 		if work.Node, err = a.volumeNode(c, pool, src, req); err != nil {
 			return err
+		}
+		if req.Attach {
+			if work.Attach, err = a.givenTo(c, v, pool, req.VM); err != nil {
+				return err
+			}
 		}
 		c.makes(v, api.PhaseReady)
 		return firstOf(c.target(v), c.input(work), a.claimQuota(c, v, quotaUse{Disk: v.Spec.Size}))

@@ -44,7 +44,12 @@ func writeMoving(w io.Writer, m *api.VolumeMoving) error {
 		takes = fmt.Sprintf("%s at that bandwidth if all of it is in use; longer if the pools are slower", shortDuration(time.Duration(m.Seconds)*time.Second))
 	}
 	return writeTable(w, [][]string{
-		{"volume:", m.Volume.Name}, {"from:", "pool " + m.From}, {"to:", "pool " + m.To}, {"meanwhile:", has}, {"copied on:", dash(m.Node)},
-		{"size:", formatSize(m.Size) + " at most"}, {"takes:", takes},
+		{"volume:", m.Volume.Name},
+		{"from:", "pool " + m.From},
+		{"to:", "pool " + m.To},
+		{"meanwhile:", has},
+		{"copied on:", dash(m.Node)},
+		{"size:", formatSize(m.Size) + " at most"},
+		{"takes:", takes},
 	})
 }

@@ -94,21 +94,31 @@ func (a *app) volCmd() *cobra.Command {
 
 func (a *app) volAddCmd() *cobra.Command {
 	var r api.VolumeCreate
+	var aside bool
 	add := addCmd(a, volumes, "Make a volume that outlives VMs", &r, &r.Name, &r.Labels)
-	add.Example = "  gnext vol add data --size 100G\n  gnext vol add data --size 100G --vm db\n  gnext vol add copy --from-snapshot before-upgrade"
+	add.Example = "  gnext vol add data --size 100G\n  gnext vol add data --size 100G --vm db      # and attaches it\n  gnext vol add copy --from-snapshot before-upgrade"
 	fl := add.Flags()
 	fl.Var(sizeFlag{&r.Size}, "size", "size, like 100G (default: that of what it is made from)")
 	a.refFlag(add, &r.Pool, "pool", api.KindPool, "pool (default: that of what it is copied from, or the only ready one)")
 	a.refFlag(add, &r.Image, "image", api.KindImage, "image that it begins with")
 	a.refFlag(add, &r.Snapshot, "from-snapshot", api.KindSnapshot, "snapshot that it becomes a copy of")
 	a.refFlag(add, &r.Volume, "from-volume", api.KindVolume, "volume that it becomes a copy of; no VM that runs may have that one")
-	a.refFlag(add, &r.VM, "vm", api.KindVM, "VM that it is meant for: it is made where that VM reaches it, and not attached yet")
+	a.refFlag(add, &r.VM, "vm", api.KindVM, "VM that gets it, whether that runs or not: it is made where that VM reaches it, and attached")
+	fl.BoolVar(&aside, "no-attach", false, "with --vm: only make it where that VM reaches it")
 	a.refFlag(add, &r.Node, "node", api.KindAgent, "node to keep it, if the pool is not shared (default: the one with the most space)")
 	fl.BoolVar(&r.Protected, "protect", false, "it cannot be deleted")
 	fl.BoolVar(&r.Shareable, "shareable", false, "it may be attached to several VMs at once, which must agree on who writes; in a pool of files it has no snapshots then")
 	qosFlags(add, &r.QoS)
 	add.MarkFlagsMutuallyExclusive("image", "from-snapshot", "from-volume")
 	add.MarkFlagsMutuallyExclusive("vm", "node")
+	plain := add.RunE
+	add.RunE = func(cmd *cobra.Command, args []string) error {
+		if aside && r.VM == "" {
+			return problem.New(problem.Invalid, "--no-attach is for --vm").Try("say for which VM: --vm NAME")
+		}
+		r.Attach = r.VM != "" && !aside
+		return plain(cmd, args)
+	}
 	must(add.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions))
 	return add
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/nextstack/nextstack/api/store"
 )
 
-// givenVolumes returns the scenarios of VMs that get volumes which exist already when they are made.
+// givenVolumes returns the scenarios of VMs that get volumes which exist already when they are made, and of volumes that are made for one.
 func givenVolumes() map[string][]Scenario {
 	data := then(makeVolume("data", "vms", nil), written("one ", "data"))
 	gets := func(r *api.VMCreate) {
@@ -26,8 +26,19 @@ func givenVolumes() map[string][]Scenario {
 				Accept: makeVM("web1", func(r *api.VMCreate) { r.Attach = []api.VMAttach{{Volume: "data"}} }), Check: both(given("web1", "vdc"), shows("data", "one ")), Every: 3,
 			},
 		},
+		api.OpVolumeCreate: {
+			{Name: "volume.create in a vm, stopped", Prepare: []Accept{createVM, stopVM}, Accept: makeVolume("data", "vms", forWeb), Check: given("web1", "vdc"), Every: 3},
+			{Name: "volume.create in a vm, shared", Prepare: []Accept{makeVM("web1", ha), makeVolume("net", "shared", nil), attach("net", "web1")}, Accept: makeVolume("data", "shared", forWeb), Check: given("web1", "vdc", "vdd"), Every: 3},
+			{
+				Name: "volume.create in a vm, of what it has", Prepare: []Accept{createVM, stopVM, then(makeVolume("net", "vms", forWeb), written("one ", "net"))},
+				Accept: makeVolume("data", "", func(r *api.VolumeCreate) { r.Volume, r.Size = "net", 0; forWeb(r) }), Check: both(given("web1", "vdc", "vdd"), shows("data", "one ")), Every: 3,
+			},
+		},
 	}
 }
+
+// forWeb has web1 get a volume that is made.
+func forWeb(r *api.VolumeCreate) { r.VM, r.Attach = "web1", true }
 
 // both says what the first of two checks finds.
 func both(one, other func(context.Context, *World) (string, error)) func(context.Context, *World) (string, error) {

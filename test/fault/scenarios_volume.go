@@ -187,6 +187,7 @@ func volumes() map[string][]Scenario {
 	more := then(snap("s2", "data"), written("two ", "data"))
 	all := map[string][]Scenario{
 		api.OpVolumeCreate: {
+			{Name: "volume.create in a vm", Prepare: []Accept{createVM}, Accept: makeVolume("data", "vms", forWeb), Check: given("web1", "vdc")},
 			{Name: "volume.create", Accept: data},
 			{Name: "volume.create, shared", Accept: net},
 			{Name: "volume.create, shareable", Accept: ours},

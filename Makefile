@@ -56,7 +56,7 @@ nodes: deps ## Move VMs and let nodes die on the real stack, killing every proce
 	@TEST_FLAGS='-run=^TestRealVolumesGoToAndFromGluster$$|^TestRealVolumesInCeph$$' NFS_MACHINE=0 deploy/dev/test.sh ./activities/volume
 
 .PHONY: nfs
-nfs: deps ## Run all tests of pools, those on NFS in a machine of their own that can mount it (about 10 minutes)
+nfs: deps ## Run all tests of pools, those on NFS in a machine of their own that can mount it (about 15 minutes)
 	@deploy/dev/test.sh ./activities/storage
 
 .PHONY: bench

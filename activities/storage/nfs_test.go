@@ -63,7 +63,7 @@ func TestNFSPoolCapabilities(t *testing.T) {
 func TestNFSPoolKilled(t *testing.T) {
 	a, _ := nfsNodes(t, "")
 	a.leaks = true
-	killAnywhere(t, newStand(t, a), 1, 2)
+	killAnywhere(t, newStand(t, a), 1, 1)
 }
 
 func TestNFSPoolNodesConform(t *testing.T) {

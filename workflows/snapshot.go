@@ -35,12 +35,12 @@ var SnapshotCreate = saga.Table[snapState]{
 	Result: func(s *snapState) (json.RawMessage, error) { return json.Marshal(s.Taken) },
 }
 
-func (s *snapState) plan() steps.SnapshotPlan {
-	return steps.SnapshotPlan{Snapshot: s.In.Snapshot, Volume: s.Placed.Plan, VM: s.vm(), Layer: s.In.Layer, Freeze: s.In.Freeze}
+func (s *snapState) plan(v steps.VolumePlan, vm *steps.VMPlan) steps.SnapshotPlan {
+	return steps.SnapshotPlan{Snapshot: s.In.Snapshot, Volume: v, VM: vm, Layer: s.In.Layer, Freeze: s.In.Freeze}
 }
 
 func takeSnapshot(r *saga.Run, s *snapState) error {
-	taken, err := steps.TakeSnapshot.Call(r, s.Placed.Plan.Agent, s.plan())
+	taken, err := steps.TakeSnapshot.Call(r, s.Placed.Plan.Agent, s.plan(s.Placed.Plan, s.vm()))
 	if err == nil && (taken.Pause > 0 || s.Taken.Pause == 0) { // else an earlier attempt has taken it, and has told
 		s.Taken = taken
 	}
@@ -48,8 +48,10 @@ func takeSnapshot(r *saga.Run, s *snapState) error {
 }
 
 func undoSnapshot(r *saga.Run, s *snapState) error {
-	_, err := steps.UndoSnapshot.Call(r, s.Placed.Plan.Agent, s.plan())
-	return err
+	return s.whoever(r, func(v steps.VolumePlan, vm *steps.VMPlan) error {
+		_, err := steps.UndoSnapshot.Call(r, v.Agent, s.plan(v, vm))
+		return err
+	})
 }
 
 // SnapshotDelete gives a snapshot up. From the middle of a merge there is no way back.
@@ -62,10 +64,10 @@ var SnapshotDelete = saga.Table[snapState]{
 }
 
 func dropSnapshot(r *saga.Run, s *snapState) error {
-	_, err := steps.DropSnapshot.Call(r, s.Placed.Plan.Agent, steps.SnapshotDrop{
-		Snapshot: s.In.Snapshot, Volume: s.Placed.Plan, VM: s.vm(), Frozen: s.In.Frozen, Child: s.In.Layer,
+	return s.whoever(r, func(v steps.VolumePlan, vm *steps.VMPlan) error {
+		_, err := steps.DropSnapshot.Call(r, v.Agent, steps.SnapshotDrop{Snapshot: s.In.Snapshot, Volume: v, VM: vm, Frozen: s.In.Frozen, Child: s.In.Layer})
+		return err
 	})
-	return err
 }
 
 // SnapshotRevert makes a volume again what it was, with a stop of the VM that has it if that was asked for. What was written
@@ -103,28 +105,29 @@ func startBefore(r *saga.Run, s *snapState) error {
 		return nil
 	}
 	_, err := steps.StartDomain.Call(r, s.vm().Agent, *s.vm())
-	return err
+	return absent(r, *s.vm(), err)
 }
 
-func (s *snapState) back() steps.VolumeRevert {
-	v := s.Placed.Plan
+func (s *snapState) back(v steps.VolumePlan, vm *steps.VMPlan) steps.VolumeRevert {
 	v.Size = s.In.Size
-	return steps.VolumeRevert{Snapshot: s.In.Snapshot, Volume: v, VM: s.vm(), Frozen: s.In.Frozen, Layer: s.In.Layer}
+	return steps.VolumeRevert{Snapshot: s.In.Snapshot, Volume: v, VM: vm, Frozen: s.In.Frozen, Layer: s.In.Layer}
 }
 
 func checkRevert(r *saga.Run, s *snapState) error {
-	_, err := steps.CheckRevert.Call(r, s.Placed.Plan.Agent, s.back())
+	_, err := steps.CheckRevert.Call(r, s.Placed.Plan.Agent, s.back(s.Placed.Plan, s.vm()))
 	return err
 }
 
 func revert(r *saga.Run, s *snapState) error {
-	_, err := steps.RevertVolume.Call(r, s.Placed.Plan.Agent, s.back())
+	_, err := steps.RevertVolume.Call(r, s.Placed.Plan.Agent, s.back(s.Placed.Plan, s.vm()))
 	return err
 }
 
 func undoRevert(r *saga.Run, s *snapState) error {
-	_, err := steps.UndoRevert.Call(r, s.Placed.Plan.Agent, s.back())
-	return err
+	return s.whoever(r, func(v steps.VolumePlan, vm *steps.VMPlan) error {
+		_, err := steps.UndoRevert.Call(r, v.Agent, s.back(v, vm))
+		return err
+	})
 }
 
 // after is the VM as it is with the volume gone back.
@@ -151,16 +154,17 @@ func stopAfter(r *saga.Run, s *snapState) error {
 	if s.In.Stop == nil {
 		return nil
 	}
-	return s.halt(r, steps.StopVM{Plan: s.after(), Force: true})
+	return absent(r, *s.vm(), s.halt(r, steps.StopVM{Plan: s.after(), Force: true}))
 }
 
 // forgetWritten removes what the guest wrote since the last snapshot. Pools whose snapshots have names have kept it under that of the
 // new layer, which they have none of.
 func forgetWritten(r *saga.Run, s *snapState) error {
-	plan := s.Placed.Plan
-	if !s.In.Files {
-		plan.Layer = s.In.Layer
-	}
-	_, err := steps.RemoveVolume.Call(r, plan.Agent, plan)
-	return err
+	return s.whoever(r, func(v steps.VolumePlan, _ *steps.VMPlan) error {
+		if !s.In.Files {
+			v.Layer = s.In.Layer
+		}
+		_, err := steps.RemoveVolume.Call(r, v.Agent, v)
+		return err
+	})
 }

@@ -195,15 +195,18 @@ var VolumeResize = saga.Table[volumeState[api.VolumeResize]]{
 }
 
 func grow(r *saga.Run, s *volumeState[api.VolumeResize]) error {
-	in := steps.Resize{Volume: s.Placed.Plan, VM: s.vm()}
-	in.Volume.Size = s.In.Size
-	_, err := steps.ResizeVolume.Call(r, s.Placed.Plan.Agent, in)
+	return growIt(r, s, s.Placed.Plan, s.vm())
+}
+
+func growIt(r *saga.Run, s *volumeState[api.VolumeResize], v steps.VolumePlan, vm *steps.VMPlan) error {
+	v.Size = s.In.Size
+	_, err := steps.ResizeVolume.Call(r, v.Agent, steps.Resize{Volume: v, VM: vm})
 	return err
 }
 
 // grown settles whether the volume is bigger. Only the node's own no, which it says before it does anything, means that it is not.
 func grown(r *saga.Run, s *volumeState[api.VolumeResize]) error {
-	err := grow(r, s)
+	err := s.whoever(r, func(v steps.VolumePlan, vm *steps.VMPlan) error { return growIt(r, s, v, vm) })
 	switch {
 	case err == nil:
 		return saga.ErrDone
@@ -225,18 +228,18 @@ var VolumeFlatten = saga.Table[volumeState[api.VolumeFlatten]]{
 	},
 }
 
-func (s *volumeState[In]) flattening() steps.Flatten {
-	return steps.Flatten{Volume: s.Placed.Plan, VM: s.vm()}
-}
-
 func flatten(r *saga.Run, s *volumeState[api.VolumeFlatten]) error {
-	_, err := steps.FlattenVolume.Call(r, s.Placed.Plan.Agent, s.flattening())
+	_, err := steps.FlattenVolume.Call(r, s.Placed.Plan.Agent, steps.Flatten{Volume: s.Placed.Plan, VM: s.vm()})
 	return err
 }
 
 // flattened settles whether the volume stands alone.
 func flattened(r *saga.Run, s *volumeState[api.VolumeFlatten]) error {
-	out, err := steps.StopFlatten.Call(r, s.Placed.Plan.Agent, s.flattening())
+	var out steps.Flattened
+	err := s.whoever(r, func(v steps.VolumePlan, vm *steps.VMPlan) (err error) {
+		out, err = steps.StopFlatten.Call(r, v.Agent, steps.Flatten{Volume: v, VM: vm})
+		return err
+	})
 	switch {
 	case err == nil && out.Alone:
 		return saga.ErrDone
@@ -255,6 +258,23 @@ func refused(err error) bool {
 	default:
 		return false
 	}
+}
+
+// whoever has something done to the volume by its node or, if that is proven not to run the VM that has it, by another one that sees the
+// volume, for which no VM has it: an HA VM must not wait for its dead node, since it is started elsewhere.
+func (s *volumeState[In]) whoever(r *saga.Run, do func(v steps.VolumePlan, vm *steps.VMPlan) error) error {
+	v, vm := s.Placed.Plan, s.vm()
+	if vm == nil || len(s.Placed.VMs) > 1 {
+		return do(v, vm)
+	}
+	guest := *vm
+	guest.Disk.Pool = v.Pool.Pool // it is this volume that another node must see
+	return whoever(r, v.Agent, guest, v.Pool.Shared, func(agent string, lost bool) error {
+		if lost {
+			v.Agent, vm = agent, nil
+		}
+		return do(v, vm)
+	})
 }
 
 // vm returns the VM that has the volume; nil: none.

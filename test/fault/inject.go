@@ -62,6 +62,7 @@ type Mode struct {
 	Gone         bool         // no worker takes it
 	Dies         bool         // it runs, and its worker dies before it can answer
 	Kills        string       // before it runs nodes die for good, which is proven: their names
+	KillsAfter   string       // the same, when it has run, so that nobody hears of it
 	Late         bool         // its worker hangs before it runs, and goes on when the operation has ended
 }
 
@@ -273,11 +274,7 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 	m := s.j.take(t, c)
 	ctx = context.WithValue(ctx, modeKey{}, hit{m, s.j})
 	node := s.w.node(c.Queue)
-	for _, name := range strings.Fields(m.Kills) {
-		if err := died(name)(context.WithoutCancel(ctx), s.w); err != nil {
-			s.j.fail(err)
-		}
-	}
+	s.kill(ctx, m.Kills)
 	switch {
 	case m.Gone, node != nil && node.dead:
 		if m.CancelBefore {
@@ -303,10 +300,20 @@ func (s *stepCalls) ExecuteActivity(ctx context.Context, in *interceptor.Execute
 	}
 	out, err := s.Next.ExecuteActivity(ctx, in)
 	s.w.watch(context.WithoutCancel(ctx))
-	if m.Dies {
+	s.kill(ctx, m.KillsAfter)
+	if m.Dies || m.KillsAfter != "" && s.w.node(c.Queue) != nil {
 		return nil, temporal.NewHeartbeatTimeoutError()
 	}
 	return out, err
+}
+
+// kill has nodes die.
+func (s *stepCalls) kill(ctx context.Context, nodes string) {
+	for _, name := range strings.Fields(nodes) {
+		if err := died(name)(context.WithoutCancel(ctx), s.w); err != nil {
+			s.j.fail(err)
+		}
+	}
 }
 
 // InterceptWorkflow implements interceptor.WorkerInterceptor.

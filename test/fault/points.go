@@ -48,6 +48,8 @@ type Scenario struct {
 	Every int
 	// Check says what is wrong with the world that the undisturbed operation leaves; nil: nothing is.
 	Check func(ctx context.Context, w *World) (string, error)
+	// Always says what is wrong with a world, however the operation has ended; nil: what is never right anyhow.
+	Always func(ctx context.Context, w *World) (string, error)
 }
 
 // Point is one way to disturb an operation. More than one fault: the first makes the operation go back.
@@ -134,7 +136,7 @@ func (s *Scenario) Run(ctx context.Context, base *World) (Report, error) {
 	return b.report, nil
 }
 
-// Kill disturbs the scenario by the death of a node, at each call there is. What is on a dead node is not looked at, but for
+// Kill disturbs the scenario by the death of a node, at each call there is, and before each node can tell what it has done. What is on a dead node is not looked at, but for
 // guests that run there: it was off when it counted as dead.
 func (s *Scenario) Kill(ctx context.Context, base *World, nodes ...string) (Report, error) {
 	b := &bench{Scenario: s}
@@ -145,7 +147,15 @@ func (s *Scenario) Kill(ctx context.Context, base *World, nodes ...string) (Repo
 	for at, c := range b.clean {
 		for _, n := range nodes {
 			p := Point{{at, c, Mode{Name: "node " + n + " dies", Kills: n}}}
-			if err := b.point(ctx, p, []api.OperationState{api.OpSucceeded, api.OpFailed}); err != nil {
+			ends := []api.OperationState{api.OpSucceeded, api.OpFailed}
+			if err := b.point(ctx, p, ends); err != nil {
+				return b.report, err
+			}
+			if !c.onNode() || b.base.node(c.Queue).Name != n {
+				continue
+			}
+			p[0].Mode = Mode{Name: "node " + n + " dies with what it has done", KillsAfter: n}
+			if err := b.point(ctx, p, ends); err != nil {
 				return b.report, err
 			}
 		}
@@ -364,6 +374,12 @@ func (b *bench) wrong(ctx context.Context, w *World) ([]string, error) {
 		out = append(out, "audit: "+f.Problem)
 		if b.Excuse != nil && b.Excuse(f) {
 			out = out[:len(out)-1]
+		}
+	}
+	if err == nil && b.Always != nil {
+		var what string
+		if what, err = b.Always(ctx, w); what != "" {
+			out = append(out, what)
 		}
 	}
 	return out, err

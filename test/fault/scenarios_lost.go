@@ -29,6 +29,7 @@ func disksLost() (out []Scenario) {
 			Scenario{Name: "snapshot.delete, " + in.name, Prepare: kept, Accept: unsnap("s1"), Always: shows("data", "one two ")},
 			Scenario{Name: "snapshot.revert, " + in.name, Prepare: kept, Accept: revert("s1", restart), Always: either(shows("data", "one "), shows("data", "one two "))},
 			Scenario{Name: "volume.attach, " + in.name, Prepare: append(slices.Clone(run), detach("data", "web1")), Accept: attach("data", "web1"), Always: shows("data", "one ")},
+			Scenario{Name: "volume.create in a vm, " + in.name, Prepare: run[:len(run)-2], Accept: makeVolume("data", in.pool, forWeb)},
 			Scenario{Name: "volume.detach, " + in.name, Prepare: run, Accept: detach("data", "web1"), Always: shows("data", "one ")},
 		)
 	}

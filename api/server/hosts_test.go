@@ -37,9 +37,13 @@ func (k *kit) landed(name string, on *api.Agent, shared bool) *api.VM {
 		Spec: api.PoolSpec{Type: api.PoolDir, Path: "/" + name, Shared: shared}, Status: api.PoolStatus{Phase: api.PhaseReady},
 	}
 	vm := vms(1, func(_ int, v *api.VM) {
-		v.Name, v.Spec.Pool, v.Status.Agent, v.Status.AgentName, v.Status.Volumes = name, pool.ID, on.ID, on.Name, nil
+		v.Name, v.Spec.Pool, v.Status.Agent, v.Status.AgentName, v.Status.Volumes = name, pool.ID, on.ID, on.Name, []string{api.NewID()}
 	})[0].(*api.VM)
-	k.put(pool, vm)
+	disk := &api.Volume{
+		Meta: api.Meta{ID: vm.Status.Volumes[0], Name: name + "-root", Project: vm.Project, Created: time.Now().UTC()},
+		Spec: api.VolumeSpec{Pool: pool.ID, Root: true, VM: vm.ID}, Status: api.VolumeStatus{Phase: api.PhaseReady, Agent: on.ID},
+	}
+	k.put(pool, vm, disk)
 	return vm
 }
 

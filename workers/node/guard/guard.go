@@ -278,8 +278,8 @@ func (g *guardian) letGo(all bool) {
 }
 
 // status answers who asks how it is, and whether it sees guests that are said to run: a guardian that looks in the wrong place
-// must not be counted on. Guests that were killed and have not gone are not among the stopped ones yet: who is told that they
-// are, and sees them, would think that they have been started again.
+// must not be counted on. Guests that were killed and have not gone, or have and libvirt has not noticed, are not among the stopped
+// ones yet: who is told that they are, and sees them, would think that they have been started again.
 func (g *guardian) status(running []string) State {
 	s := g.state()
 	g.mu.Lock()
@@ -287,10 +287,13 @@ func (g *guardian) status(running []string) State {
 		return slices.ContainsFunc(g.dying, func(d dying) bool { return d.vm == vm && !d.held.gone(0) })
 	})
 	g.mu.Unlock()
-	if len(running) == 0 {
+	if len(running)+len(s.Stopped) == 0 {
 		return s
 	}
 	found, err := guests(g.cfg.RunDir)
+	s.Stopped = slices.DeleteFunc(s.Stopped, func(vm string) bool {
+		return slices.ContainsFunc(found, func(x guest) bool { return x.vm == vm && x.unnoticed() })
+	})
 	for _, vm := range running {
 		if !slices.ContainsFunc(found, func(g guest) bool { return g.vm == vm }) {
 			s.Blind = true

@@ -49,11 +49,15 @@ func keeper(dir, runDir, build string) *Keeper {
 	return &Keeper{DataDir: dir, Build: build, Log: slog.New(slog.DiscardHandler), Command: []string{os.Args[0], "guard", dir, runDir, build}}
 }
 
-// node is a node of stand-ins: guests are processes with a UUID in their command line, and libvirt is the files that it leaves.
+// node is a node of stand-ins: guests are processes with a UUID in their command line, and libvirt is the files that it leaves, and
+// removes when it notices that a guest has ended.
 type node struct {
 	t           *testing.T
 	dir, runDir string
+	late        bool // libvirt notices nothing of guests that begin now, but by notice
 }
+
+func (n *node) notice(s *standIn) { _ = os.Remove(filepath.Join(n.runDir, "ns-"+s.vm+".xml")) }
 
 func newNode(t *testing.T) *node {
 	// A long path, as sockets do not like it.
@@ -111,7 +115,14 @@ func (n *node) guest(ha bool, says string) *standIn {
 	require.NoError(n.t, err)
 	s.cmd = &exec.Cmd{Path: sleep, Args: []string{"qemu-system-x86_64 -uuid " + says, "600"}}
 	require.NoError(n.t, s.cmd.Start())
-	go func() { _ = s.cmd.Wait(); close(s.gone) }()
+	late := n.late
+	go func() {
+		_ = s.cmd.Wait()
+		if !late {
+			n.notice(s)
+		}
+		close(s.gone)
+	}()
 	n.t.Cleanup(func() { _ = s.cmd.Process.Kill(); <-s.gone })
 	mark := ""
 	if ha {
@@ -254,6 +265,7 @@ func TestWhoIsBeingKilledIsNotStoppedYet(t *testing.T) {
 	for i := range 2 {
 		g.keep()
 		require.Equal(t, i+1, killed, "it is told again")
+		<-quick.gone
 		require.ElementsMatch(t, []string{"a", quick.vm}, g.status(nil).Stopped)
 		require.ElementsMatch(t, []string{"a", slow.vm, quick.vm}, g.state().Stopped, "who takes over must know of all")
 		require.Len(t, g.dying, 1)
@@ -263,6 +275,27 @@ func TestWhoIsBeingKilledIsNotStoppedYet(t *testing.T) {
 	require.ElementsMatch(t, []string{"a", slow.vm, quick.vm}, g.status(nil).Stopped)
 	g.keep()
 	require.Empty(t, g.dying)
+}
+
+// TestWhomLibvirtHasNotMissedIsNotStoppedYet: it tells for a moment longer that such a guest runs.
+func TestWhomLibvirtHasNotMissedIsNotStoppedYet(t *testing.T) {
+	n := newNode(t)
+	n.late = true
+	dead := n.guest(true, "")
+	log := slog.New(slog.DiscardHandler)
+	g := &guardian{cfg: Config{RunDir: n.runDir, Log: log}, notes: openNotes(t.TempDir(), log), clock: Boottime, kill: func(d dying) error { return d.held.kill() }}
+	defer g.notes.close()
+	defer g.letGo(true)
+	g.keep()
+	<-dead.gone
+	require.Empty(t, g.dying, "its process is gone")
+	require.Empty(t, g.status(nil).Stopped)
+	require.Empty(t, g.status([]string{dead.vm}).Stopped)
+	n.notice(dead)
+	require.Equal(t, []string{dead.vm}, g.status(nil).Stopped)
+	back := n.guest(true, "")
+	g.notes.add([]string{back.vm})
+	require.ElementsMatch(t, []string{dead.vm, back.vm}, g.status(nil).Stopped, "who runs again is told of, so that it is forgotten")
 }
 
 func TestPromise(t *testing.T) {

@@ -120,6 +120,15 @@ func (g guest) open() (*process, error) {
 	return p, nil
 }
 
+// unnoticed reports whether the guest's process has ended, and libvirt does not know it yet.
+func (g guest) unnoticed() bool {
+	p, err := g.open()
+	if p != nil {
+		p.close()
+	}
+	return p == nil && err == nil && g.pid > 1
+}
+
 // kill ends the process. It is gone when gone says so: a guest with much memory, or with a disk that does not answer, takes time.
 func (p *process) kill() error {
 	err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0)

@@ -52,13 +52,22 @@ const (
 // same work. Tune does it. It is for guests that write by themselves.
 func Bursts(t *testing.T, g BenchGuest, device string, tune func(api.VolumeQoS) error) {
 	t.Helper()
-	// takes tells how long it takes from a change of the limits on.
-	takes := func(qos api.VolumeQoS, writes int) time.Duration {
-		require.NoError(t, tune(qos))
+	until := func(from int) time.Duration {
 		begun := time.Now()
-		for from := g.Counts(t, device); g.Counts(t, device) < from+writes; {
+		for g.Counts(t, device) < from+work {
 		}
 		return time.Since(begun)
+	}
+	// What is counted begins behind the change where the guest is to be slower after it, and before it where it is to be faster: a burst
+	// may be over when the guest is asked for the first time.
+	slower := func(qos api.VolumeQoS) time.Duration {
+		require.NoError(t, tune(qos))
+		return until(g.Counts(t, device))
+	}
+	faster := func(qos api.VolumeQoS) time.Duration {
+		from := g.Counts(t, device)
+		require.NoError(t, tune(qos))
+		return until(from)
 	}
 	const least = work / slowly * time.Second
 	for name, qos := range map[string][2]api.VolumeQoS{
@@ -67,13 +76,13 @@ func Bursts(t *testing.T, g BenchGuest, device string, tune func(api.VolumeQoS) 
 	} {
 		require.NoError(t, tune(api.VolumeQoS{}))
 		g.Steady(t, device)
-		plain := takes(qos[0], work)
+		plain := slower(qos[0])
 		require.GreaterOrEqual(t, plain, least*3/4, "%s: a limit without a burst does not bite", name)
 		var fast time.Duration
-		sometime(t, name+": there is no burst", func() bool { fast = takes(qos[1], work); return fast < least*3/4 })
+		sometime(t, name+": there is no burst", func() bool { fast = faster(qos[1]); return fast < least*3/4 })
 		t.Logf("%s: %d writes take %s at %d a second, %s within a burst", name, work, plain.Round(time.Millisecond), slowly, fast.Round(time.Millisecond))
 		// Whoever has spent it is as slow as ever.
 		sometime(t, name+": the burst does not end", func() bool { return g.Rate(t, device) <= 2*slowly })
 	}
-	sometime(t, "without limits it is not fast again", func() bool { return takes(api.VolumeQoS{}, work) < least*3/4 })
+	sometime(t, "without limits it is not fast again", func() bool { return faster(api.VolumeQoS{}) < least*3/4 })
 }

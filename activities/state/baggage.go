@@ -20,8 +20,16 @@ type piece struct {
 func (p piece) local() bool { return !p.pool.Spec.Shared }
 
 // baggage returns the disks of a VM, the root disk first.
-func (s *State) baggage(ctx context.Context, vm *api.VM) (out []piece, err error) {
-	for _, id := range vm.Status.Volumes {
+func (s *State) baggage(ctx context.Context, vm *api.VM) ([]piece, error) {
+	return s.pieces(ctx, vm, vm.Status.Volumes)
+}
+
+// besideRoot are the IDs of a VM's volumes but for its root disk.
+func besideRoot(vm *api.VM) []string { return vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] }
+
+// pieces returns these of the disks of a VM.
+func (s *State) pieces(ctx context.Context, vm *api.VM, volumes []string) (out []piece, err error) {
+	for _, id := range volumes {
 		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
 		if err != nil {
 			return nil, err

@@ -222,18 +222,14 @@ func (s *State) imageOf(ctx context.Context, vm *api.VM) (*api.Image, error) {
 // besides asks for what the volumes of a VM besides its root disk need of its node: their pools and, when it is made and gets volumes that
 // exist already on one node only, that one.
 func (s *State) besides(ctx context.Context, vm *api.VM, req *placement.Request) error {
-	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
-		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
-		if err != nil {
-			return err
-		}
-		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
-		if err != nil {
-			return err
-		}
-		req.Also = append(req.Also, placement.Pool{ID: pool.ID, Name: pool.Name})
-		if vm.Status.Phase == api.PhaseCreating && !comesWith(v) && !pool.Spec.Shared {
-			req.NodeID, req.Tie = v.Status.Agent, v.Name
+	disks, err := s.pieces(ctx, vm, besideRoot(vm))
+	if err != nil {
+		return err
+	}
+	req.Also = poolsFor(disks, func(piece) int64 { return 0 })
+	for _, d := range disks {
+		if vm.Status.Phase == api.PhaseCreating && !comesWith(d.volume) && d.local() {
+			req.NodeID, req.Tie = d.volume.Status.Agent, d.volume.Name
 		}
 	}
 	return nil
@@ -302,19 +298,15 @@ func (s *State) volumesOn(ctx context.Context, d *store.Draft, vm *api.VM, agent
 
 // newVolumes returns the volumes that are made with a VM, as they are made where it is.
 func (s *State) newVolumes(ctx context.Context, vm *api.VM) (out []steps.VolumePlan, err error) {
-	for _, id := range vm.Status.Volumes[min(1, len(vm.Status.Volumes)):] {
-		v, err := store.Get[api.Volume](ctx, s.kv, s.h, vm.Project, id)
-		if err != nil {
-			return nil, err
-		}
-		if !comesWith(v) {
+	disks, err := s.pieces(ctx, vm, besideRoot(vm))
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range disks {
+		if !comesWith(d.volume) {
 			continue
 		}
-		pool, err := known[api.Pool](ctx, s, vm, "", v.Spec.Pool)
-		if err != nil {
-			return nil, err
-		}
-		plan, err := s.volumePlan(ctx, v, pool)
+		plan, err := s.volumePlan(ctx, d.volume, d.pool)
 		if err != nil {
 			return nil, err
 		}

@@ -144,7 +144,7 @@ func runDeed(t *testing.T, d deed, where string, n int) killed {
 	require.NoError(t, err)
 	k, err := killAt(deedEnv+"="+string(b), where, n)
 	if errors.Is(err, unix.EPERM) {
-		t.Skip("SKIPPED, NOT TESTED: drivers that are killed. This machine does not let a process be traced (ptrace)")
+		t.Skip("SKIPPED, NOT TESTED: drivers that are killed. This machine does not let a process be traced: run as root, in a container with the capability SYS_PTRACE, and with kernel.yama.ptrace_scope below 3")
 	}
 	require.NoError(t, err)
 	return k

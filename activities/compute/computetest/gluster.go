@@ -66,7 +66,7 @@ func (n *Nodes) Inside(t *testing.T) bool {
 func (n *Nodes) Gluster(t *testing.T) string {
 	t.Helper()
 	if out, err := n.sandbox("file-pid", "gv0").CombinedOutput(); err != nil && os.Getenv(insideEnv) == "" {
-		t.Skipf("SKIPPED, NOT TESTED: guests with disks on GlusterFS. It does not run in the sandbox %s: %s", n.dir, out)
+		t.Skipf("SKIPPED, NOT TESTED: guests with disks on GlusterFS. It does not run in the sandbox %s (install glusterfs-server; deploy/dev/sandbox.sh gluster): %s", n.dir, out)
 	}
 	env, err := os.ReadFile(filepath.Join(n.dir, "sandbox.env"))
 	require.NoError(t, err)

@@ -52,7 +52,7 @@ func NotBelow(m Merge) *problem.Problem {
 // HeldOn is the problem of a guest that has not let a disk go until ctx has ended.
 func HeldOn(ctx context.Context, vm, volume string) *problem.Problem {
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return problem.New(problem.Cancelled, "detaching volume %s was cancelled", volume)
+		return problem.New(problem.Cancelled, "the guest of vm %s was to let volume %s go, and that was cancelled", vm, volume)
 	}
 	return problem.New(problem.InUse, "the guest of vm %s does not let volume %s go", vm, volume).
 		Because("it was asked to, and has not answered: it may still be starting, hang, or not support hot-plugging").

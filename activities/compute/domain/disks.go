@@ -22,12 +22,16 @@ func dataDisks(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFile
 	}
 }
 
-// DataDiskXML returns the XML of a disk that a domain gets besides its root disk. DirectIO: its file system can do O_DIRECT.
-func DataDiskXML(disk steps.DataDisk, s compute.DiskSource, directIO bool) (string, error) {
+// DataDiskXML returns the XML of a disk that a domain gets besides its root disk. DirectIO: its file system can do O_DIRECT. QEMU is to call
+// it by the alias, if there is one, which begins with "ua-".
+func DataDiskXML(disk steps.DataDisk, s compute.DiskSource, directIO bool, alias string) (string, error) {
 	if err := compute.CheckDataDisk(disk, s); err != nil {
 		return "", err
 	}
 	d := dataDisk(disk, s, directIO)
+	if alias != "" {
+		d.Alias = &libvirtxml.DomainAlias{Name: alias}
+	}
 	out, err := d.Marshal()
 	return out, problem.Wrap(err, problem.Internal, "disk %s cannot be written as XML", disk.Device)
 }
@@ -188,6 +192,40 @@ func (d *Disk) Alias() string {
 		return ""
 	}
 	return d.XML.Alias.Name
+}
+
+// Opened are the names by which QEMU calls what libvirt has had it open for disks.
+type Opened struct {
+	Aliases []string // of the devices
+	Numbers []uint   // of all layers, and of where jobs copy them to
+}
+
+// OpenedFor returns what libvirt knows to be open for the disks of a domain that runs.
+func OpenedFor(xml string) (out Opened, err error) {
+	disks, err := disksOf(xml)
+	number := func(n uint) {
+		if n > 0 {
+			out.Numbers = append(out.Numbers, n)
+		}
+	}
+	chain := func(top *libvirtxml.DomainDiskSource, below *libvirtxml.DomainDiskBackingStore) {
+		if top != nil {
+			number(top.Index)
+		}
+		for b := below; b != nil; b = b.BackingStore {
+			number(b.Index)
+		}
+	}
+	for _, d := range disks {
+		if d.Alias != nil {
+			out.Aliases = append(out.Aliases, d.Alias.Name)
+		}
+		chain(d.Source, d.BackingStore)
+		if d.Mirror != nil {
+			chain(d.Mirror.Source, d.Mirror.BackingStore)
+		}
+	}
+	return out, err
 }
 
 // Devices returns the disks of a domain that are disks for its guest.

@@ -107,11 +107,11 @@ func (d *Driver) LiveXML(ctx context.Context, vm string) (string, error) {
 
 // AttachDisk implements compute.Disks.
 func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source compute.DiskSource) error {
-	xml, err := domain.DataDiskXML(disk, source, direct(source))
-	if err != nil {
+	const what = "attach the disk"
+	if err := d.untilLetGo(ctx, vm, what, disk.Volume, straysHeld); err != nil { // it may be the very disk
 		return err
 	}
-	return d.inScopes(ctx, vm, "attach the disk", func(s scope) error {
+	return d.inScopes(ctx, vm, what, func(s scope) error {
 		now, err := s.xml()
 		if err != nil {
 			return err
@@ -132,7 +132,15 @@ func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk,
 		if err != nil {
 			return err
 		}
-		return elsewhere(s.dom.AttachDeviceFlags(xml, s.modify()), disk.Volume)
+		alias := ""
+		if s.live {
+			alias = newAlias()
+		}
+		xml, err := domain.DataDiskXML(disk, source, direct(source), alias)
+		if err != nil {
+			return err
+		}
+		return elsewhere(s.give(xml), disk.Volume)
 	})
 }
 
@@ -156,6 +164,34 @@ const (
 // DetachDisk implements compute.Disks. The guest goes first: as long as it holds on, the next start gives it the disk as well.
 func (d *Driver) DetachDisk(ctx context.Context, vm, volume string) error {
 	const what = "detach the disk"
+	err := d.untilLetGo(ctx, vm, what, volume, func(dom *libvirt.Domain, ask bool) (held bool, err error) {
+		if held, err = letGo(dom, volume, ask); !held && err == nil {
+			held, err = straysHeld(dom, ask)
+		}
+		return held, err
+	})
+	if err != nil {
+		return err
+	}
+	return d.inScopes(ctx, vm, what, func(s scope) error {
+		if s.live {
+			_, err := closeStrays(s.dom)
+			return err
+		}
+		disk, err := s.disk(volume)
+		if err != nil || disk == nil {
+			return err
+		}
+		xml, err := disk.XML.Marshal()
+		if err != nil {
+			return err
+		}
+		return s.dom.DetachDeviceFlags(xml, s.modify())
+	})
+}
+
+// untilLetGo waits until held says that the guest has let a disk go, which it is to ask for now and then.
+func (d *Driver) untilLetGo(ctx context.Context, vm, what, volume string, held func(dom *libvirt.Domain, ask bool) (bool, error)) error {
 	look := time.NewTicker(released)
 	defer look.Stop()
 	var asked time.Time
@@ -164,32 +200,19 @@ func (d *Driver) DetachDisk(ctx context.Context, vm, volume string) error {
 		if ask {
 			asked = time.Now()
 		}
-		held := make(chan bool, 1)
+		still := make(chan bool, 1)
 		err := d.with(ctx, vm, what, func(dom *libvirt.Domain) error {
-			yes, err := letGo(dom, volume, ask)
+			yes, err := held(dom, ask)
 			if err == nil {
-				held <- yes
+				still <- yes
 			}
 			return err
 		})
 		if ctx.Err() != nil {
 			return compute.HeldOn(ctx, vm, volume)
 		}
-		if err != nil {
+		if err != nil || !<-still {
 			return err
-		}
-		if !<-held {
-			return d.inScopes(ctx, vm, what, func(s scope) error {
-				disk, err := s.disk(volume)
-				if err != nil || disk == nil || s.live {
-					return err
-				}
-				xml, err := disk.XML.Marshal()
-				if err != nil {
-					return err
-				}
-				return s.dom.DetachDeviceFlags(xml, s.modify())
-			})
 		}
 		select {
 		case <-look.C:

@@ -54,8 +54,11 @@ type fakeDomain struct {
 	still    bool   // paused by us, for a moment
 }
 
-// stir has a move under way see that something has happened to its guest.
+// stir has a move under way see that something has happened to its guest. One that is off has no disks but those that are known.
 func (d *fakeDomain) stir() {
+	if d.phase == api.PhaseStopped {
+		d.letStraysGo()
+	}
 	if d.move != nil {
 		d.move.stop()
 	}

@@ -21,6 +21,8 @@ type FakeDisk struct {
 	QoS       api.VolumeQoS
 	// Torn is what the hypervisor's management takes the disk to be, while the guest that runs writes to Source; not set: it knows.
 	Torn DiskSource
+	// Stray: the guest has it, and the hypervisor's management does not know.
+	Stray bool
 }
 
 // FakeBacking is what is behind the disks of a Fake. storage.Fake is one.
@@ -62,7 +64,7 @@ func (f *Fake) Writes(volume string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range f.domains {
-		if k := d.disk(volume); k != nil && d.phase != api.PhaseStopped && !k.ReadOnly {
+		if d.phase != api.PhaseStopped && slices.ContainsFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && !k.ReadOnly }) {
 			return true
 		}
 	}
@@ -110,11 +112,20 @@ func fakeDiskOf(d steps.DataDisk, s DiskSource) FakeDisk {
 }
 
 func (d *fakeDomain) disk(volume string) *FakeDisk {
-	i := slices.IndexFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume })
+	i := slices.IndexFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && !k.Stray })
 	if i < 0 {
 		return nil
 	}
 	return &d.disks[i]
+}
+
+// strays reports whether the guest has disks that its management does not know of.
+func (d *fakeDomain) strays() bool {
+	return slices.ContainsFunc(d.disks, func(k FakeDisk) bool { return k.Stray })
+}
+
+func (d *fakeDomain) letStraysGo() {
+	d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Stray })
 }
 
 // onDisk calls do with the lock held.
@@ -143,6 +154,10 @@ func (f *Fake) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, s
 	if err := CheckDataDisk(disk, source); err != nil {
 		return err
 	}
+	if f.clingy && d.strays() {
+		return HeldOn(ctx, vm, disk.Volume)
+	}
+	d.letStraysGo()
 	for _, has := range d.disks {
 		switch {
 		case has.Volume == disk.Volume && has.Device == disk.Device:
@@ -153,8 +168,18 @@ func (f *Fake) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, s
 			return DeviceTaken(vm, disk.Device)
 		}
 	}
-	d.disks = append(d.disks, fakeDiskOf(disk, source))
-	return nil
+	k := fakeDiskOf(disk, source)
+	k.Stray = d.phase != api.PhaseStopped && f.torn != nil && f.torn(disk.Volume)
+	d.disks = append(d.disks, k)
+	if !k.Stray {
+		return nil
+	}
+	if f.Backing != nil {
+		if err := f.Backing.WriteLayer(source, f.tornText); err != nil {
+			return err
+		}
+	}
+	return errTorn()
 }
 
 // DetachDisk implements Disks.
@@ -164,8 +189,9 @@ func (f *Fake) DetachDisk(ctx context.Context, vm, volume string) error {
 		d, err := f.find(ctx, vm)
 		held := false
 		if err == nil {
-			if held = f.clingy && d.phase != api.PhaseStopped && d.disk(volume) != nil; !held {
-				d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && k.Device != api.RootDevice })
+			if held = f.clingy && d.phase != api.PhaseStopped && (d.disk(volume) != nil || d.strays()); !held {
+				d.letStraysGo()
+				d.disks = slices.DeleteFunc(d.disks, func(k FakeDisk) bool { return k.Volume == volume && !k.Stray && k.Device != api.RootDevice })
 			}
 		}
 		f.mu.Unlock()

@@ -5,7 +5,8 @@ import (
 )
 
 // Tear has the management of the hypervisor die in switches of disks to other layers, where dies says so of a volume: the guest goes
-// over, and writes the text, and whoever manages it afterwards believes what was before. It is called with the lock held. Nil: it lives.
+// over, and writes the text, and whoever manages it afterwards believes what was before. The same where a guest that runs is given a disk: it
+// has it then, as a stray. Dies is called with the lock held. Nil: it lives.
 func (f *Fake) Tear(text string, dies func(volume string) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -28,8 +29,10 @@ func (f *Fake) over(k SwitchedDisk, disk *FakeDisk) error {
 			return err
 		}
 	}
-	return problem.New(problem.Unavailable, "the connection to the hypervisor was lost")
+	return errTorn()
 }
+
+func errTorn() error { return problem.New(problem.Unavailable, "the connection to the hypervisor was lost") }
 
 // takeBack brings a guest that has gone over to a layer behind its management's back to what that believes in. The layer must not be
 // used as it is any more.

@@ -236,6 +236,11 @@ func (w *World) Wrong(ctx context.Context) ([]string, error) {
 		if home.dead {
 			continue
 		}
+		for _, k := range home.Compute.Disks(vm.ID) {
+			if k.Stray {
+				say("has volume %s, and libvirt does not know of it", k.Volume)
+			}
+		}
 		if !slices.Equal(defined[vm.ID], []string{home.ID}) {
 			say("has domains on %v", w.names(defined[vm.ID]))
 		}

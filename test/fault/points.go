@@ -38,7 +38,7 @@ type Scenario struct {
 	Orders bool
 	// Fate makes what decides on the live moves of a world; nil: they go on.
 	Fate func() func(compute.MovePoint) compute.MoveFate
-	// Tears is in how many switches of disks libvirtd dies when the guest has gone over, and forgets it.
+	// Tears is in how many switches of disks libvirtd dies when the guest has gone over, and forgets it; or when the guest has been given one.
 	Tears int
 	// Any marks an operation that meets with so much by itself that it may end in any way. It is not disturbed twice.
 	Any bool

@@ -217,6 +217,7 @@ func volumes() map[string][]Scenario {
 			{Name: "volume.attach", Prepare: []Accept{createVM, data}, Accept: attach("data", "web1")},
 			{Name: "volume.attach, stopped", Prepare: []Accept{createVM, stopVM, data}, Accept: attach("data", "web1")},
 			{Name: "volume.attach, shared", Prepare: []Accept{makeVM("web1", ha), net}, Accept: attach("data", "web1")},
+			{Name: "volume.attach, libvirtd dies over it", Prepare: []Accept{createVM, data}, Accept: attach("data", "web1"), Tears: 2},
 			{Name: "volume.attach once more", Prepare: run, Accept: attach("data", "web1")},
 			{Name: "volume.attach to a second vm", Prepare: []Accept{makeVM("web1", nil), makeVM("web2", nil), net, lend("data", "web1")}, Accept: lend("data", "web2")},
 			{Name: "volume.attach of a shareable one to a second vm", Prepare: []Accept{makeVM("web1", nil), makeVM("web2", nil), ours, attach("data", "web1")}, Accept: attach("data", "web2")},

@@ -13,7 +13,7 @@ import (
 // unheard is what guests write that have gone over to another layer, while whoever manages them believes that they have not.
 const unheard = "unheard "
 
-// tear reports whether libvirtd dies in a switch of the disk of a volume.
+// tear reports whether libvirtd dies in a switch of the disk of a volume, or when it gives it to a guest.
 func (w *World) tear(volume string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

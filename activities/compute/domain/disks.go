@@ -25,9 +25,6 @@ func dataDisks(d *libvirtxml.Domain, plan steps.VMPlan, files compute.DomainFile
 // DataDiskXML returns the XML of a disk that a domain gets besides its root disk. DirectIO: its file system can do O_DIRECT. QEMU is to call
 // it by the alias, if there is one, which begins with "ua-".
 func DataDiskXML(disk steps.DataDisk, s compute.DiskSource, directIO bool, alias string) (string, error) {
-	if err := compute.CheckDataDisk(disk, s); err != nil {
-		return "", err
-	}
 	d := dataDisk(disk, s, directIO)
 	if alias != "" {
 		d.Alias = &libvirtxml.DomainAlias{Name: alias}

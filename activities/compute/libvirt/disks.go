@@ -108,6 +108,9 @@ func (d *Driver) LiveXML(ctx context.Context, vm string) (string, error) {
 // AttachDisk implements compute.Disks.
 func (d *Driver) AttachDisk(ctx context.Context, vm string, disk steps.DataDisk, source compute.DiskSource) error {
 	const what = "attach the disk"
+	if err := compute.CheckDataDisk(disk, source); err != nil {
+		return err
+	}
 	if err := d.untilLetGo(ctx, vm, what, disk.Volume, straysHeld); err != nil { // it may be the very disk
 		return err
 	}

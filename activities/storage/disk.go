@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nextstack/nextstack/activities/storage/qcow2"
-	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/activities/storage/seed"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -82,7 +81,7 @@ func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing stri
 	if err := removeFile(root, tmp); err != nil {
 		return err
 	}
-	if err := qemuimg.CreateOverlay(ctx, inPool(plan.Disk.PoolPath, tmp), backing, plan.Disk.Size); err != nil {
+	if err := qcow2.Create(inPool(plan.Disk.PoolPath, tmp), plan.Disk.Size, backing); err != nil {
 		return errors.Join(err, removeFile(root, tmp))
 	}
 	return finish(root, tmp, name, volumesDir)

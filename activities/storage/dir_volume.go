@@ -73,7 +73,7 @@ func (d *Dir) childOfImage(ctx context.Context, root *os.Root, v steps.VolumePla
 		return err
 	}
 	defer leave()
-	return overlay(ctx, root, plan, backing)
+	return overlay(root, plan, backing)
 }
 
 // standing makes a volume that is made on nothing, by a function that makes its file, unless it is there.

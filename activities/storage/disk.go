@@ -35,7 +35,7 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	if err != nil {
 		return err
 	}
-	err = overlay(ctx, root, plan, backing)
+	err = overlay(root, plan, backing)
 	leave()
 	if err != nil {
 		return full(err, plan.Disk.PoolPath, api.MiB)
@@ -54,7 +54,7 @@ func full(err error, path string, need int64) error {
 }
 
 // overlay makes the root disk as a child of backing, unless it is there.
-func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing string) error {
+func overlay(root *os.Root, plan steps.VMPlan, backing string) error {
 	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	if h, err := header(root, name); err == nil {
 		// It was made by an earlier attempt, whole: it has its name only since then.

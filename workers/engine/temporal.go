@@ -192,6 +192,7 @@ func newClient(address string, cfg Config) (client.Client, error) {
 		Namespace: cfg.Namespace,
 		Logger:    newSDKLogger(cfg.Logger),
 		ConnectionOptions: client.ConnectionOptions{
+			GrpcCompression: &client.GrpcCompressionNone{}, // it is on this machine, or next to it
 			DialOptions: []grpc.DialOption{
 				grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout}),
 			},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -107,7 +108,7 @@ func (d *Dir) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk, p
 		if err := d.clear(root, tmp); err != nil {
 			return err
 		}
-		err := d.vacant(ctx, root, v, tmp)
+		err := vacant(root, v, tmp)
 		if err == nil {
 			err = qemuimg.Copy(ctx, from, qemuimg.File(inPool(v.Pool.Path, tmp), formatOf(v), v.Size), progress)
 		}
@@ -125,9 +126,9 @@ func (d *Dir) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk, p
 }
 
 // vacant makes an empty volume under another name.
-func (d *Dir) vacant(ctx context.Context, root *os.Root, v steps.VolumePlan, tmp string) error {
+func vacant(root *os.Root, v steps.VolumePlan, tmp string) error {
 	if !v.Shareable {
-		return qemuimg.Create(ctx, inPool(v.Pool.Path, tmp), v.Size)
+		return qcow2.Create(inPool(v.Pool.Path, tmp), v.Size, "")
 	}
 	return blank(root, v, tmp)
 }

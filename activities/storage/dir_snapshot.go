@@ -82,7 +82,7 @@ func (d *Dir) layerOn(ctx context.Context, top, below steps.VolumePlan, size fun
 		if err := removeFile(root, tmp); err != nil {
 			return err
 		}
-		if err := qemuimg.CreateOverlay(ctx, inPool(top.Pool.Path, tmp), layerPath(below), size(under)); err != nil {
+		if err := qcow2.Create(inPool(top.Pool.Path, tmp), size(under), layerPath(below)); err != nil {
 			return errors.Join(err, removeFile(root, tmp))
 		}
 		return finish(root, tmp, name, volumesDir)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nextstack/nextstack/activities/compute"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -56,7 +57,7 @@ func (d *Dir) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, 
 		case v.From != nil:
 			return d.copyOf(ctx, root, v, tell)
 		}
-		return d.standing(ctx, root, v, func(tmp string) error { return qemuimg.Create(ctx, inPool(v.Pool.Path, tmp), v.Size) })
+		return d.standing(ctx, root, v, func(tmp string) error { return qcow2.Create(inPool(v.Pool.Path, tmp), v.Size, "") })
 	})
 	return full(err, v.Pool.Path, api.MiB)
 }
@@ -72,7 +73,7 @@ func (d *Dir) childOfImage(ctx context.Context, root *os.Root, v steps.VolumePla
 		return err
 	}
 	defer leave()
-	return overlay(ctx, root, plan, backing)
+	return overlay(root, plan, backing)
 }
 
 // standing makes a volume that is made on nothing, by a function that makes its file, unless it is there.

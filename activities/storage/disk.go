@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nextstack/nextstack/activities/storage/qcow2"
-	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/activities/storage/seed"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -36,7 +35,7 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	if err != nil {
 		return err
 	}
-	err = overlay(ctx, root, plan, backing)
+	err = overlay(root, plan, backing)
 	leave()
 	if err != nil {
 		return full(err, plan.Disk.PoolPath, api.MiB)
@@ -55,7 +54,7 @@ func full(err error, path string, need int64) error {
 }
 
 // overlay makes the root disk as a child of backing, unless it is there.
-func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing string) error {
+func overlay(root *os.Root, plan steps.VMPlan, backing string) error {
 	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	if h, err := header(root, name); err == nil {
 		// It was made by an earlier attempt, whole: it has its name only since then.
@@ -82,7 +81,7 @@ func overlay(ctx context.Context, root *os.Root, plan steps.VMPlan, backing stri
 	if err := removeFile(root, tmp); err != nil {
 		return err
 	}
-	if err := qemuimg.CreateOverlay(ctx, inPool(plan.Disk.PoolPath, tmp), backing, plan.Disk.Size); err != nil {
+	if err := qcow2.Create(inPool(plan.Disk.PoolPath, tmp), plan.Disk.Size, backing); err != nil {
 		return errors.Join(err, removeFile(root, tmp))
 	}
 	return finish(root, tmp, name, volumesDir)

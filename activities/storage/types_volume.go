@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"time"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
@@ -83,6 +84,15 @@ func (b ByType) AddSnapshot(ctx context.Context, s steps.SnapshotPlan) error {
 		return err
 	}
 	return d.AddSnapshot(ctx, s)
+}
+
+// TimeSnapshot implements Timer.
+func (b ByType) TimeSnapshot(ctx context.Context, s steps.SnapshotPlan) (time.Duration, error) {
+	d, err := b.of(s.Volume.Pool.Type)
+	if err != nil {
+		return 0, err
+	}
+	return TimeSnapshot(ctx, d, s)
 }
 
 // UndoSnapshot implements Snapshots.

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"time"
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/api"
@@ -49,6 +50,20 @@ type Snapshots interface {
 	RevertVolume(ctx context.Context, r steps.VolumeRevert) error
 	// UndoRevert takes it back. It is content if there is nothing to take back.
 	UndoRevert(ctx context.Context, r steps.VolumeRevert) error
+}
+
+// Timer is for pools in which a guest has to wait for less than a snapshot takes.
+type Timer interface {
+	// TimeSnapshot is AddSnapshot, and tells for how long at most nobody could write to the volume; 0: it does not know.
+	TimeSnapshot(ctx context.Context, s steps.SnapshotPlan) (time.Duration, error)
+}
+
+// TimeSnapshot takes a snapshot in any pool, and tells what that knows of the time.
+func TimeSnapshot(ctx context.Context, pool Snapshots, s steps.SnapshotPlan) (time.Duration, error) {
+	if t, ok := pool.(Timer); ok {
+		return t.TimeSnapshot(ctx, s)
+	}
+	return 0, pool.AddSnapshot(ctx, s)
 }
 
 // Capabilities is what a driver can do, for people, for placement and for those who accept requests. docs/storage.md has a table of

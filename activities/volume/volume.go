@@ -3,6 +3,7 @@ package volume
 
 import (
 	"context"
+	"time"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
@@ -181,13 +182,20 @@ func (s *service) fresh(ctx context.Context, in steps.SnapshotPlan) error {
 
 // takeNamed is for pools that keep all of a volume at one moment by themselves. The guest goes on; what it writes meanwhile waits.
 func (s *service) takeNamed(ctx context.Context, in steps.SnapshotPlan) (out steps.SnapshotTaken, err error) {
-	add := func() error { return s.pool.AddSnapshot(ctx, in) }
+	var waited time.Duration
+	add := func() (err error) {
+		waited, err = storage.TimeSnapshot(ctx, s.pool, in)
+		return err
+	}
 	if in.VM == nil {
 		return out, add()
 	}
 	added := false
 	done, err := s.guests.Freezing(ctx, in.VM.VM, in.Freeze, func() error { added = true; return add() })
 	out = steps.SnapshotTaken{Frozen: done.Frozen, Pause: done.Pause}
+	if !done.Frozen && waited > 0 { // one whose file systems are at rest waits for all of it
+		out.Pause = min(out.Pause, waited)
+	}
 	if problem.Is(err, problem.NotFound) && !added { // no domain
 		return steps.SnapshotTaken{}, add()
 	}

@@ -170,8 +170,10 @@ func TestStopAndStart(t *testing.T) {
 	begin := time.Now()
 	stop(t, e)
 	t.Logf("stop took %v", time.Since(begin).Round(time.Millisecond))
-	wal, err := os.Stat(filepath.Join(dir, "temporal", "temporal.db-wal"))
-	require.True(t, err != nil || wal.Size() == 0, "after a clean stop one file is all there is to copy")
+	for _, db := range []string{"temporal.db", "visibility.db"} {
+		wal, err := os.Stat(filepath.Join(dir, "temporal", db+"-wal"))
+		require.True(t, err != nil || wal.Size() == 0, "after a clean stop the database files are all there is to copy")
+	}
 	require.Empty(t, log.String(), "a start, a workflow and a stop are nothing to warn about")
 
 	e, _ = start(t, Config{DataDir: dir})
@@ -181,9 +183,23 @@ func TestStopAndStart(t *testing.T) {
 	var out string
 	require.NoError(t, e.Temporal().GetWorkflow(ctx, "first", "").Get(ctx, &out))
 	require.Equal(t, "hello world", out)
+	require.Contains(t, listed(t, e.Temporal(), "WorkflowType = 'greet'"), "first", "the list of workflows outlives a stop, too")
 	w = startWorker(t, e.Temporal())
 	defer w.Stop()
 	require.Equal(t, "hello again", run(t, e.Temporal(), "second", "again"))
+	require.EventuallyWithT(t, func(t *assert.CollectT) {
+		require.ElementsMatch(t, []string{"first", "second"}, listed(t, e.Temporal(), "ExecutionStatus = 'Completed' AND ExecutionTime > '2020-01-01T00:00:00Z'"))
+	}, 10*time.Second, 50*time.Millisecond)
+}
+
+// listed returns the IDs of the workflows that the UI would show for a query.
+func listed(t require.TestingT, c client.Client, query string) (ids []string) {
+	all, err := c.ListWorkflow(context.Background(), &workflowservice.ListWorkflowExecutionsRequest{Query: query})
+	require.NoError(t, err)
+	for _, w := range all.Executions {
+		ids = append(ids, w.Execution.WorkflowId)
+	}
+	return ids
 }
 
 func checkUI(t *testing.T, e *Engine) {
@@ -334,14 +350,20 @@ func TestStartRefuses(t *testing.T) {
 }
 
 func TestSchemaOfAnotherVersion(t *testing.T) {
-	cfg := sqliteConfig(t.TempDir())
-	require.NoError(t, prepareSQLite(t.Context(), cfg, clusterName, "n"))
-	require.NoError(t, prepareSQLite(t.Context(), cfg, clusterName, "n"), "a second start finds everything there")
-	require.NoError(t, withSQLite(cfg, func(db *sql.DB) error {
+	dbs := databasesIn(t.TempDir())
+	require.NoError(t, prepareSQLite(t.Context(), dbs, clusterName, "n"))
+	require.NoError(t, prepareSQLite(t.Context(), dbs, clusterName, "n"), "a second start finds everything there")
+	require.NoError(t, withSQLite(dbs.list, func(db *sql.DB) error {
+		var left int
+		err := db.QueryRow("SELECT count(*) FROM sqlite_master WHERE type = 'index' AND tbl_name = 'executions_visibility' AND sql IS NOT NULL").Scan(&left)
+		require.Equal(t, len(usedIndexes), left, "Temporal has renamed an index")
+		return err
+	}))
+	require.NoError(t, withSQLite(dbs.history, func(db *sql.DB) error {
 		_, err := db.Exec("PRAGMA user_version = 7")
 		return err
 	}))
-	require.ErrorContains(t, prepareSQLite(t.Context(), cfg, clusterName, "n"), "schema version 7")
+	require.ErrorContains(t, prepareSQLite(t.Context(), dbs, clusterName, "n"), "schema version 7")
 }
 
 func TestFailedStartLeavesNothing(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -29,18 +30,29 @@ const sqliteCheckpointTimeout = 5 * time.Second
 // starts tells the starts in one process apart, see sqliteConfig.
 var starts atomic.Int64
 
-// sqliteConfig is Temporal's database: one file for history and visibility.
-func sqliteConfig(dir string) *config.SQL {
+// databases are Temporal's two: what it has to know, and the list of workflows that the UI shows.
+//
+// An entry of that list is in some sixty indexes and is written three times per operation. In one file with the rest, each time was
+// a transaction of up to 900 KiB for which the operation itself had to wait, since SQLite has one writer.
+type databases struct{ history, list *config.SQL }
+
+func databasesIn(dir string) databases {
+	// NORMAL is faster than FULL and loses the last transactions when power fails. That must not be of what has happened: it
+	// would be forgotten that a disk was already created. But an entry of the list may be old, or missing.
+	return databases{history: sqliteConfig(filepath.Join(dir, "temporal.db"), "full"), list: sqliteConfig(filepath.Join(dir, "visibility.db"), "normal")}
+}
+
+func (d databases) each(f func(*config.SQL) error) error { return errors.Join(f(d.history), f(d.list)) }
+
+func sqliteConfig(path, synchronous string) *config.SQL {
 	return &config.SQL{
 		PluginName: sqlite.PluginName,
 		// The plugin puts this into a URI as it is, and a '?' or '%' in a directory name would end the path.
-		DatabaseName: (&url.URL{Path: filepath.Join(dir, "temporal.db")}).EscapedPath(),
+		DatabaseName: (&url.URL{Path: path}).EscapedPath(),
 		ConnectAttributes: map[string]string{
-			// WAL: one fsync per transaction instead of three. FULL: that fsync happens before the transaction
-			// counts as done. NORMAL is faster and loses the last transactions when power fails, that is,
-			// forgets that a disk was already created.
+			// WAL: one fsync per transaction instead of three. FULL: that fsync happens before the transaction counts as done.
 			"journal_mode": "wal",
-			"synchronous":  "full",
+			"synchronous":  synchronous,
 			"busy_timeout": sqliteBusy,
 			// The plugin keeps connections forever, by these attributes, and would hand a later engine in this
 			// process the connection to a file that may have been deleted since. This attribute only has a
@@ -53,18 +65,25 @@ func sqliteConfig(dir string) *config.SQL {
 	}
 }
 
-// prepareSQLite creates the schema and the namespace if they do not exist.
+// prepareSQLite creates the schema and the namespace if they do not exist. Each database has the tables of both: Temporal has no
+// other way to make them.
 //
 // The namespace is written here and not through the API, because a server takes a namespace that was created
 // after its start into use only when its cache is refreshed, many seconds later.
-func prepareSQLite(ctx context.Context, cfg *config.SQL, cluster, namespace string) error {
-	if err := withSQLite(cfg, func(db *sql.DB) error { return createSchema(ctx, db) }); err != nil {
-		return fmt.Errorf("engine: database of Temporal %s: %w", cfg.DatabaseName, err)
+func prepareSQLite(ctx context.Context, dbs databases, cluster, namespace string) error {
+	err := dbs.each(func(cfg *config.SQL) error {
+		if err := withSQLite(cfg, func(db *sql.DB) error { return createSchema(ctx, db) }); err != nil {
+			return fmt.Errorf("engine: database of Temporal %s: %w", cfg.DatabaseName, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	ns, err := sqliteschema.NewNamespaceConfig(cluster, namespace, false, nil)
 	if err == nil {
 		ns.Detail.Config.Retention = durationpb.New(Retention)
-		err = sqliteschema.CreateNamespaces(cfg, ns)
+		err = sqliteschema.CreateNamespaces(dbs.history, ns)
 	}
 	if err != nil {
 		return fmt.Errorf("engine: create Temporal namespace %q: %w", namespace, err)
@@ -98,6 +117,9 @@ func createSchema(ctx context.Context, db *sql.DB) error {
 		if err := sqliteschema.SetupSchemaOnDB(schemaTx{ctx: ctx, tx: tx}); err != nil {
 			return err
 		}
+		if err := dropIndexes(ctx, tx); err != nil {
+			return err
+		}
 		if _, err := tx.ExecContext(ctx, "PRAGMA user_version = "+strconv.Itoa(want)); err != nil {
 			return err
 		}
@@ -107,6 +129,37 @@ func createSchema(ctx context.Context, db *sql.DB) error {
 			"operations are finished, then move the directory of the database away; the state of the cloud is in etcd "+
 			"and is not touched by that", have, want)
 	}
+}
+
+// usedIndexes are those of the list of workflows by which it is shown and searched. The other five dozen are mostly on attributes that
+// no workflow of ours has; a search by one of them looks at all entries.
+var usedIndexes = []string{"default_idx", "by_workflow_id", "by_workflow_type", "by_status"}
+
+func dropIndexes(ctx context.Context, tx *sql.Tx) error {
+	rows, err := tx.QueryContext(ctx, "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'executions_visibility' AND sql IS NOT NULL")
+	if err != nil {
+		return err
+	}
+	defer rows.Close() //nolint:errcheck // was only read
+	var drop []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return err
+		}
+		if !slices.Contains(usedIndexes, name) {
+			drop = append(drop, name)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for _, name := range drop {
+		if _, err := tx.ExecContext(ctx, "DROP INDEX "+name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // schemaVersion packs Temporal's two versions ("0.11", "0.1") into the one number that an SQLite file holds.
@@ -134,12 +187,14 @@ func (s schemaTx) Exec(stmt string, args ...any) error {
 	return err
 }
 
-// checkpointSQLite writes the log into the database file and empties it, so that after a clean stop the one
-// file is all there is to copy. It is not needed for durability.
-func checkpointSQLite(ctx context.Context, cfg *config.SQL) error {
-	return withSQLite(cfg, func(db *sql.DB) error {
-		_, err := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
-		return err
+// checkpointSQLite writes the logs into the database files and empties them, so that after a clean stop the two
+// files are all there is to copy. It is not needed for durability.
+func checkpointSQLite(ctx context.Context, dbs databases) error {
+	return dbs.each(func(cfg *config.SQL) error {
+		return withSQLite(cfg, func(db *sql.DB) error {
+			_, err := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+			return err
+		})
 	})
 }
 

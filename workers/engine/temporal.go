@@ -52,7 +52,7 @@ type temporalBackend struct {
 	log     *slog.Logger
 
 	server temporal.Server // nil if external
-	sqlite *config.SQL
+	dbs    databases
 	muted  atomic.Bool // stopping: the log is not wanted any more
 
 	cancel     context.CancelFunc // ends background
@@ -79,12 +79,12 @@ func startTemporal(ctx context.Context, dir string, cfg Config) (*temporalBacken
 	b := &temporalBackend{
 		address: reachable(ports.frontend).String(),
 		log:     cfg.Logger.With("component", "temporal"),
-		sqlite:  sqliteConfig(dir),
+		dbs:     databasesIn(dir),
 	}
-	if err := prepareSQLite(ctx, b.sqlite, clusterName, cfg.Namespace); err != nil {
+	if err := prepareSQLite(ctx, b.dbs, clusterName, cfg.Namespace); err != nil {
 		return nil, err
 	}
-	if b.server, err = newServer(ports, b.sqlite, newZap(cfg.Logger, "temporal", &b.muted)); err != nil {
+	if b.server, err = newServer(ports, b.dbs, newZap(cfg.Logger, "temporal", &b.muted)); err != nil {
 		return nil, err
 	}
 	if b.client, err = newClient(b.address, cfg); err == nil {
@@ -192,6 +192,7 @@ func newClient(address string, cfg Config) (client.Client, error) {
 		Namespace: cfg.Namespace,
 		Logger:    newSDKLogger(cfg.Logger),
 		ConnectionOptions: client.ConnectionOptions{
+			GrpcCompression: &client.GrpcCompressionNone{}, // it is on this machine, or next to it
 			DialOptions: []grpc.DialOption{
 				grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout}),
 			},
@@ -223,14 +224,14 @@ func (b *temporalBackend) stop() error {
 	err := b.server.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), sqliteCheckpointTimeout)
 	defer cancel()
-	return errors.Join(err, checkpointSQLite(ctx, b.sqlite))
+	return errors.Join(err, checkpointSQLite(ctx, b.dbs))
 }
 
 // temporalPorts are the gRPC addresses of Temporal's services.
 type temporalPorts struct{ frontend, history, matching, worker netip.AddrPort }
 
 // newServer starts the server's services. It returns before they are ready.
-func newServer(ports temporalPorts, db *config.SQL, log *zap.Logger) (_ temporal.Server, err error) {
+func newServer(ports temporalPorts, dbs databases, log *zap.Logger) (_ temporal.Server, err error) {
 	defer func() {
 		// What is fatal to a Temporal server ends in a panic, see newZap; for a start it is an error.
 		if r := recover(); r != nil {
@@ -251,7 +252,7 @@ func newServer(ports temporalPorts, db *config.SQL, log *zap.Logger) (_ temporal
 		hosts[name] = static.SingleLocalHost(reachable(ap).String())
 		rpc[string(name)] = config.Service{RPC: config.RPC{GRPCPort: int(ap.Port()), BindOnIP: ap.Addr().String()}}
 	}
-	const store = "sqlite"
+	const history, list = "history", "list"
 	server, err := temporal.NewServer(
 		temporal.ForServices(temporal.DefaultServices),
 		temporal.WithStaticHosts(hosts),
@@ -263,10 +264,10 @@ func newServer(ports temporalPorts, db *config.SQL, log *zap.Logger) (_ temporal
 			Services:     rpc,
 			PublicClient: config.PublicClient{HostPort: reachable(ports.frontend).String()},
 			Persistence: config.Persistence{
-				DefaultStore:     store,
-				VisibilityStore:  store,
+				DefaultStore:     history,
+				VisibilityStore:  list,
 				NumHistoryShards: historyShards,
-				DataStores:       map[string]config.DataStore{store: {SQL: db}},
+				DataStores:       map[string]config.DataStore{history: {SQL: dbs.history}, list: {SQL: dbs.list}},
 			},
 			ClusterMetadata: &cluster.Config{
 				FailoverVersionIncrement: 10,

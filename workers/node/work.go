@@ -53,6 +53,8 @@ func (a *agent) workOnce(ctx context.Context, id *identity) error {
 	c, err := a.dial(ctx, client.Options{
 		HostPort: a.temporalAddress(id), Namespace: id.Namespace, Identity: "agent/" + a.cfg.Name,
 		Logger: log.NewStructuredLogger(a.log.With("part", "temporal")),
+		// What is sent is small: making it smaller takes longer than sending it, and a compressor takes a megabyte.
+		ConnectionOptions: client.ConnectionOptions{GrpcCompression: &client.GrpcCompressionNone{}},
 	})
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/activities/compute/libvirt"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/workflows/steps"
@@ -155,7 +156,7 @@ func (n *Nodes) Bench(t *testing.T) Bench {
 			info, err := qemuimg.InspectOpen(t.Context(), below.File, api.FormatQCOW2)
 			require.NoError(t, err)
 			path := filepath.Join(n.Dir, api.NewID()+".qcow2")
-			require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, below.File, info.VirtualSize))
+			require.NoError(t, qcow2.Create(path, info.VirtualSize, below.File))
 			return compute.QCOW2(path)
 		},
 		Stubborn: func(t *testing.T) BenchGuest {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -80,7 +81,7 @@ func (n *Nodes) LocalMove(t *testing.T, r Rig, alone bool) {
 	m := steps.MoveDomain{Plan: plan, Incoming: in, Copy: true}
 	if alone { // what is below the layer that is written to would not be copied
 		top := compute.QCOW2(filepath.Join(n.Dir, api.NewID()+".qcow2"))
-		require.NoError(t, qemuimg.CreateOverlay(t.Context(), top.File, at.Data[0].File, 64*api.MiB))
+		require.NoError(t, qcow2.Create(top.File, 64*api.MiB, at.Data[0].File))
 		_, err = r.A.SwitchDisk(t.Context(), vm, disk.Volume, compute.LayerSwitch{To: top})
 		require.NoError(t, err)
 		_, err = r.A.Migrate(t.Context(), m, nil)

@@ -16,7 +16,7 @@ import (
 	"github.com/nextstack/nextstack/activities/compute"
 	"github.com/nextstack/nextstack/activities/compute/domain"
 	"github.com/nextstack/nextstack/activities/compute/libvirt"
-	"github.com/nextstack/nextstack/activities/storage/qemuimg"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
@@ -148,7 +148,7 @@ func (n *Nodes) boot(t *testing.T, d [2]*libvirt.Driver, shared, restless bool) 
 func (n *Nodes) disk(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(n.in("volumes"), name+".qcow2")
-	require.NoError(t, qemuimg.CreateOverlay(t.Context(), path, n.image, 128*api.MiB))
+	require.NoError(t, qcow2.Create(path, 128*api.MiB, n.image))
 	return path
 }
 
@@ -164,7 +164,7 @@ func (n *Nodes) in(dir string) string {
 func (n *Nodes) empty(t *testing.T, size int64) compute.DiskSource {
 	t.Helper()
 	path := filepath.Join(n.Dir, api.NewID()+".qcow2")
-	require.NoError(t, qemuimg.Create(t.Context(), path, size))
+	require.NoError(t, qcow2.Create(path, size, ""))
 	return compute.QCOW2(path)
 }
 

@@ -102,6 +102,7 @@ type Disk struct {
 	// Really is what the guest has open instead, that which is written to first, where somebody has asked and found that libvirt does
 	// not know it.
 	Really []compute.DiskSource
+	Size   int64 // bytes that the guest sees, where somebody has asked QEMU; else 0
 }
 
 // seedDevice is what hypervisors call the seed.

@@ -302,21 +302,33 @@ func inAgreement(volume string, f func(s scope, disk *domain.Disk) error) func(s
 // ResizeDisk implements compute.Disks.
 func (d *Driver) ResizeDisk(ctx context.Context, vm, volume string, size int64) (running bool, err error) {
 	return d.guestDisk(ctx, vm, volume, "resize the disk", inAgreement(volume, func(s scope, disk *domain.Disk) error {
-		info, err := s.dom.GetBlockInfo(disk.Device, 0)
+		was, err := s.capacity(disk)
 		switch {
-		case err != nil:
+		case err != nil || was == size:
 			return err
-		case int64(info.Capacity) == size:
-			return nil
-		case int64(info.Capacity) > size:
-			return problem.New(problem.Conflict, "a volume of %d bytes does not shrink to %d", info.Capacity, size).Because("its end may be in use")
+		case was > size:
+			return problem.New(problem.Conflict, "a volume of %d bytes does not shrink to %d", was, size).Because("its end may be in use")
 		}
-		err = s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
-		if after, lost := s.dom.GetBlockInfo(disk.Device, 0); lost != nil || after.Capacity != info.Capacity {
+		if err = s.dom.BlockResize(disk.Device, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES); err == nil {
+			return nil
+		}
+		if after, lost := s.dom.GetBlockInfo(disk.Device, 0); lost != nil || int64(after.Capacity) != was {
 			return err // who knows what has happened
 		}
 		return noRoom(err, volume)
 	}))
+}
+
+// capacity returns the size of a disk in bytes. That libvirt asks QEMU takes it as long as growing the disk.
+func (s scope) capacity(disk *domain.Disk) (int64, error) {
+	if disk.Size > 0 {
+		return disk.Size, nil
+	}
+	info, err := s.dom.GetBlockInfo(disk.Device, 0)
+	if err != nil {
+		return 0, err
+	}
+	return int64(info.Capacity), nil
 }
 
 // noRoom makes no_capacity of an error that says that a pool has no room for what describes a larger volume: it is the node's own no, for

@@ -28,14 +28,18 @@ func forget(dom *libvirt.Domain, disks []compute.SwitchedDisk) error {
 		return err
 	}
 	for _, k := range disks {
+		open := opened(nodes, k.To.File)
+		if k.To.File == "" || len(open) == 0 {
+			continue
+		}
 		disk, err := scope{dom, true}.real(k.Volume)
 		if err != nil {
 			return err
 		}
-		if k.To.File == "" || disk == nil || slices.Contains(disk.Chain, k.To.File) || slices.ContainsFunc(disk.Really, func(s compute.DiskSource) bool { return on(s, k.To) }) {
+		if disk == nil || slices.Contains(disk.Chain, k.To.File) || slices.ContainsFunc(disk.Really, func(s compute.DiskSource) bool { return on(s, k.To) }) {
 			continue
 		}
-		for _, n := range opened(nodes, k.To.File) {
+		for _, n := range open {
 			if err := monitor(dom, "blockdev-del", map[string]any{"node-name": n}, nil); err != nil {
 				return problem.New(problem.Unavailable, "QEMU does not close a layer of disk %s that the guest does not use", disk.Device).
 					Because("it has %s open: %s", k.To.File, err).Try("stop the vm and start it")

@@ -20,6 +20,7 @@ import (
 type guestDevice struct {
 	node  string               // what it is written to
 	chain []compute.DiskSource // the same by its name, and then what is below; as far as they have names
+	size  int64                // bytes that the guest sees; 0: it does not say
 }
 
 // is reports whether libvirt says the same of the disk.
@@ -57,6 +58,9 @@ func deviceOf(dom *libvirt.Domain, alias string) (*guestDevice, error) {
 			continue
 		}
 		out := &guestDevice{node: b.Inserted.Node}
+		if b.Inserted.Image != nil {
+			out.size = b.Inserted.Image.Size
+		}
 		for f := b.Inserted.Image; f != nil; f = f.Backing {
 			out.chain = append(out.chain, f.source())
 		}
@@ -69,6 +73,7 @@ func deviceOf(dom *libvirt.Domain, alias string) (*guestDevice, error) {
 type blockFile struct {
 	Name    string     `json:"filename"`
 	Format  string     `json:"format"`
+	Size    int64      `json:"virtual-size"`
 	Backing *blockFile `json:"backing-image"`
 }
 
@@ -127,8 +132,11 @@ func (s scope) real(volume string) (*domain.Disk, error) {
 	}
 	for err == nil && disk != nil {
 		var has *guestDevice
-		if has, err = deviceOf(s.dom, disk.Alias()); err != nil || has == nil || has.is(disk) { // one that is not there is just leaving
+		if has, err = deviceOf(s.dom, disk.Alias()); err != nil || has == nil { // one that is not there is just leaving
 			return disk, err
+		}
+		if disk.Size = has.size; has.is(disk) {
+			return disk, nil
 		}
 		// A job of its own libvirt follows to its end, if not at once.
 		var job *libvirt.DomainBlockJobInfo

@@ -1,5 +1,5 @@
 // Package qcow2 reads the header of qcow2 images that nobody vouches for. It decides what an image refers to and how large
-// it claims to be before any other program opens it.
+// it claims to be before any other program opens it. It also makes images with nothing in them.
 package qcow2
 
 import (

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/api"
 )
 
@@ -20,7 +21,7 @@ func TestCopiesAtARate(t *testing.T) {
 	_, err := rand.Read(data)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(from, data, 0o600))
-	require.NoError(t, Create(t.Context(), to, size))
+	require.NoError(t, qcow2.Create(to, size, ""))
 	source := File(from, api.FormatRaw, size)
 	source.Rate = rate
 	began := time.Now()

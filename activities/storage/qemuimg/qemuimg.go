@@ -45,19 +45,6 @@ type Info struct {
 	} `json:"format-specific"`
 }
 
-// CreateOverlay makes a qcow2 image at path, size bytes large, that begins as a copy of the qcow2 image backing. Backing is
-// not opened; it must have been checked.
-func CreateOverlay(ctx context.Context, path, backing string, size int64) error {
-	_, err := run(ctx, baseCPU, nil, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, "-u", "--", path, strconv.FormatInt(size, 10))
-	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
-}
-
-// Create makes an empty qcow2 image at path.
-func Create(ctx context.Context, path string, size int64) error {
-	_, err := run(ctx, baseCPU, nil, "create", "-q", "-f", "qcow2", "--", path, strconv.FormatInt(size, 10))
-	return problem.Wrap(err, problem.Internal, "cannot make volume %s", path)
-}
-
 // Resize gives an image of the given format another size; one that another process has open is in_use.
 func Resize(ctx context.Context, path, format string, size int64) error {
 	_, err := run(ctx, baseCPU, nil, "resize", "-q", "-f", format, "--", path, strconv.FormatInt(size, 10))

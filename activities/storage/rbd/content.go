@@ -11,6 +11,7 @@ import (
 	"github.com/ceph/go-ceph/rbd"
 
 	"github.com/nextstack/nextstack/activities/storage"
+	"github.com/nextstack/nextstack/activities/storage/qcow2"
 	"github.com/nextstack/nextstack/activities/storage/qemuimg"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -104,7 +105,7 @@ func (d *Driver) OpenVolume(ctx context.Context, v steps.VolumePlan) (out storag
 		}
 		defer os.Remove(tmp.Name()) //nolint:errcheck // what stays goes when the agent starts
 		defer tmp.Close()           //nolint:errcheck // was not written to
-		if err := qemuimg.Create(ctx, tmp.Name(), disk.Size); err != nil {
+		if err := qcow2.Create(tmp.Name(), disk.Size, ""); err != nil {
 			return err
 		}
 		if err := qemuimg.Copy(ctx, disk, qemuimg.File(tmp.Name(), api.FormatQCOW2, disk.Size), nil); err != nil {

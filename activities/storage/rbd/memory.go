@@ -22,7 +22,10 @@ import (
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
-var _ storage.Memories = (*Driver)(nil)
+var (
+	_ storage.Memories = (*Driver)(nil)
+	_ storage.Timer    = (*Driver)(nil)
+)
 
 // The hypervisor writes the memory of a guest to a file of the node. One that belongs to snapshots of disks gets another name as soon
 // as those are there, and only then goes to the pool: so what is half-made is never taken for whole.

@@ -21,13 +21,21 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 		return out, err
 	}
 	if in.VM != nil {
+		move := s.guests.MoveDisk
+		if in.Hold {
+			move = s.guests.MoveDiskStill
+		}
 		var done compute.Moved
-		if done, err = s.guests.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, in.Bandwidth, tell); absent(err) != nil {
+		if done, err = move(ctx, in.VM.VM, in.From.Volume, to, in.Bandwidth, tell); absent(err) != nil {
 			return out, err
 		}
 		switch {
 		case err == nil && done.There && done.Pause > 0:
-			return steps.VolumeCopied{Live: true, Took: time.Since(began), Pause: done.Pause}, nil
+			out = steps.VolumeCopied{Live: true, Took: time.Since(began)}
+			if !in.Hold {
+				out.Pause = done.Pause
+			}
+			return out, nil
 		case err == nil && done.There:
 			return out, nil // by an earlier attempt: what is in the old pool may be outdated
 		}
@@ -50,6 +58,14 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 		}
 	}
 	return steps.VolumeCopied{Took: time.Since(began)}, nil
+}
+
+func (s *service) goOn(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeSwitched, err error) {
+	if in.VM == nil {
+		return out, nil
+	}
+	out.Pause, err = s.guests.LetGoOn(ctx, in.VM.VM)
+	return out, absent(err)
 }
 
 // settle: without a VM that has been told of the new volume, the old one is the good one.

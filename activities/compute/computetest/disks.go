@@ -57,6 +57,7 @@ func Disks(t *testing.T, b Bench) {
 	t.Run("snapshot of a guest with an agent", func(t *testing.T) { snapshots(t, b, true) })
 	t.Run("pull what is below", func(t *testing.T) { pulls(t, b) })
 	t.Run("move to another place", func(t *testing.T) { movesDisk(t, b) })
+	t.Run("move to another place, and stand still", func(t *testing.T) { movesStill(t, b) })
 	t.Run("root disk", func(t *testing.T) { rootLayers(t, b) })
 	t.Run("rest", func(t *testing.T) { rests(t, b) })
 }

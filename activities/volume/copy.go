@@ -36,9 +36,10 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 				out.Pause = done.Pause
 			}
 			return out, nil
-		case err == nil && done.There:
+		case err == nil && done.There && (done.Running || !in.Hold):
 			return out, nil // by an earlier attempt: what is in the old pool may be outdated
 		}
+		// A domain that is only started with the copy may name one of an earlier move, which somebody else has taken back.
 	}
 	pools, ok := s.pool.(storage.Copier)
 	if !ok {
@@ -78,6 +79,16 @@ func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.Vo
 		return out, err
 	}
 	out.Moved, err = s.guests.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
+	if err != nil || !out.Moved || !in.Hold {
+		return out, absent(err)
+	}
+	// Nobody has written to the copy, so what does not run is better off with what it had: the copy that its domain names may be one of an
+	// earlier move, which somebody else has taken back.
+	from, err := s.pool.LocateVolume(in.From)
+	if err != nil {
+		return out, err
+	}
+	out.Moved, err = s.guests.PlaceDisk(ctx, in.VM.VM, in.From.Volume, from)
 	return out, absent(err)
 }
 

@@ -59,6 +59,27 @@ func TestAGuestGoesOnWithItsCopyWhenItIsTold(t *testing.T) {
 	}
 }
 
+// TestAVMThatIsOffHasItsDiskAsItWas when its copy is given up, and a copy that its domain names is made all the same: it may be that of
+// an earlier move, which somebody else has taken back.
+func TestAVMThatIsOffHasItsDiskAsItWas(t *testing.T) {
+	b := newBench(t, api.PhaseStopped)
+	move := moveOf(t, b, true)
+	require.NoError(t, run(b, steps.CopyVolume, move))
+	settled, err := ask(b, steps.SettleVolumeCopy, move)
+	require.NoError(t, err)
+	require.False(t, settled.Moved)
+	want, err := b.pool.LocateVolume(b.v)
+	require.NoError(t, err)
+	require.Equal(t, want, b.guest.Disks(b.vm.VM)[1].Source)
+
+	require.NoError(t, run(b, steps.CopyVolume, move))
+	require.NoError(t, run(b, steps.RemoveVolume, move.To))
+	require.NoError(t, run(b, steps.MakeVolume, move.To))
+	require.NoError(t, run(b, steps.CopyVolume, move))
+	b.v = move.To
+	b.shows("one ")
+}
+
 // TestADomainThatNamesWhatIsGone is started with what it should have: its node was lost when that came into another pool, or did not.
 func TestADomainThatNamesWhatIsGone(t *testing.T) {
 	b := newBench(t, api.PhaseStopped)

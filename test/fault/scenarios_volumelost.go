@@ -31,6 +31,7 @@ func movesLost() []Scenario {
 		{Name: "volume.migrate of a root disk to Ceph, HA", Prepare: with(ha, "shared"), Accept: toPool("fast"), Busy: true, Always: all(restartsElsewhere("root"), text)},
 		{Name: "volume.migrate of a root disk from Ceph, HA", Prepare: with(inCeph, "fast"), Accept: toPool("shared"), Busy: true, Always: all(restartsElsewhere("root"), text)},
 		{Name: "volume.migrate to Ceph, off", Prepare: with(nil, "shared", stopVM), Accept: relocate("data", "fast"), Always: again},
+		{Name: "volume.migrate to Ceph, off, and again", Prepare: with(nil, "shared", stopVM), Accept: relocate("data", "fast"), Always: movesAgain("data", "shared", "fast")},
 		{Name: "volume.migrate from Ceph, off", Prepare: with(ha, "fast", stopVM), Accept: relocate("data", "shared"), Always: again},
 		{Name: "volume.migrate out of a pool of the node, off", Prepare: with(nil, "vms", stopVM), Accept: relocate("data", "shared"), Always: again},
 		{Name: "volume.migrate of a root disk, off", Prepare: with(nil, "shared", stopVM), Accept: toPool("fast"), Always: all(shows("data", "one "), startsAgain("root"))},
@@ -54,21 +55,49 @@ func restartsElsewhere(volume string) func(ctx context.Context, w *World) (strin
 	}
 }
 
-// startsAgain has a VM be started that was off, on its node, which is back if it was dead.
+// returns has a node take work again, if it was dead.
+func returns(ctx context.Context, w *World, name string) error {
+	w.node(name).dead = false
+	return changeHost(ctx, w, name, func(a *api.Agent, b *store.Beat) {
+		a.Status.Phase, a.Status.Proof, b.Down = api.PhaseReady, nil, false
+	})
+}
+
+// startsAgain has a VM be started that was off, on its node, which is back.
 func startsAgain(volume string) func(ctx context.Context, w *World) (string, error) {
 	return func(ctx context.Context, w *World) (string, error) {
-		n := w.node("a1")
-		n.dead = false
-		err := changeHost(ctx, w, n.Name, func(a *api.Agent, b *store.Beat) {
-			a.Status.Phase, a.Status.Proof, b.Down = api.PhaseReady, nil, false
-		})
-		if err != nil {
+		if err := returns(ctx, w, "a1"); err != nil {
 			return "", err
 		}
 		if _, err := w.Do(ctx, about((*admit).StartVM, "web1")); err != nil {
 			return "", err
 		}
-		return runsWith(ctx, w, volume, n.Name)
+		return runsWith(ctx, w, volume, "a1")
+	}
+}
+
+// movesAgain has the volume of a VM that is off go to the pool where it is not, by the same node, which is back.
+func movesAgain(volume, a, b string) func(ctx context.Context, w *World) (string, error) {
+	return func(ctx context.Context, w *World) (string, error) {
+		if err := returns(ctx, w, "a1"); err != nil {
+			return "", err
+		}
+		v, err := w.volume(ctx, volume)
+		if err != nil {
+			return "", err
+		}
+		p, err := store.Get[api.Pool](ctx, w.KV, w.User, "", v.Spec.Pool)
+		if err != nil {
+			return "", err
+		}
+		to := a
+		if p.Name == a {
+			to = b
+		}
+		if _, err := w.Do(ctx, relocate(volume, to)); err != nil {
+			return "", err
+		}
+		return all(shows(volume, "one "), startsAgain(volume))(ctx, w)
 	}
 }
 

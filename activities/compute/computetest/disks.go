@@ -57,7 +57,6 @@ func Disks(t *testing.T, b Bench) {
 	t.Run("snapshot of a guest with an agent", func(t *testing.T) { snapshots(t, b, true) })
 	t.Run("pull what is below", func(t *testing.T) { pulls(t, b) })
 	t.Run("move to another place", func(t *testing.T) { movesDisk(t, b) })
-	t.Run("move to another place, and stand still", func(t *testing.T) { movesStill(t, b) })
 	t.Run("root disk", func(t *testing.T) { rootLayers(t, b) })
 	t.Run("rest", func(t *testing.T) { rests(t, b) })
 }
@@ -385,6 +384,7 @@ func movesDisk(t *testing.T, b Bench) {
 	require.NoError(t, err)
 	g.Sees(t, disk.Volume, 64*api.MiB)
 	g.Steady(t, "vdc")
+	movesStill(t, b, g, disk)
 
 	_, err = b.MoveDisk(t.Context(), api.NewID(), disk.Volume, to, 0, nil)
 	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)

@@ -34,6 +34,11 @@ func NoSuchDisk(vm, volume string) *problem.Problem {
 	return problem.New(problem.NotFound, "the domain of vm %s has no volume %s", vm, volume)
 }
 
+// DiskGone is the problem of a VM whose domain has a disk that is not there: the domain is outdated.
+func DiskGone(vm string, err error) *problem.Problem {
+	return problem.New(problem.NotFound, "a disk of the domain of vm %s is not there", vm).Because("%s", err.Error())
+}
+
 // AttachedAs is the problem of a volume that a VM has already, under another name.
 func AttachedAs(vm, volume, device string) *problem.Problem {
 	return problem.New(problem.Conflict, "vm %s has volume %s already, as %s", vm, volume, device).Try("detach it first")

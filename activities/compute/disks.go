@@ -50,8 +50,13 @@ type Disks interface {
 	// way, whoever began it, is joined. If no guest has the disk open nothing happens; Moved.There tells what it is started with.
 	// Rate is bytes per second at most; 0: no limit. Tell may be nil.
 	MoveDisk(ctx context.Context, vm, volume string, to DiskSource, rate int64, tell func(api.Progress)) (Moved, error)
+	// MoveDiskStill is MoveDisk, but a guest that has got the copy stands still, and has written nothing to it, until LetGoOn: somebody is to
+	// note before that the copy counts. Nothing else lets it go on.
+	MoveDiskStill(ctx context.Context, vm, volume string, to DiskSource, rate int64, tell func(api.Progress)) (Moved, error)
+	// LetGoOn has a guest go on that was left still, and says for how long it was. One that was not, or does not run, is content.
+	LetGoOn(ctx context.Context, vm string) (pause time.Duration, err error)
 	// SettleDisk ends a copy that is under way, and reports whether the VM has the disk at the other place. If so, it has it there at
-	// its next start, too, and may have written to it.
+	// its next start, too, and may have written to it, unless it was left still, which it stays.
 	SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error)
 	// Resting runs do while the file systems of the guest are at rest, or at least not going on to be written. Rested tells
 	// whether they were; a guest that cannot, or does not run, is content.

@@ -33,6 +33,8 @@ type Fake struct {
 	mute     bool
 	torn     func(volume string) bool // whether the management dies in the next switch; nil: no
 	tornText string                   // what guests write then
+	busyText string                   // what guests write that go on with the copy of a disk
+	writes   func(volume string) bool // whether they do, of a volume; nil: no
 	hook     func(vm string, at MovePoint) MoveFate
 }
 
@@ -52,6 +54,7 @@ type fakeDomain struct {
 	memory   string // nothing after a start
 	as       string // how it has gone on from a memory, nothing after a start
 	still    bool   // paused by us, for a moment
+	held     bool   // paused by us until it is let go on
 }
 
 // stir has a move under way see that something has happened to its guest. One that is off has no disks but those that are known.
@@ -187,7 +190,7 @@ func (f *Fake) powerOn(vm string, d *fakeDomain) error {
 			d.disks[i].Torn = DiskSource{}
 		}
 	}
-	d.phase, d.broken, d.left = api.PhaseRunning, false, false
+	d.phase, d.broken, d.left, d.held = api.PhaseRunning, false, false, false
 	go f.publish(vm)
 	return nil
 }
@@ -223,6 +226,13 @@ func (f *Fake) Start(ctx context.Context, vm string) (api.Phase, error) {
 		return "", err
 	}
 	before := d.phase
+	if before == api.PhaseStopped && f.Backing != nil {
+		for _, k := range d.disks {
+			if err := f.Backing.WriteLayer(k.Source, ""); problem.Is(err, problem.NotFound) {
+				return before, DiskGone(vm, err)
+			}
+		}
+	}
 	return before, f.powerOn(vm, d)
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nextstack/nextstack/api"
-	"github.com/nextstack/nextstack/api/problem"
 	"github.com/nextstack/nextstack/workflows/steps"
 )
 
@@ -378,42 +377,4 @@ func (f *Fake) Resting(ctx context.Context, vm string, do func() error) (rested 
 		return false, 0, err
 	}
 	return rested, pause, do()
-}
-
-// MoveDisk implements Disks.
-func (f *Fake) MoveDisk(ctx context.Context, vm, volume string, to DiskSource, _ int64, tell func(api.Progress)) (done Moved, err error) {
-	err = f.onDisk(ctx, vm, volume, func(d *fakeDomain, disk *FakeDisk) error {
-		done = Moved{Running: d.phase != api.PhaseStopped, There: disk.Source.Same(to)}
-		if !done.Running || done.There {
-			return nil
-		}
-		if f.Backing == nil {
-			return errors.New("there is nothing behind the disks of this fake")
-		}
-		if err := disk.agreed(); err != nil {
-			return err
-		}
-		if tell != nil {
-			tell(api.Progress{Text: "copying the disk", Done: 1, Total: 1})
-		}
-		if ctx.Err() != nil {
-			return problem.New(problem.Cancelled, "the copy was given up")
-		}
-		if err := f.Backing.CopyLayer(disk.Source, to); err != nil {
-			return err
-		}
-		disk.Source = to
-		done.There, done.Pause = true, fakePause
-		return nil
-	})
-	return done, err
-}
-
-// SettleDisk implements Disks.
-func (f *Fake) SettleDisk(ctx context.Context, vm, volume string, to DiskSource) (there bool, err error) {
-	err = f.onDisk(ctx, vm, volume, func(_ *fakeDomain, disk *FakeDisk) error {
-		there = disk.Source.Same(to)
-		return nil
-	})
-	return there, err
 }

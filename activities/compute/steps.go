@@ -54,7 +54,8 @@ func (s *service) remove(ctx context.Context, _ steps.Token, plan steps.VMPlan) 
 	return steps.Nothing{}, problem.Wrap(s.driver.Remove(ctx, plan.VM), problem.Internal, "cannot remove domain of vm %s", plan.Name)
 }
 
-// start defines the domain again when it is gone: a node that was installed anew keeps its pool, but not its domains.
+// start defines the domain again when it is gone: a node that was installed anew keeps its pool, but not its domains. So it does when a disk
+// of the domain is: it may have come into another pool, or not, while its node was lost, which has not heard of it.
 func (s *service) start(ctx context.Context, _ steps.Token, plan steps.VMPlan) (steps.PowerResult, error) {
 	before := api.PhaseStopped
 	files, nowhere := s.files.Locate(plan)

@@ -21,16 +21,25 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 		return out, err
 	}
 	if in.VM != nil {
+		move := s.guests.MoveDisk
+		if in.Hold {
+			move = s.guests.MoveDiskStill
+		}
 		var done compute.Moved
-		if done, err = s.guests.MoveDisk(ctx, in.VM.VM, in.From.Volume, to, in.Bandwidth, tell); absent(err) != nil {
+		if done, err = move(ctx, in.VM.VM, in.From.Volume, to, in.Bandwidth, tell); absent(err) != nil {
 			return out, err
 		}
 		switch {
 		case err == nil && done.There && done.Pause > 0:
-			return steps.VolumeCopied{Live: true, Took: time.Since(began), Pause: done.Pause}, nil
-		case err == nil && done.There:
+			out = steps.VolumeCopied{Live: true, Took: time.Since(began)}
+			if !in.Hold {
+				out.Pause = done.Pause
+			}
+			return out, nil
+		case err == nil && done.There && (done.Running || !in.Hold):
 			return out, nil // by an earlier attempt: what is in the old pool may be outdated
 		}
+		// A domain that is only started with the copy may name one of an earlier move, which somebody else has taken back.
 	}
 	pools, ok := s.pool.(storage.Copier)
 	if !ok {
@@ -52,6 +61,14 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 	return steps.VolumeCopied{Took: time.Since(began)}, nil
 }
 
+func (s *service) goOn(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeSwitched, err error) {
+	if in.VM == nil {
+		return out, nil
+	}
+	out.Pause, err = s.guests.LetGoOn(ctx, in.VM.VM)
+	return out, absent(err)
+}
+
 // settle: without a VM that has been told of the new volume, the old one is the good one.
 func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeSettled, err error) {
 	if in.VM == nil {
@@ -62,6 +79,16 @@ func (s *service) settle(ctx context.Context, in steps.VolumeCopy) (out steps.Vo
 		return out, err
 	}
 	out.Moved, err = s.guests.SettleDisk(ctx, in.VM.VM, in.From.Volume, to)
+	if err != nil || !out.Moved || !in.Hold {
+		return out, absent(err)
+	}
+	// Nobody has written to the copy, so what does not run is better off with what it had: the copy that its domain names may be one of an
+	// earlier move, which somebody else has taken back.
+	from, err := s.pool.LocateVolume(in.From)
+	if err != nil {
+		return out, err
+	}
+	out.Moved, err = s.guests.PlaceDisk(ctx, in.VM.VM, in.From.Volume, from)
 	return out, absent(err)
 }
 

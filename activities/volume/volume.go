@@ -53,6 +53,10 @@ func Register(reg activities.Registry, h *activities.Host, guests Guests, pool P
 		copied, err := s.copy(ctx, in)
 		return copied, problem.Wrap(err, problem.Internal, "cannot copy volume %s", in.From.Name)
 	})
+	activities.Implement(reg, h, steps.SwitchVolume, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeSwitched, error) {
+		switched, err := s.goOn(ctx, in)
+		return switched, problem.Wrap(err, problem.Internal, "cannot let the guest go on with the copy of volume %s", in.From.Name)
+	})
 	activities.Implement(reg, h, steps.MoveSeed, step(s.moveSeed, "cannot move the seed of vm %s", func(in steps.SeedMove) string { return in.From.Name }))
 	activities.Implement(reg, h, steps.SettleVolumeCopy, func(ctx context.Context, _ steps.Token, in steps.VolumeCopy) (steps.VolumeSettled, error) {
 		settled, err := s.settle(ctx, in)

@@ -63,6 +63,7 @@ func newBenchOn(t *testing.T, phase api.Phase, pool steps.PoolOnNode) *bench {
 	b.vm = &steps.VMPlan{VM: api.NewID(), Name: "web", Disk: steps.DiskPlan{
 		Volume: api.NewID(), Pool: b.v.Pool.Pool, PoolPath: b.v.Pool.Path, Type: b.v.Pool.Type, Source: b.v.Pool.Source, Shared: b.v.Pool.Shared,
 	}}
+	require.NoError(t, run(b, steps.MakeVolume, steps.VolumePlan{Volume: b.vm.Disk.Volume, Name: "root", Size: api.GiB, Pool: pool}))
 	require.NoError(t, run(b, steps.DefineDomain, *b.vm))
 	require.NoError(t, run(b, steps.AttachDisk, steps.DiskChange{Plan: *b.vm, Disk: b.disk()}))
 	if phase == api.PhaseRunning {

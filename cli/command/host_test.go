@@ -106,6 +106,8 @@ func TestDetailsOfSteps(t *testing.T) {
 	require.Contains(t, show(`{"kind":"fence","detail":"the device says off","at":"2026-01-02T03:04:05Z"}`), "fence, 2026-01-02 03:04:05 UTC): the device says off")
 	require.Contains(t, show(`{"total":1500000000,"downtime":42000000,"bytes":1048576,"iterations":3}`), "stood still for 42ms; 1M were sent in 1.5s, in 3 passes")
 	require.Equal(t, "\nstep: the guest went on meanwhile, and stood still for 74ms; 1.478s in all\n", show(`{"live":true,"took":1478000000,"pause":73602958}`))
+	require.Equal(t, "\nstep: the guest went on meanwhile; 1.478s in all\n", show(`{"live":true,"took":1478000000}`))
+	require.Equal(t, "\nstep: the guest stood still for 74ms until it went on with the copy\n", show(`{"pause":73602958}`))
 	require.Contains(t, show(`{"live":false,"took":2000000000}`), "copied in 2s; no guest ran with it")
 	require.Contains(t, show(`{"live":false}`), "earlier attempt")
 	require.Contains(t, show(`{"fetched":0,"took":41000000}`), "0 bytes of the image were copied: its pool had them; 41ms in all")

@@ -278,8 +278,12 @@ type volumeCopied struct {
 // String says it in words.
 func (c volumeCopied) String() string {
 	switch {
+	case c.Live && c.Pause == 0: // another step tells it
+		return fmt.Sprintf("the guest went on meanwhile; %s in all", c.Took.Round(time.Millisecond))
 	case c.Live:
 		return fmt.Sprintf("the guest went on meanwhile, and stood still for %s; %s in all", c.Pause.Round(time.Millisecond), c.Took.Round(time.Millisecond))
+	case c.Pause > 0:
+		return fmt.Sprintf("the guest stood still for %s until it went on with the copy", c.Pause.Round(time.Millisecond))
 	case c.Took > 0:
 		return fmt.Sprintf("copied in %s; no guest ran with it", c.Took.Round(time.Millisecond))
 	default:

@@ -97,6 +97,7 @@ func TestOperationsWhoseNodeDies(t *testing.T) {
 	list = append(list, checkpointsShared()...) // others wait for the node
 	list = append(list, checkpointsLostInCeph()...)
 	list = append(list, disksLost()...)
+	list = append(list, movesLost()...)
 	for _, s := range list {
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()

@@ -49,6 +49,7 @@ func (w *World) addNode(id, name string, d *disks) *Node {
 	}
 	d.VolumeInUse = n.Compute.Writes
 	n.Compute.Tear(unheard, w.tear)
+	n.Compute.Busy(later, w.write)
 	w.rack.Plug(n.uri(), n.Compute)
 	n.Compute.OnMove(func(_ string, at compute.MovePoint) compute.MoveFate {
 		w.watch(context.Background())

@@ -40,6 +40,8 @@ type Scenario struct {
 	Fate func() func(compute.MovePoint) compute.MoveFate
 	// Tears is in how many switches of disks libvirtd dies when the guest has gone over, and forgets it; or when the guest has been given one.
 	Tears int
+	// Busy: guests write as soon as they go on with the copy of a disk, and none of that may be lost.
+	Busy bool
 	// Any marks an operation that meets with so much by itself that it may end in any way. It is not disturbed twice.
 	Any bool
 	// From is the step at whose first call disturbing begins; empty: with the first.
@@ -154,9 +156,14 @@ func (s *Scenario) Kill(ctx context.Context, base *World, nodes ...string) (Repo
 			if !c.onNode() || b.base.node(c.Queue).Name != n {
 				continue
 			}
-			p[0].Mode = Mode{Name: "node " + n + " dies with what it has done", KillsAfter: n}
-			if err := b.point(ctx, p, ends); err != nil {
-				return b.report, err
+			for _, m := range []Mode{
+				{Name: "node " + n + " dies with what it has done", KillsAfter: n},
+				{Name: "node " + n + " dies with what it has done, and the workflow is lost", KillsAfter: n, LoseAfter: true},
+			} {
+				p[0].Mode = m
+				if err := b.point(ctx, p, ends); err != nil {
+					return b.report, err
+				}
 			}
 		}
 	}
@@ -291,7 +298,7 @@ func (b *bench) run(ctx context.Context, p Point) (*World, *api.Operation, *inje
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	w.tears = b.Tears
+	w.tears, w.busy = b.Tears, b.Busy
 	if b.Fate != nil {
 		w.Fate = b.Fate()
 	}

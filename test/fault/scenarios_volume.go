@@ -119,6 +119,19 @@ func written(text string, volumes ...string) func(ctx context.Context, w *World)
 	}
 }
 
+// volume returns a volume by its name, or the only root disk there is: "root".
+func (w *World) volume(ctx context.Context, name string) (*api.Volume, error) {
+	all, err := store.List[api.Volume](ctx, w.KV, w.User, "*")
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(all, func(v *api.Volume) bool { return v.Name == name || name == "root" && v.Spec.Root })
+	if i < 0 {
+		return nil, fmt.Errorf("there is no volume %s", name)
+	}
+	return all[i], nil
+}
+
 // find returns a volume as its node, or one that sees it, knows it.
 func (w *World) find(ctx context.Context, v *api.Volume) (*Node, steps.VolumePlan, error) {
 	pool, err := store.Get[api.Pool](ctx, w.KV, w.User, "", v.Spec.Pool)
@@ -148,15 +161,10 @@ func then(accept Accept, plant func(ctx context.Context, w *World) error) Accept
 // shows checks what a volume shows, and where it is.
 func shows(volume, text string) func(ctx context.Context, w *World) (string, error) {
 	return func(ctx context.Context, w *World) (string, error) {
-		all, err := store.List[api.Volume](ctx, w.KV, w.User, "*")
+		v, err := w.volume(ctx, volume)
 		if err != nil {
 			return "", err
 		}
-		i := slices.IndexFunc(all, func(v *api.Volume) bool { return v.Name == volume || volume == "root" && v.Spec.Root })
-		if i < 0 {
-			return "there is no volume " + volume, nil
-		}
-		v := all[i]
 		node, plan, err := w.find(ctx, v)
 		if err != nil {
 			return "", err

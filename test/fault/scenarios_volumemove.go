@@ -40,10 +40,12 @@ func betweenPools() []Scenario {
 	texts := func(accept Accept) Accept { return then(accept, written("one ", "data")) }
 	also := func(before []Accept, more ...Accept) []Accept { return append(slices.Clone(before), more...) }
 	run, halt := []Accept{createVM, data, texts(attach("data", "web1"))}, []Accept{createVM, stopVM, data, texts(attach("data", "web1"))}
+	held := []Accept{cephOn(), makeVM("web1", ha), net, texts(attach("data", "web1"))}
 	ofImage := makeVolume("data", "vms", func(r *api.VolumeCreate) { r.Image = "cirros" })
 	ours := makeVolume("data", "vms", func(r *api.VolumeCreate) { r.Shareable = true })
 	out := []Scenario{
-		{Name: "volume.migrate", Prepare: run, Accept: relocate("data", "shared"), Check: settledIn("shared", "data", "one ")},
+		{Name: "volume.migrate", Prepare: run, Accept: relocate("data", "shared"), Busy: true, Check: settledIn("shared", "data", "one "+later)},
+		{Name: "volume.migrate, HA", Prepare: held, Accept: relocate("data", "fast"), Busy: true, Check: settledIn("fast", "data", "one "+later)},
 		{Name: "volume.migrate, stopped", Prepare: halt, Accept: relocate("data", "shared"), Check: settledIn("shared", "data", "one ")},
 		{Name: "volume.migrate of one that no vm has", Prepare: []Accept{texts(data)}, Accept: relocate("data", "shared"), Check: settledIn("shared", "data", "one ")},
 		{Name: "volume.migrate out of a shared pool", Prepare: []Accept{makeVM("web1", nil), net, texts(attach("data", "web1"))}, Accept: relocate("data", "vms"), Check: settledIn("vms", "data", "one ")},
@@ -60,6 +62,7 @@ func betweenPools() []Scenario {
 	}
 	out = append(out,
 		Scenario{Name: "volume.migrate of a root disk", Prepare: []Accept{createVM}, Accept: root("web1", toPool("shared")), Check: rootedIn("web1", "shared")},
+		Scenario{Name: "volume.migrate of a root disk, HA", Prepare: []Accept{cephOn(), makeVM("web1", ha)}, Accept: root("web1", toPool("fast")), Busy: true, Check: rootedIn("web1", "fast")},
 		Scenario{Name: "volume.migrate of a root disk, stopped", Prepare: []Accept{createVM, stopVM}, Accept: root("web1", toPool("shared")), Check: rootedIn("web1", "shared")},
 		Scenario{Name: "volume.migrate of a root disk out of a shared pool", Prepare: []Accept{makeVM("web1", nil)}, Accept: root("web1", toPool("vms")), Check: rootedIn("web1", "vms")},
 		Scenario{Name: "volume.migrate of a root disk to Ceph", Prepare: []Accept{cephOn(), createVM}, Accept: root("web1", toPool("fast")), Check: rootedIn("web1", "fast")},

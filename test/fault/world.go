@@ -59,6 +59,8 @@ type World struct {
 	twins []string // VMs that ran on two nodes at once
 	tears int      // switches of disks that are to come, in which libvirtd dies; not cloned
 	torn  []string // volumes whose guests have written what nobody knew of then
+	busy  bool     // guests write when they go on with the copy of a disk; not cloned
+	late  []string // volumes to which they have
 }
 
 // netDir is where the nodes have what they share.

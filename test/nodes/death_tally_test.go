@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,10 +79,26 @@ func (ta *tally) answers(t *testing.T, d *dying, since time.Time) time.Duration 
 	return took
 }
 
+// volume returns the disk that it counts on.
+func (ta *tally) volume(t *testing.T, d *dying) *api.Volume {
+	t.Helper()
+	v, err := client.Get[*api.Volume](t.Context(), d.Client, project, d.vm(t, ta.name).Status.Volumes[0])
+	require.NoError(t, err)
+	return v
+}
+
 // records returns how many records there are and in which life the last was written. It fails t if the tally shows two writers.
 func (ta *tally) records(t *testing.T, d *dying) (n, life int) {
 	t.Helper()
-	disk := d.Path("shared", "volumes", d.vm(t, ta.name).Status.Volumes[0]+".qcow2")
+	v := ta.volume(t, d)
+	pool, err := client.Get[*api.Pool](t.Context(), d.Client, "", v.Spec.Pool)
+	require.NoError(t, err)
+	return recordsIn(t, d.Path(pool.Name, "volumes", cmp.Or(v.Status.Layer, v.ID)+".qcow2"))
+}
+
+// recordsIn is records of a disk that the tally may have.
+func recordsIn(t *testing.T, disk string) (n, life int) {
+	t.Helper()
 	raw := filepath.Join(t.TempDir(), "disk.raw")
 	// Without its lock: a guest may be writing.
 	out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-U", "-O", "raw", disk, raw).CombinedOutput()

@@ -166,6 +166,13 @@ func (r leased) RegisterActivityWithOptions(do any, o activity.RegisterOptions) 
 		do = gated(r.lease, steps.CheckIncoming, do, func(i steps.IncomingRequest) (string, bool) { return i.Plan.Name, i.Plan.HA })
 	case steps.SwitchCheckpoint.Name:
 		do = gated(r.lease, steps.SwitchCheckpoint, do, func(c steps.CheckpointSwitch) (string, bool) { return plan(c.VM) })
+	case steps.SwitchVolume.Name:
+		do = gated(r.lease, steps.SwitchVolume, do, func(v steps.VolumeCopy) (string, bool) {
+			if v.VM == nil {
+				return "", false
+			}
+			return plan(*v.VM)
+		})
 	case steps.UndoSave.Name:
 		do = gated(r.lease, steps.UndoSave, do, func(g steps.GuestSave) (string, bool) { return plan(g.VM) })
 	case steps.MarkHA.Name: // of a guest that runs: without a lease it would be its end

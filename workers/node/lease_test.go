@@ -156,6 +156,14 @@ func TestHAGuestsNeedALease(t *testing.T) {
 	for _, err := range goOn(ha) {
 		require.Contains(t, err.Error(), "is HA, and this node may not run such VMs now")
 	}
+	// Nor with the copy of a disk.
+	move := func(vm *steps.VMPlan) error {
+		_, err := env.ExecuteActivity(steps.SwitchVolume.Name, steps.Envelope[steps.VolumeCopy]{In: steps.VolumeCopy{VM: vm}})
+		return steps.FromActivity("switch", "n1", err)
+	}
+	require.ErrorContains(t, move(&ha), "is HA, and this node may not run such VMs now")
+	require.NoError(t, move(&other))
+	require.NoError(t, move(nil))
 	for _, err := range goOn(other) { // refused later, for want of a pool
 		require.Error(t, err)
 		require.NotContains(t, err.Error(), "is HA")

@@ -19,6 +19,8 @@ type VolumeCopy struct {
 	VM   *VMPlan    `json:"vm,omitempty"` // that has it; nil: none
 	// Bandwidth is bytes per second at most; 0: no limit.
 	Bandwidth int64 `json:"bandwidth,omitempty"`
+	// Hold has a guest that has got the copy stand still until SwitchVolume: so until then the old one is good, too.
+	Hold bool `json:"hold,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.
@@ -28,7 +30,12 @@ func (v VolumeCopy) FenceKey() string { return v.From.Volume }
 type VolumeCopied struct {
 	Live  bool          `json:"live"`            // a guest that runs went on meanwhile
 	Took  time.Duration `json:"took,omitempty"`  // all of it
-	Pause time.Duration `json:"pause,omitempty"` // how long the guest could not run
+	Pause time.Duration `json:"pause,omitempty"` // how long the guest could not run; 0: it did not, or SwitchVolume tells
+}
+
+// VolumeSwitched is how long a guest could not run that has gone on with a copy; 0: none had been left still.
+type VolumeSwitched struct {
+	Pause time.Duration `json:"pause,omitempty"`
 }
 
 // VolumeSettled is where a volume is after a copy that may have been broken off.
@@ -59,6 +66,9 @@ var (
 	// meanwhile. It joins a copy that is under way. When it is cancelled or fails, either may be the one that the VM has:
 	// SettleVolumeCopy tells.
 	CopyVolume = Step[VolumeCopy, VolumeCopied]{Name: "volume.copy", Where: Node, Timeout: 25 * time.Hour, Interruptible: true}
-	// SettleVolumeCopy ends a copy that is under way, and says which of the two the VM has.
+	// SwitchVolume has the guest go on with the copy, which it may write to from then on. It is content if none waits for it.
+	SwitchVolume = Step[VolumeCopy, VolumeSwitched]{Name: "volume.switch", Where: Node, Timeout: 2 * time.Minute}
+	// SettleVolumeCopy ends a copy that is under way, and says which of the two the VM has. A guest that was left still with the copy stays
+	// so.
 	SettleVolumeCopy = Step[VolumeCopy, VolumeSettled]{Name: "volume.settle_copy", Where: Node, Timeout: 5 * time.Minute}
 )

@@ -384,6 +384,7 @@ func movesDisk(t *testing.T, b Bench) {
 	require.NoError(t, err)
 	g.Sees(t, disk.Volume, 64*api.MiB)
 	g.Steady(t, "vdc")
+	movesStill(t, b, g, disk)
 
 	_, err = b.MoveDisk(t.Context(), api.NewID(), disk.Volume, to, 0, nil)
 	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)

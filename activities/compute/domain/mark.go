@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nextstack/nextstack/api/problem"
 )
@@ -60,6 +61,22 @@ const (
 	RestPrefix    = "nextstack-rest"
 	RestElement   = "<rest/>"
 )
+
+// HeldElement is the same of a guest that nobody but who has halted it may let go on: since is from when on it rests.
+func HeldElement(since time.Time) string {
+	return fmt.Sprintf(`<rest held="%d"/>`, since.UnixMilli())
+}
+
+// ReadRest reads either.
+func ReadRest(element string) (since time.Time, held bool, err error) {
+	var e struct {
+		Held int64 `xml:"held,attr"`
+	}
+	if err := xml.Unmarshal([]byte(element), &e); err != nil {
+		return since, false, problem.Wrap(err, problem.Internal, "the metadata of a domain cannot be read")
+	}
+	return time.UnixMilli(e.Held), e.Held > 0, nil
+}
 
 // The metadata element of a domain whose guest has gone on from a memory: its XML namespace, and the prefix that it goes by.
 const (

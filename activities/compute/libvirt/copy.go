@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"libvirt.org/go/libvirt"
@@ -14,14 +15,30 @@ import (
 
 // MoveDisk implements compute.Disks.
 func (d *Driver) MoveDisk(ctx context.Context, vm, volume string, to compute.DiskSource, rate int64, tell func(api.Progress)) (compute.Moved, error) {
+	return d.moveDisk(ctx, vm, volume, copying{to, rate, rest}, tell)
+}
+
+// MoveDiskStill implements compute.Disks.
+func (d *Driver) MoveDiskStill(ctx context.Context, vm, volume string, to compute.DiskSource, rate int64, tell func(api.Progress)) (compute.Moved, error) {
+	return d.moveDisk(ctx, vm, volume, copying{to, rate, hold}, tell)
+}
+
+// copying is where a disk is copied to, at which rate, and how its guest is paused at the end.
+type copying struct {
+	to   compute.DiskSource
+	rate int64
+	halt func(*libvirt.Domain) error
+}
+
+func (d *Driver) moveDisk(ctx context.Context, vm, volume string, c copying, tell func(api.Progress)) (compute.Moved, error) {
 	last, running, err := d.diskJob(ctx, vm, volume, "copy the disk to another place", func(s scope, disk *domain.Disk, begun bool) (jobState, error) {
-		return copyOn(ctx, s, disk, volume, to, rate, begun)
+		return copyOn(ctx, s, disk, volume, c, begun)
 	}, tell)
 	switch {
 	case err != nil:
 		return compute.Moved{Running: running}, err
 	case !running:
-		there, err := d.startsAt(ctx, vm, volume, to)
+		there, err := d.startsAt(ctx, vm, volume, c.to)
 		return compute.Moved{There: there}, err
 	}
 	return compute.Moved{Running: true, There: true, Pause: last.pause}, nil
@@ -36,8 +53,9 @@ func writes(disk *domain.Disk, to compute.DiskSource) bool {
 }
 
 // copyOn does what is next to be done.
-func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource, rate int64, begun bool) (jobState, error) {
+func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, c copying, begun bool) (jobState, error) {
 	const text = "copying the disk"
+	to, rate := c.to, c.rate
 	if writes(disk, to) {
 		return jobState{}, arrived(s.dom, volume, to)
 	}
@@ -53,7 +71,7 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 		return jobState{}, problem.New(problem.Unavailable, "the copy of volume %s was broken off", volume).
 			Because("what it is copied to may be full or away, or the node out of space: see the log of libvirt")
 	case job.Type == libvirt.DOMAIN_BLOCK_JOB_TYPE_UNKNOWN:
-		if err := wake(s.dom); err != nil {
+		if err := release(s.dom); err != nil { // whom an attempt before this one has left at rest
 			return jobState{}, err
 		}
 		xml, err := disk.CopyXML(to, direct(to))
@@ -67,7 +85,7 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 		return jobState{}, problem.New(problem.Unavailable, "libvirt is busy with volume %s", volume).Because("it merges, copies or backs it up").Try("wait for the other operation to end")
 	case disk.Ready:
 		began := time.Now()
-		err := switchOver(ctx, s, disk, volume, to)
+		err := switchOver(ctx, s, disk, volume, c)
 		return jobState{pause: time.Since(began)}, err
 	default:
 		return jobState{underWay: true, text: text, done: int64(job.Cur), total: int64(job.End)}, nil
@@ -75,21 +93,30 @@ func copyOn(ctx context.Context, s scope, disk *domain.Disk, volume string, to c
 }
 
 // switchOver has the guest go on with the copy, which is up to date. While it does not run, nothing is written: so at any moment
-// either can be taken for the truth, until the domain is started with the copy as well. Then the guest goes on, and only the copy can.
-func switchOver(ctx context.Context, s scope, disk *domain.Disk, volume string, to compute.DiskSource) error {
+// either can be taken for the truth, until the domain is started with the copy as well. Then the guest goes on, and only the copy can; one that
+// is held does not go on yet.
+func switchOver(ctx context.Context, s scope, disk *domain.Disk, volume string, c copying) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err := rest(s.dom); err != nil {
+	if err := c.halt(s.dom); err != nil {
 		return err
 	}
 	if err := s.dom.BlockJobAbort(disk.Device, libvirt.DOMAIN_BLOCK_JOB_ABORT_PIVOT); err != nil {
-		if now, derr := s.disk(volume); derr != nil || now == nil || !now.Writes(to) {
-			_ = wake(s.dom) // nothing has happened
-			return err
+		if now, derr := s.disk(volume); derr != nil || now == nil || !now.Writes(c.to) {
+			return errors.Join(err, goesBack(s, volume, c.to))
 		}
 	}
-	return arrived(s.dom, volume, to)
+	return arrived(s.dom, volume, c.to)
+}
+
+// goesBack has a guest go on with what it had before, unless it has the copy after all: then whoever comes next finds out.
+func goesBack(s scope, volume string, to compute.DiskSource) error {
+	now, err := s.real(volume)
+	if err != nil || now == nil || writes(now, to) {
+		return err
+	}
+	return release(s.dom)
 }
 
 // arrived makes sure that a disk that a guest has at its new place is there at its next start, too, before the guest writes to it.
@@ -140,7 +167,7 @@ func (d *Driver) SettleDisk(ctx context.Context, vm, volume string, to compute.D
 				return err
 			}
 			there <- false
-			return wake(s.dom)
+			return release(s.dom)
 		}
 		there <- true
 		return arrived(s.dom, volume, to)

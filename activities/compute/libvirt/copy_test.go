@@ -267,6 +267,13 @@ func TestDisksGoToCephAndBack(t *testing.T) {
 	b.do(append(admin, "export", "vms/"+image, raw)...)
 	b.do("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", raw, b.from.File)
 	b.do("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "qcow2", back.File, b.from.File)
+
+	gone := to
+	gone.RBD = &compute.RBDImage{Monitors: to.RBD.Monitors, Pool: "vms", Image: image + "-gone", User: "libvirt", Secret: pool}
+	_, err = b.driver().PlaceDisk(t.Context(), b.plan.VM, b.disk.Volume, gone)
+	require.NoError(t, err)
+	_, err = b.driver().Start(t.Context(), b.plan.VM)
+	require.Equal(t, problem.NotFound, problem.KindOf(err), "%v", err)
 }
 
 // TestOutageOfCopies: libvirtd is killed under copies. QEMU goes on with them, and libvirt finds them again.

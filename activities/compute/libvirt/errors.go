@@ -72,6 +72,13 @@ func kindOf(e libvirt.Error) problem.Kind {
 	return problem.Internal
 }
 
+// noDisk reports whether err says that what a disk of a domain is written to is not there: libvirt says it of a file, and QEMU of the rest.
+func noDisk(err error) bool {
+	var e libvirt.Error
+	return errors.As(err, &e) && strings.Contains(e.Message, "No such file or directory") &&
+		(strings.Contains(e.Message, "Cannot access storage file") || strings.Contains(e.Message, "error reading header from"))
+}
+
 // missing reports whether err says that a domain is not there.
 func missing(err error) bool {
 	var e libvirt.Error

@@ -67,7 +67,10 @@ func (d *Driver) Start(ctx context.Context, vm string) (api.Phase, error) {
 		if err != nil || up || ctx.Err() != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		return dom.CreateWithFlags(0)
+		if err = dom.CreateWithFlags(0); noDisk(err) {
+			return compute.DiskGone(vm, err)
+		}
+		return err
 	})
 	if err != nil {
 		return "", err

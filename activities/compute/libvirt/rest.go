@@ -28,16 +28,74 @@ func rest(dom *libvirt.Domain) error {
 	return dom.Suspend()
 }
 
-// wake ends the rest of a guest, if it rests.
-func wake(dom *libvirt.Domain) error {
-	_, err := dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
-	var e libvirt.Error
-	if errors.As(err, &e) && (e.Code == libvirt.ERR_NO_DOMAIN_METADATA || e.Code == libvirt.ERR_OPERATION_INVALID) {
-		return nil // it does not rest, or not run
-	}
-	if err != nil {
+// hold pauses a guest that runs, or rests, so that only release lets it go on. One that somebody else has paused stays as it is.
+func hold(dom *libvirt.Domain) error {
+	marked, held, _, err := restOf(dom)
+	if err != nil || held {
 		return err
 	}
+	s, _, err := dom.GetState()
+	if err != nil || phaseOf(s) != api.PhaseRunning && !marked {
+		return err
+	}
+	if err := mark(dom, domain.HeldElement(time.Now())); err != nil || phaseOf(s) != api.PhaseRunning {
+		return err
+	}
+	return dom.Suspend()
+}
+
+// restOf returns what the mark of a guest says that rests; it is not marked if it does not rest, or not run.
+func restOf(dom *libvirt.Domain) (marked, held bool, since time.Time, err error) {
+	element, err := dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
+	var e libvirt.Error
+	if errors.As(err, &e) && (e.Code == libvirt.ERR_NO_DOMAIN_METADATA || e.Code == libvirt.ERR_OPERATION_INVALID) {
+		return false, false, since, nil
+	}
+	if err == nil {
+		since, held, err = domain.ReadRest(element)
+	}
+	return err == nil, held, since, err
+}
+
+// wake ends the rest of a guest, if it rests and is not held.
+func wake(dom *libvirt.Domain) error {
+	if marked, held, _, err := restOf(dom); err != nil || !marked || held {
+		return err
+	}
+	return awake(dom)
+}
+
+// release ends the rest of a guest, if it rests, whether it is held or not.
+func release(dom *libvirt.Domain) error {
+	if marked, _, _, err := restOf(dom); err != nil || !marked {
+		return err
+	}
+	return awake(dom)
+}
+
+// LetGoOn implements compute.Disks.
+func (d *Driver) LetGoOn(ctx context.Context, vm string) (pause time.Duration, err error) {
+	began := make(chan time.Time, 1)
+	err = d.with(ctx, vm, "let the guest go on", func(dom *libvirt.Domain) error {
+		_, held, since, err := restOf(dom)
+		if err != nil || ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		if err = release(dom); err == nil && held {
+			began <- since
+		}
+		return err
+	})
+	select {
+	case since := <-began:
+		return time.Since(since), err
+	default:
+		return 0, err
+	}
+}
+
+// awake lets a guest go on that rests.
+func awake(dom *libvirt.Domain) error {
 	s, _, err := dom.GetState()
 	if err != nil {
 		return err
@@ -137,8 +195,10 @@ func (d *Driver) Freezing(ctx context.Context, vm string, freeze bool, do func()
 }
 
 // markRest marks a guest that is going to rest.
-func markRest(dom *libvirt.Domain) error {
-	return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, domain.RestElement, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
+func markRest(dom *libvirt.Domain) error { return mark(dom, domain.RestElement) }
+
+func mark(dom *libvirt.Domain, element string) error {
+	return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, element, domain.RestPrefix, domain.RestNamespace, libvirt.DOMAIN_AFFECT_LIVE)
 }
 
 // freezes brings the file systems of a guest to rest, if it can.

@@ -96,6 +96,7 @@ func TestOperationsWhoseNodeDies(t *testing.T) {
 	}
 	list = append(list, checkpointsShared()...) // others wait for the node
 	list = append(list, checkpointsLostInCeph()...)
+	list = append(list, checkpointsLostMixed()...)
 	list = append(list, disksLost()...)
 	for _, s := range list {
 		t.Run(s.Name, func(t *testing.T) {

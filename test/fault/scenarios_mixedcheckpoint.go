@@ -55,7 +55,7 @@ func checkpointsMixed() map[string][]Scenario {
 		},
 		api.OpCheckpointDelete: {
 			{Name: "checkpoint.delete, root in files, data in Ceph", Prepare: also(files, first), Accept: uncheckpoint("c1"), Check: livesOnAll("n=2", "one two ")},
-			{Name: "checkpoint.delete, root in Ceph, data in files", Prepare: also(ceph, first), Accept: uncheckpoint("c1"), Check: livesOnAll("n=2", "one two ")},
+			{Name: "checkpoint.delete, root in Ceph, data in files", Prepare: also(ceph, first), Accept: uncheckpoint("c1"), Check: livesOnAll("n=2", "one two "), Every: 3},
 			{
 				Name: "checkpoint.delete in the middle, mixed, stopped", Prepare: also(files, first, second, stopVM), Accept: uncheckpoint("c1"),
 				Check: livesOnAll("", "one two three "), Every: 3,
@@ -63,15 +63,15 @@ func checkpointsMixed() map[string][]Scenario {
 		},
 		api.OpCheckpointRevert: {
 			{Name: "checkpoint.revert, root in files, data in Ceph", Prepare: also(files, first), Accept: goBack("c1"), Check: livesOnAll("n=1", "one ")},
-			{Name: "checkpoint.revert, root in Ceph, data in files", Prepare: also(ceph, first), Accept: goBack("c1"), Check: livesOnAll("n=1", "one ")},
+			{Name: "checkpoint.revert, root in Ceph, data in files", Prepare: also(ceph, first), Accept: goBack("c1"), Check: livesOnAll("n=1", "one "), Every: 3},
 			{Name: "checkpoint.revert, mixed, stopped", Prepare: also(files, first, stopVM), Accept: goBack("c1"), Check: livesOnAll("n=1", "one "), Every: 3},
 			{
-				Name: "checkpoint.revert in a tree, mixed, and larger since", Accept: goBack("c2"), Check: livesOnAll("n=2", "one two "), Every: 3,
+				Name: "checkpoint.revert in a tree, mixed, and larger since", Accept: goBack("c2"), Check: livesOnAll("n=2", "one two "), Every: 6,
 				Prepare: also(ceph, first, second, goBack("c1"), checkpoint("c3"), grow("data"), root("web1", grow)),
 			},
 		},
 		api.OpVMDelete: {{
-			Name: "vm.delete with checkpoints, mixed", Every: 3, Prepare: also(ceph, checkpoint("c1"), checkpoint("c2")),
+			Name: "vm.delete with checkpoints, mixed", Every: 9, Prepare: also(ceph, checkpoint("c1"), checkpoint("c2")),
 			Accept: on((*admit).DeleteVMWith, "web1", api.VMDelete{Snapshots: true}), Check: shows("data", "one "),
 		}},
 	}

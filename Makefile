@@ -53,7 +53,7 @@ fault: ## Run the fault suite: every step of every operation fails in every way
 nodes: deps ## Move VMs and let nodes die on the real stack, killing every process on the way; volumes likewise; pools that go away (about 20 minutes)
 	@deploy/dev/test.sh ./test/nodes
 	@TEST_FLAGS='-run=^TestCeph$$|^TestPools$$|^TestCloud$$/^Disks$$' NFS_MACHINE=0 deploy/dev/test.sh ./test/crash
-	@TEST_FLAGS='-run=^TestRealVolumesGoToAndFromGluster$$|^TestRealVolumesInCeph$$' NFS_MACHINE=0 deploy/dev/test.sh ./activities/volume
+	@TEST_FLAGS='-run=^TestRealVolumesGoToAndFromGluster$$|^TestRealVolumesInCeph$$|^TestRealMixedCheckpoints$$' NFS_MACHINE=0 deploy/dev/test.sh ./activities/volume
 
 .PHONY: nfs
 nfs: deps ## Run all tests of pools, those on NFS in a machine of their own that can mount it (about 15 minutes)

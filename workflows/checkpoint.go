@@ -88,20 +88,24 @@ func undoCheckpoint(r *saga.Run, s *checkpointState) error {
 	})
 }
 
-// whoever has something done by the VM's node, or by another one.
+// whoever has something done by the VM's node, or by another one that sees all its disks.
 func (s *checkpointState) whoever(r *saga.Run, do func(agent string, lost bool) error) error {
-	return whoever(r, s.VM.Plan.Agent, s.VM.Plan, s.shared(), do)
+	pools := make([]string, len(s.Disks))
+	for i, v := range s.Disks {
+		pools[i] = v.Plan.Pool.Pool
+	}
+	return whoever(r, s.VM.Plan.Agent, s.VM.Plan, s.shared(), do, pools...)
 }
 
 // whoever has something done by an agent or, if the VM's node is proven not to run the guest any more, by another one that sees the same
 // disks: then the guest is lost with its node, and must not be waited for, since it may be started elsewhere. What others do not
-// see, not being shared, waits for the node.
-func whoever(r *saga.Run, agent string, vm steps.VMPlan, shared bool, do func(agent string, lost bool) error) error {
+// see, not being shared, waits for the node. Pools are by ID, and more than that of the VM's root disk.
+func whoever(r *saga.Run, agent string, vm steps.VMPlan, shared bool, do func(agent string, lost bool) error, pools ...string) error {
 	err := do(agent, false)
 	if !errors.Is(err, steps.ErrNeverStarted) || !shared || !off(r, vm) {
 		return err
 	}
-	other, err := otherOfPool(r, vm)
+	other, err := otherOfPool(r, vm, pools...)
 	if err != nil {
 		return err
 	}
@@ -128,7 +132,7 @@ func (s *checkpointState) memory(id string) steps.MemoryFile {
 }
 
 func forgetMemory(r *saga.Run, s *checkpointState) error {
-	return s.whoever(r, func(agent string, _ bool) error {
+	return whoever(r, s.VM.Plan.Agent, s.VM.Plan, s.shared(), func(agent string, _ bool) error {
 		_, err := steps.RemoveMemory.Call(r, agent, s.memory(s.In.Checkpoint))
 		return err
 	})

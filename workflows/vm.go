@@ -261,14 +261,14 @@ func withDisk(r *saga.Run, s *vmState, remove func(steps.VMPlan) error) error {
 	return err
 }
 
-// otherOfPool returns the plan for another node that sees the same disk.
-func otherOfPool(r *saga.Run, plan steps.VMPlan) (steps.VMPlan, error) {
+// otherOfPool returns the plan for another node that sees the same disk, and more pools, by ID, if they are named.
+func otherOfPool(r *saga.Run, plan steps.VMPlan, more ...string) (steps.VMPlan, error) {
 	list, err := steps.LoadAgents.Call(r, "", steps.Nothing{})
 	if err != nil {
 		return plan, err
 	}
 	for _, a := range list.Agents {
-		if a.ID == plan.Agent || !a.Ready {
+		if a.ID == plan.Agent || !a.Ready || !a.Has(more) {
 			continue
 		}
 		for _, p := range a.Pools {

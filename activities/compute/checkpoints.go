@@ -17,9 +17,10 @@ type Checkpoints interface {
 	// the disks do: both as of one moment, and the guest goes on. Disks that are on those layers already
 	// mean that it was done. Tell may be nil.
 	TakeCheckpoint(ctx context.Context, vm string, c Checkpoint, tell func(api.Progress)) (pause time.Duration, err error)
-	// TakeStill writes the memory of a guest that runs to a file, and has it stand still while its disks are kept by somebody else.
-	// Then it goes on. It knows nothing of an earlier attempt, but lets the guest go on before, that such a one has left still. Tell
-	// may be nil.
+	// TakeStill writes the memory of a guest that runs to a file, and has it stand still while its disks are kept by somebody else; those
+	// that have layers are written to others from that moment on. Then it goes on. It knows nothing of an earlier attempt, but lets the
+	// guest go on before, that such a one has left still; disks that such a one has left on those layers are a conflict, until a merge
+	// has brought them back. Tell may be nil.
 	TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell func(api.Progress)) (pause time.Duration, err error)
 	// EndStill breaks off what TakeStill has begun, if it has begun anything, and returns when it is over and the guest goes on. It is
 	// content if there is no domain.
@@ -51,8 +52,10 @@ type Checkpoint struct {
 
 // StillCheckpoint is where the memory of a guest is kept, and who keeps its disks.
 type StillCheckpoint struct {
-	Memory  string   // path of the file that is written
-	Volumes []string // IDs of all that it writes to
+	Memory  string         // path of the file that is written
+	Volumes []string       // IDs of all that it writes to, but for those of Disks
+	Disks   []SwitchedDisk // and the layers that they are written to afterwards; may be nil
+	Fresh   func() error   // makes those layers; nil: they are there
 	// Keep is called while the guest stands still with its memory written; it keeps the disks as they are.
 	Keep func() error
 	// Kept is called after that, if the guest has stood still all the time. What has come before is worth nothing without it.
@@ -93,6 +96,11 @@ func (r Restore) Disks() []SwitchedDisk {
 // to it leads there.
 func HalfSwitched(vm string) *problem.Problem {
 	return problem.New(problem.Conflict, "vm %s has some of its disks on other layers", vm).Because("somebody has switched them by hand").Try("run gnext audit")
+}
+
+// StillOn is the problem of a guest that should go over to layers for a checkpoint, and is on some of them.
+func StillOn(vm string) *problem.Problem {
+	return problem.New(problem.Conflict, "vm %s has some of its disks on the layers of the checkpoint already", vm).Because("what an earlier attempt has left was not brought back")
 }
 
 // RunsElsewise is the problem of a guest that should go on from a memory, and runs already.

@@ -100,15 +100,11 @@ func (f *Fake) TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell
 		return 0, errNoBacking
 	}
 	d.wake()
-	for _, v := range s.Volumes {
-		if d.disk(v) == nil {
-			return 0, NoSuchDisk(vm, v)
-		}
+	if err := d.allIn(vm, s); err != nil {
+		return 0, err
 	}
-	for _, disk := range d.disks {
-		if !disk.ReadOnly && !slices.Contains(s.Volumes, disk.Volume) {
-			return 0, problem.New(problem.Conflict, "disk %s of the domain would not be in the checkpoint", disk.Device)
-		}
+	if err := f.layersFor(d, vm, s); err != nil {
+		return 0, err
 	}
 	if tell != nil {
 		tell(api.Progress{Text: "writing the memory of the guest", Done: 1, Total: 1})
@@ -117,8 +113,11 @@ func (f *Fake) TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell
 		return 0, err
 	}
 	d.phase, d.still = api.PhasePaused, true
+	for _, k := range s.Disks {
+		err = errors.Join(err, f.over(k, d.disk(k.Volume)))
+	}
 	for _, do := range []func() error{s.Keep, s.Kept} {
-		if !d.still || d.phase != api.PhasePaused {
+		if err == nil && (!d.still || d.phase != api.PhasePaused) {
 			err = WokenMeanwhile(vm)
 		}
 		if err == nil {
@@ -131,6 +130,44 @@ func (f *Fake) TakeStill(ctx context.Context, vm string, s StillCheckpoint, tell
 		d.wake()
 	}
 	return fakePause, err
+}
+
+// allIn checks that a checkpoint has all of a guest's disks.
+func (d *fakeDomain) allIn(vm string, s StillCheckpoint) error {
+	in := slices.Clone(s.Volumes)
+	for _, k := range s.Disks {
+		in = append(in, k.Volume)
+	}
+	for _, v := range in {
+		if d.disk(v) == nil {
+			return NoSuchDisk(vm, v)
+		}
+	}
+	for _, disk := range d.disks {
+		if !disk.ReadOnly && !slices.Contains(in, disk.Volume) {
+			return problem.New(problem.Conflict, "disk %s of the domain would not be in the checkpoint", disk.Device)
+		}
+	}
+	return nil
+}
+
+// layersFor makes the layers that disks of a guest are to be written to.
+func (f *Fake) layersFor(d *fakeDomain, vm string, s StillCheckpoint) error {
+	if len(s.Disks) == 0 {
+		return nil
+	}
+	for i := range d.disks {
+		if err := d.disks[i].agreed(); err != nil {
+			return err
+		}
+	}
+	if d.onDisks(s.Disks) > 0 {
+		return StillOn(vm)
+	}
+	if s.Fresh != nil {
+		return s.Fresh()
+	}
+	return nil
 }
 
 // wake has a guest go on that was left still.

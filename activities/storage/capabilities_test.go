@@ -322,7 +322,7 @@ func liveSnapshots(t *testing.T, s twins, yes bool) {
 	s.shows(t, v, shown{3: 'a'})
 }
 
-// keepsMemory: guests that go back to that very moment are in TestRealCheckpoints and TestRealCheckpointsInCeph of activities/volume.
+// keepsMemory: guests that go back to that very moment are in TestRealCheckpoints, TestRealCheckpointsInCeph and TestRealMixedCheckpoints of activities/volume.
 func keepsMemory(t *testing.T, s twins, yes bool) {
 	m := steps.MemoryFile{Memory: api.NewID(), Pool: s.pool}
 	var path string
@@ -338,6 +338,12 @@ func keepsMemory(t *testing.T, s twins, yes bool) {
 	}
 	require.NoError(t, err)
 	require.True(t, filepath.IsAbs(path))
+	if n, far := s.Pool.(*farNode); far {
+		m.Seal = true
+		written, err := n.placeMemory(t.Context(), m)
+		require.NoError(t, err)
+		require.NotEqual(t, path, written)
+	}
 }
 
 func dropsAnywhere(t *testing.T, s twins, yes bool) {

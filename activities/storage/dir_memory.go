@@ -34,7 +34,7 @@ func (d *Dir) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (st
 		if u.Error != "" {
 			return problem.New(problem.Unavailable, "pool directory %s cannot be measured", m.Pool.Path).Because("%s", u.Error)
 		}
-		if info, err := root.Lstat(memoryFile(m)); err == nil {
+		if info, err := root.Lstat(writtenMemory(m)); err == nil {
 			u.Free += info.Size()
 		}
 		if u.Free < size {
@@ -45,24 +45,42 @@ func (d *Dir) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (st
 	if err != nil {
 		return "", err
 	}
-	return inPool(m.Pool.Path, memoryFile(m)), nil
+	return inPool(m.Pool.Path, writtenMemory(m)), nil
 }
 
 // LocateMemory implements Memories.
 func (d *Dir) LocateMemory(m steps.MemoryFile) (string, error) {
-	return inPool(m.Pool.Path, memoryFile(m)), CheckMemory(m)
+	return inPool(m.Pool.Path, writtenMemory(m)), CheckMemory(m)
 }
 
-// SealMemory implements Memories: disks that are on other layers say that the file is whole.
-func (d *Dir) SealMemory(context.Context, steps.MemoryFile) error { return nil }
+// SealMemory implements Memories: the file is durable before it gets the name that counts. Where disks that are on other layers say that
+// it is whole there is nothing to do.
+func (d *Dir) SealMemory(_ context.Context, m steps.MemoryFile) error {
+	if !m.Seal {
+		return CheckMemory(m)
+	}
+	return d.inMemories(m, func(root *os.Root) error {
+		from, to := writtenMemory(m), memoryFile(m)
+		err := syncFile(root, from)
+		if err == nil {
+			err = root.Rename(from, to)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return NoMemory(m)
+		}
+		if err == nil {
+			err = syncDir(root, checkpointsDir)
+		}
+		return problem.Wrap(err, problem.Internal, "file %s cannot be renamed to %s", from, to)
+	})
+}
 
 // LendMemory implements Memories: it is there. Whether it is whole is for the hypervisor to say.
 func (d *Dir) LendMemory(_ context.Context, m steps.MemoryFile, _ func(api.Progress), use func(path string) error) error {
-	path, err := d.LocateMemory(m)
-	if err != nil {
+	if err := CheckMemory(m); err != nil {
 		return err
 	}
-	return use(path)
+	return use(inPool(m.Pool.Path, memoryFile(m)))
 }
 
 // KeepMemory implements Memories.
@@ -91,8 +109,11 @@ func (d *Dir) RemoveMemory(_ context.Context, m steps.MemoryFile) error {
 		return err
 	}
 	err := d.inMemories(m, func(root *os.Root) error {
-		if err := removeFile(root, memoryFile(m)); err != nil {
-			return err
+		m.Seal = true // whether it was to be, and however far that came
+		for _, name := range []string{writtenMemory(m), memoryFile(m)} {
+			if err := removeFile(root, name); err != nil {
+				return err
+			}
 		}
 		err := syncDir(root, checkpointsDir)
 		if errors.Is(err, fs.ErrNotExist) {

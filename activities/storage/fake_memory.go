@@ -27,8 +27,8 @@ func (f *Fake) inMemories(m steps.MemoryFile, do func(f *Fake, pool *fakePool, p
 
 // PlaceMemory implements Memories.
 func (f *Fake) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (path string, err error) {
-	err = f.inMemories(m, func(f *Fake, pool *fakePool, at string) error {
-		u := f.usage(m.Pool)
+	err = f.inMemories(m, func(f *Fake, pool *fakePool, _ string) error {
+		u, at := f.usage(m.Pool), fakeWritten(m)
 		if u.Free += pool.files[at].size; u.Free < size {
 			return NoRoomForMemory("pool "+m.Pool.Path, u, size)
 		}
@@ -40,20 +40,29 @@ func (f *Fake) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (p
 
 // LocateMemory implements Memories.
 func (f *Fake) LocateMemory(m steps.MemoryFile) (string, error) {
-	return inPool(m.Pool.Path, memoryFile(m)), CheckMemory(m)
+	return fakeWritten(m), CheckMemory(m)
+}
+
+// fakeWritten is where the hypervisor writes a memory.
+func fakeWritten(m steps.MemoryFile) string {
+	if named(m.Pool) {
+		m.Seal = false // it is known by a mark, as one of the node
+	}
+	return inPool(m.Pool.Path, writtenMemory(m))
 }
 
 // SealMemory implements Memories.
 func (f *Fake) SealMemory(_ context.Context, m steps.MemoryFile) error {
 	return f.inMemories(m, func(_ *Fake, pool *fakePool, at string) error {
-		file, there := pool.files[at]
-		if !named(m.Pool) {
+		if !named(m.Pool) && !m.Seal {
 			return nil
 		}
+		file, there := pool.files[fakeWritten(m)]
 		if !there {
 			return NoMemory(m)
 		}
-		file.sealed = true
+		delete(pool.files, fakeWritten(m))
+		file.kind, file.id, file.sealed = KindMemory, m.Memory, true
 		pool.files[at] = file
 		return nil
 	})
@@ -92,6 +101,8 @@ func (f *Fake) KeepMemory(_ context.Context, m steps.MemoryFile, _ func(api.Prog
 // RemoveMemory implements Memories.
 func (f *Fake) RemoveMemory(_ context.Context, m steps.MemoryFile) error {
 	err := f.inMemories(m, func(_ *Fake, pool *fakePool, at string) error {
+		m.Seal = true
+		delete(pool.files, fakeWritten(m))
 		delete(pool.files, at)
 		return nil
 	})
@@ -121,7 +132,9 @@ func (f *Fake) WriteMemory(path, content string) error {
 		return err
 	}
 	defer leave()
-	pool.files[path] = fakeFile{kind: KindMemory, id: strings.TrimSuffix(filepath.Base(path), memoryExt), data: []byte(content), size: int64(len(content)) + 1}
+	file := fakeFile{data: []byte(content), size: int64(len(content)) + 1}
+	file.kind, file.id = classify(checkpointsDir, filepath.Base(path))
+	pool.files[path] = file
 	return nil
 }
 

@@ -17,8 +17,8 @@ type Memories interface {
 	PlaceMemory(ctx context.Context, m steps.MemoryFile, size int64) (path string, err error)
 	// LocateMemory says where the hypervisor writes it, whether it is there or not.
 	LocateMemory(m steps.MemoryFile) (path string, err error)
-	// SealMemory says of what the hypervisor has written that all is kept that goes with it. Not needed in a pool of files, whose
-	// layers say so, nor of a memory that is put aside.
+	// SealMemory says of what the hypervisor has written that all is kept that goes with it. In a pool of files that is only needed of
+	// one that says so, since layers say it else, and of one that is put aside it never is. Not_found: there is none.
 	SealMemory(ctx context.Context, m steps.MemoryFile) error
 	// KeepMemory makes durable what the hypervisor has written, and says how much that is. Not_found: there is none, or it was not
 	// sealed and has to be. Tell may be nil.
@@ -64,6 +64,14 @@ func NoMemory(m steps.MemoryFile) *problem.Problem {
 
 // memoryFile is where a memory is below the directory of its pool.
 func memoryFile(m steps.MemoryFile) string { return checkpointsDir + "/" + m.Memory + memoryExt }
+
+// writtenMemory is where the hypervisor writes it, below the directory of a pool of files: one that has to be sealed is half-made until it is.
+func writtenMemory(m steps.MemoryFile) string {
+	if m.Seal {
+		return memoryFile(m) + tempExt
+	}
+	return memoryFile(m)
+}
 
 // NoRoomForMemory is the problem of a place, of which u says how much room it has, where a memory would not fit.
 func NoRoomForMemory(path string, u api.PoolUsage, need int64) *problem.Problem {
@@ -152,8 +160,14 @@ func (m *Mounts) LocateMemory(f steps.MemoryFile) (string, error) {
 	return d.LocateMemory(f)
 }
 
-// SealMemory implements Memories: there is nothing to do in a pool of files.
-func (m *Mounts) SealMemory(context.Context, steps.MemoryFile) error { return nil }
+// SealMemory implements Memories.
+func (m *Mounts) SealMemory(ctx context.Context, f steps.MemoryFile) error {
+	d, err := MemoriesOf(m.files, f.Pool.Type)
+	if err != nil || !f.Seal {
+		return err
+	}
+	return m.done(ctx, f.Pool, func(ctx context.Context) error { return d.SealMemory(ctx, f) })
+}
 
 // KeepMemory implements Memories.
 func (m *Mounts) KeepMemory(ctx context.Context, f steps.MemoryFile, tell func(api.Progress)) (int64, error) {

@@ -89,6 +89,42 @@ func conformMemories(t *testing.T, p storage.Pool, write func(t *testing.T, path
 	is(t, problem.Unsupported, storage.ByType{api.PoolRBD: plainPool{}}.RemoveMemory(t.Context(), plain))
 	require.NoError(t, pools.SealMemory(t.Context(), m), "the layers of the disks say so")
 
+	// One that has to be sealed is none until it is.
+	written := m
+	written.Seal = true
+	is(t, problem.NotFound, pools.SealMemory(t.Context(), written))
+	temp, err := pools.PlaceMemory(t.Context(), written, api.MiB)
+	require.NoError(t, err)
+	located, err = pools.LocateMemory(written)
+	require.NoError(t, err)
+	require.Equal(t, temp, located)
+	for range 2 { // the second attempt writes over what the first has left
+		write(t, temp, "of an attempt that did not come to its end")
+		_, err = pools.KeepMemory(t.Context(), written, nil)
+		is(t, problem.NotFound, err)
+	}
+	require.Equal(t, map[string]int{storage.KindOther: 1}, w.kinds(t))
+	for range 2 {
+		require.NoError(t, pools.RemoveMemory(t.Context(), m), "who removes it need not know")
+	}
+	require.Empty(t, w.kinds(t))
+	write(t, temp, "what the guest remembers")
+	require.NoError(t, pools.SealMemory(t.Context(), written))
+	is(t, problem.NotFound, pools.SealMemory(t.Context(), written)) // there is none that is not sealed
+	for range 2 {
+		size, err := pools.KeepMemory(t.Context(), written, nil)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, size, int64(24))
+		require.NoError(t, pools.LendMemory(t.Context(), m, nil, func(at string) error { require.Equal(t, path, at); return nil }))
+	}
+	list, err = w.List(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.Equal(t, []steps.FileFound{{Pool: w.pool.Pool, Path: path, Kind: storage.KindMemory, ID: m.Memory}}, list)
+	require.NoError(t, pools.RemoveMemory(t.Context(), m))
+	require.Empty(t, w.kinds(t))
+	bad.Seal = true
+	is(t, problem.Invalid, pools.SealMemory(t.Context(), bad))
+
 	require.NoError(t, w.Release(t.Context(), w.pool))
 }
 

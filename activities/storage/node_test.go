@@ -144,8 +144,19 @@ func serveNode(socket string) error {
 			return a, err
 		},
 		"place": func(ctx context.Context, q question) (a answer, err error) {
-			a.Said, err = m.PlaceMemory(ctx, *q.Memory, api.MiB)
-			return a, err
+			if a.Said, err = m.PlaceMemory(ctx, *q.Memory, api.MiB); err != nil || !q.Memory.Seal {
+				return a, err
+			}
+			if err = os.WriteFile(a.Said, []byte("what the guest remembers"), 0o600); err != nil {
+				return a, err
+			}
+			if _, err = m.KeepMemory(ctx, *q.Memory, nil); !problem.Is(err, problem.NotFound) {
+				return a, fmt.Errorf("it counts before it is sealed: %w", err)
+			}
+			if err = m.SealMemory(ctx, *q.Memory); err == nil {
+				_, err = m.KeepMemory(ctx, *q.Memory, nil)
+			}
+			return a, errors.Join(err, m.RemoveMemory(ctx, *q.Memory))
 		},
 		"open": func(ctx context.Context, q question) (answer, error) {
 			d, err := m.OpenVolume(ctx, *q.Volume)

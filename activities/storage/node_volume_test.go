@@ -169,7 +169,7 @@ func (n *farNode) kill(t *testing.T, d deed, nth int) killed {
 	return a.Died
 }
 
-// placeMemory does what storage.Memories does.
+// placeMemory does what storage.Memories does. One that has to be sealed it writes, seals, keeps and removes as well.
 func (n *farNode) placeMemory(ctx context.Context, m steps.MemoryFile) (string, error) {
 	m.Pool = n.there(m.Pool)
 	a, err := n.ask(ctx, "place", question{Memory: &m})

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"slices"
 
 	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/compute"
@@ -42,13 +43,12 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if err != nil {
 		return out, err
 	}
-	files := s.pool.Capabilities(m.Pool).Files
 	for _, d := range in.Disks {
-		if c := s.pool.Capabilities(d.Volume.Pool); c.Files != files || !c.Checkpoint {
-			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s, and that of the root disk of type %s", d.Volume.Pool.Type, m.Pool.Type)
+		if !s.pool.Capabilities(d.Volume.Pool).Checkpoint {
+			return out, problem.New(problem.Unsupported, "volume %s cannot be in a checkpoint", d.Volume.Name).Because("its pool is of type %s", d.Volume.Pool.Type)
 		}
 	}
-	if !files {
+	if !s.layered(in.VM) {
 		return s.takeStill(ctx, in, mem, m)
 	}
 	c := compute.Checkpoint{}
@@ -58,14 +58,7 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	if c.Disks, err = s.layers(in); err != nil {
 		return out, err
 	}
-	c.Fresh = func() error {
-		for _, d := range in.Disks {
-			if err := s.fresh(ctx, d); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+	c.Fresh = func() error { return s.freshAll(ctx, in) }
 	if out.Pause, err = s.guests.TakeCheckpoint(ctx, in.VM.VM, c, activities.Reporting(ctx)); err != nil {
 		return out, err
 	}
@@ -73,9 +66,17 @@ func (s *service) takeCheckpoint(ctx context.Context, in steps.CheckpointPlan) (
 	return out, err
 }
 
-// layers returns what the disks of a VM are written to after a checkpoint.
+// layered reports whether all disks of a VM are in pools of files. Then their layers say what has become of a checkpoint.
+func (s *service) layered(vm steps.VMPlan) bool {
+	return s.pool.Capabilities(vm.Disk.OnNode()).Files && !slices.ContainsFunc(vm.Data, func(d steps.DataDisk) bool { return !s.pool.Capabilities(d.Pool).Files })
+}
+
+// layers returns what those disks of a VM that have layers are written to after a checkpoint.
 func (s *service) layers(in steps.CheckpointPlan) (out []compute.SwitchedDisk, err error) {
 	for _, d := range in.Disks {
+		if !s.files(d.Volume) {
+			continue
+		}
 		to, err := s.locate(d.Volume, d.Layer)
 		if err != nil {
 			return nil, err
@@ -85,13 +86,26 @@ func (s *service) layers(in steps.CheckpointPlan) (out []compute.SwitchedDisk, e
 	return out, nil
 }
 
+// freshAll makes those layers anew.
+func (s *service) freshAll(ctx context.Context, in steps.CheckpointPlan) error {
+	for _, d := range in.Disks {
+		if !s.files(d.Volume) {
+			continue
+		}
+		if err := s.fresh(ctx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // undoCheckpoint: the guest, which may be on the new layers, goes on, and they are merged back.
 func (s *service) undoCheckpoint(ctx context.Context, in steps.CheckpointPlan) error {
 	disks, err := s.layers(in)
 	if err != nil {
 		return err
 	}
-	if s.pool.Capabilities(memory("", in.VM).Pool).Files {
+	if s.layered(in.VM) {
 		err = s.guests.EndCheckpoint(ctx, in.VM.VM, disks)
 	} else {
 		err = s.guests.EndStill(ctx, in.VM.VM)
@@ -167,7 +181,7 @@ func (s *service) undoSave(ctx context.Context, in steps.GuestSave) error {
 			return err
 		}
 		r := compute.Restore{Plan: in.VM, Files: files, Memory: path, Used: forget}
-		if !s.pool.Capabilities(m.Pool).Files {
+		if !s.layered(in.VM) {
 			r.As = asNow(in)
 		}
 		return s.guests.RestoreGuest(ctx, r, activities.Reporting(ctx))
@@ -202,7 +216,7 @@ func (s *service) switchTo(ctx context.Context, in steps.CheckpointSwitch) error
 		return err
 	}
 	tell, r := activities.Reporting(ctx), compute.Restore{Plan: after, Files: files}
-	if !s.pool.Capabilities(m.Pool).Files {
+	if !s.layered(in.VM) {
 		r.As = asThen(in)
 	}
 	r.Fresh = func() error {
@@ -239,7 +253,7 @@ func (s *service) undoSwitch(ctx context.Context, in steps.CheckpointSwitch) err
 		return err
 	}
 	// Not one that has gone on from now already: this may be done once more after that.
-	if s.pool.Capabilities(memory("", in.VM).Pool).Files {
+	if s.layered(in.VM) {
 		err = s.guests.DropGuest(ctx, in.VM.VM, compute.Restore{Plan: after, Files: files}.Disks())
 	} else {
 		err = s.guests.DropRestored(ctx, in.VM.VM, asThen(in))

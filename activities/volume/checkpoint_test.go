@@ -20,13 +20,22 @@ type keeper struct {
 
 func newKeeper(t *testing.T) *keeper { return newKeeperOn(t, newBench(t, api.PhaseStopped)) }
 
-func newKeeperOn(t *testing.T, b *bench) *keeper {
+func newKeeperOn(t *testing.T, b *bench) *keeper { return newKeeperIn(t, b, b.v.Pool) }
+
+// newKeeperIn is a keeper whose VM has its root disk in that pool.
+func newKeeperIn(t *testing.T, b *bench, pool steps.PoolOnNode) *keeper {
 	k := &keeper{bench: b}
-	k.vm.Disk.Size, k.vm.Disk.Type, k.vm.Memory = api.GiB, b.v.Pool.Type, api.GiB
-	k.vm.Disk.Source, k.vm.Disk.Shared = b.v.Pool.Source, b.v.Pool.Shared
-	k.root = steps.VolumePlan{Volume: k.vm.Disk.Volume, Name: "root", Size: api.GiB, Pool: k.v.Pool}
+	k.vm.Disk.Size, k.vm.Memory = api.GiB, api.GiB
+	k.vm.Disk.Pool, k.vm.Disk.PoolPath, k.vm.Disk.Type, k.vm.Disk.Source, k.vm.Disk.Shared = pool.Pool, pool.Path, pool.Type, pool.Source, pool.Shared
+	_, err := k.pool.Prepare(t.Context(), pool)
+	require.NoError(t, err)
+	k.root = steps.VolumePlan{Volume: k.vm.Disk.Volume, Name: "root", Size: api.GiB, Pool: pool}
 	require.NoError(t, run(k.bench, steps.MakeVolume, k.root))
-	_, err := k.guest.Start(t.Context(), k.vm.VM)
+	disks := k.guest.Disks(k.vm.VM)
+	disks[0].Source, err = k.pool.LocateVolume(k.root)
+	require.NoError(t, err)
+	k.guest.SetDisks(k.vm.VM, disks)
+	_, err = k.guest.Start(t.Context(), k.vm.VM)
 	require.NoError(t, err)
 	k.guest.Remember(k.vm.VM, "n=1")
 	return k
@@ -168,15 +177,7 @@ func TestCheckpointRefused(t *testing.T) {
 	large.VM.Memory = api.TiB
 	large.Disks = large.Disks[:1]
 	refused(problem.NoCapacity, large)
-	ceph := newCephKeeper(t)
-	other := ceph.checkpoint()
-	other.Disks[1].Volume.Pool = k.v.Pool
-	_, err := ask(ceph.bench, steps.TakeCheckpoint, other)
-	require.Equal(t, problem.Unsupported, problem.KindOf(err))
-	mixed := k.checkpoint()
-	mixed.Disks[1].Volume.Pool.Type = api.PoolRBD
-	refused(problem.Unsupported, mixed)
-	_, err = k.guest.Stop(t.Context(), k.vm.VM, true, 0, nil)
+	_, err := k.guest.Stop(t.Context(), k.vm.VM, true, 0, nil)
 	require.NoError(t, err)
 	require.Equal(t, problem.Conflict, problem.KindOf(run(k.bench, steps.TakeCheckpoint, c)), "it does not run")
 	require.NoError(t, run(k.bench, steps.UndoCheckpoint, c))

@@ -32,16 +32,12 @@ func (a *Admission) CreateCheckpoint(ctx context.Context, h auth.Handle, o Optio
 		cp := &api.Checkpoint{Meta: c.meta(o.Project, req.Name, req.Labels), Spec: api.CheckpointSpec{VM: vm.ID, Parent: vm.Status.Checkpoint}}
 		cp.Status.Pool = vm.Spec.Pool
 		order := api.CheckpointOrder{Checkpoint: cp.ID, VM: vm.ID}
-		root, err := store.Get[api.Pool](ctx, a.kv, h, "", vm.Spec.Pool)
-		if err != nil {
-			return err
-		}
 		for _, id := range vm.Status.Volumes {
 			v, err := store.Get[api.Volume](ctx, a.kv, h, vm.Project, id)
 			if err != nil {
 				return err
 			}
-			disk, err := a.keepDisk(c, vm, v, cp, root, no)
+			disk, err := a.keepDisk(c, vm, v, cp, no)
 			if err != nil {
 				return err
 			}
@@ -55,13 +51,13 @@ func (a *Admission) CreateCheckpoint(ctx context.Context, h auth.Handle, o Optio
 	})
 }
 
-// keepDisk drafts the snapshot of a disk of a VM for its checkpoint. Root is the pool of its root disk.
-func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.Checkpoint, root *api.Pool, no *problem.Problem) (api.SnapshotOrder, error) {
+// keepDisk drafts the snapshot of a disk of a VM for its checkpoint.
+func (a *Admission) keepDisk(c *acceptance, vm *api.VM, v *api.Volume, cp *api.Checkpoint, no *problem.Problem) (api.SnapshotOrder, error) {
 	pool, snaps, err := a.tree(c, v)
 	if err != nil {
 		return api.SnapshotOrder{}, err
 	}
-	if err := keepable(vm, v, pool, root, snaps, no); err != nil {
+	if err := keepable(vm, v, pool, snaps, no); err != nil {
 		return api.SnapshotOrder{}, err
 	}
 	device := api.RootDevice
@@ -97,8 +93,8 @@ func (c *acceptance) layer() string {
 	return id
 }
 
-// keepable checks that a disk of a VM can be kept together with the memory, and with the root disk, whose pool is root.
-func keepable(vm *api.VM, v *api.Volume, pool, root *api.Pool, snaps []*api.Snapshot, no *problem.Problem) error {
+// keepable checks that a disk of a VM can be kept together with the memory.
+func keepable(vm *api.VM, v *api.Volume, pool *api.Pool, snaps []*api.Snapshot, no *problem.Problem) error {
 	instead := func() error {
 		if v.Spec.Root {
 			return no.Try("take a snapshot of each of its volumes: gnext snap add NAME --volume %s", v.Name)
@@ -106,13 +102,10 @@ func keepable(vm *api.VM, v *api.Volume, pool, root *api.Pool, snaps []*api.Snap
 		return no.Try("detach it first (gnext vol detach %s --vm %s), or take snapshots one by one: gnext snap add NAME --volume %s", v.Name, vm.Name, v.Name)
 	}
 	at := v.Attachment(vm.ID)
-	mixed := pool.Spec.Files() != root.Spec.Files()
-	if mixed || v.Spec.Shareable {
+	if v.Spec.Shareable {
 		no.Kind = problem.Unsupported
 	}
 	switch {
-	case mixed:
-		no = no.Because("volume %s is in pool %s of type %s and its root disk in pool %s of type %s, whose disks cannot be kept at one moment", v.Name, pool.Name, pool.Spec.Type, root.Name, root.Spec.Type)
 	case v.Spec.Shareable:
 		no = no.Because("several VMs may write to volume %s, and going back would change it below their feet", v.Name)
 	case at != nil && at.ReadOnly && !pool.Spec.Files():

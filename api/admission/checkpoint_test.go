@@ -219,10 +219,7 @@ func TestWhatCannotBeInACheckpoint(t *testing.T) {
 		}
 		d.write(func(x *store.Draft) { x.Update(pool) })
 	}
-	d.done(a.AttachVolume(ctx, h, opts, "here", api.VolumeAttach{VM: "web1"}))
 	ceph(true)
-	refused(problem.Unsupported, "volume here is in pool vms of type dir and its root disk in pool net of type rbd")
-	d.done(a.DetachVolume(ctx, h, opts, "here", api.VolumeDetach{}))
 	d.done(a.AttachVolume(ctx, h, opts, "data", api.VolumeAttach{VM: "web1", ReadOnly: true}))
 	refused(problem.Conflict, "volume data read-only")
 	d.done(a.DetachVolume(ctx, h, opts, "data", api.VolumeDetach{}))
@@ -322,4 +319,38 @@ func TestCheckpointsInCephHaveNoLayers(t *testing.T) {
 	in := decoded[api.VMRemoval](d, op.Plan.Input)
 	require.Len(t, in.Checkpoints, 2)
 	require.Equal(t, []any{[]string{""}, 2}, []any{in.Layers, len(in.Snapshots)})
+}
+
+// TestACheckpointHasDisksInCephAndInFiles: each is kept as those of its pool are.
+func TestACheckpointHasDisksInCephAndInFiles(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	d.done(a.AttachVolume(ctx, h, opts, "here", api.VolumeAttach{VM: "web1"}))
+	pool := find[api.Pool](d, "", "net")
+	pool.Spec.Type = api.PoolRBD
+	d.write(func(x *store.Draft) { x.Update(pool) })
+
+	op := d.keeps("c1")
+	in := d.orderOf(op).Disks
+	require.Equal(t, []any{false, "", ""}, []any{in[0].Files, in[0].Layer, in[0].Frozen})
+	require.True(t, in[1].Files)
+	require.Equal(t, []string{in[1].Layer}, op.Plan.Makes)
+	require.Equal(t, pool.ID, d.cp("c1").Status.Pool, "its memory is where the root disk is")
+	require.Equal(t, in[1].Layer, d.vol("here").Status.Layer)
+
+	op = d.switches("c1")
+	in = d.orderOf(op).Disks
+	require.Equal(t, []any{false, op.ID}, []any{in[0].Files, in[0].Layer})
+	require.Equal(t, []any{true, ""}, []any{in[1].Files, in[1].Frozen}, "the layer that the checkpoint has frozen is the first one")
+	require.Equal(t, []string{in[1].Layer}, op.Plan.Makes)
+
+	// Where it branches it can be deleted in Ceph, but not in a pool of files.
+	d.keeps("c2")
+	d.switches("c1")
+	d.keeps("c3")
+	none, err := a.DeleteCheckpoint(ctx, h, opts, "c1")
+	require.Contains(t, d.refuse(problem.Conflict, none, err).Why, "go on from it")
+	d.done(a.DeleteCheckpoint(ctx, h, opts, "c3"))
+	d.switches("c2")
+	d.done(a.DeleteCheckpoint(ctx, h, opts, "c1"))
 }

@@ -105,9 +105,9 @@ else
   NFS=()
 fi
 
-# Guests with volumes in Ceph and on GlusterFS, which take minutes: `make nodes`. Killed drivers on GlusterFS: `make nfs`, because the client of
+# Guests with volumes in Ceph and on GlusterFS, and checkpoints of a guest with volumes in both, which take minutes: `make nodes`. Killed drivers on GlusterFS: `make nfs`, because the client of
 # GlusterFS 10 may lose a request then, and stands still.
-[ $# -gt 0 ] || LEFT+=('^TestRealVolumesGoToAndFromGluster$' '^TestRealVolumesInCeph$' '^TestGlusterKilled$')
+[ $# -gt 0 ] || LEFT+=('^TestRealVolumesGoToAndFromGluster$' '^TestRealVolumesInCeph$' '^TestRealMixedCheckpoints$' '^TestGlusterKilled$')
 SKIP=(); [ ${#LEFT[@]} = 0 ] || SKIP=(-skip "$(IFS='|'; echo "${LEFT[*]}")")
 
 # --- the tests ----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ CRASHFLAGS=()
 MANYFLAGS=()
 [ $# -gt 0 ] || MANYFLAGS=(-run '^TestNodes$')
 [ ${#MANY[@]} = 0 ] || group "nodes" -timeout 25m "${MANYFLAGS[@]}" "${MANY[@]}"
-[ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, pools that go away and come back, and kills of nextstack and libvirtd while volumes are worked on; guests with volumes in Ceph, and volumes that go to GlusterFS and from there"
+[ $# -gt 0 ] || echo "NOT RUN HERE, but by \`make nodes\`, on the real stack: moves with kills, nodes that die, volumes in Ceph with kills, pools that go away and come back, and kills of nextstack and libvirtd while volumes are worked on; guests with volumes in Ceph, checkpoints of guests with volumes in Ceph and in files, and volumes that go to GlusterFS and from there"
 [ $# -gt 0 ] || echo "NOT RUN HERE: what is tested of volumes on NFS, version 3 of it, and drivers on GlusterFS that are killed: make nfs"
 
 # --- what it came to -------------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ func TestOperationsWhoseNodeDies(t *testing.T) {
 	}
 	list = append(list, checkpointsShared()...) // others wait for the node
 	list = append(list, checkpointsLostInCeph()...)
+	list = append(list, checkpointsLostMixed()...)
 	list = append(list, disksLost()...)
 	list = append(list, movesLost()...)
 	for _, s := range list {

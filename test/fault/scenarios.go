@@ -178,7 +178,7 @@ func Scenarios() map[string][]Scenario {
 	maps.Copy(all, volumes())
 	maps.Copy(all, checkpoints())
 	for _, others := range []map[string][]Scenario{
-		withVolumes(), givenVolumes(), flattening(), withCheckpoints(), checkpointsInCeph(), mistakes(), {api.OpVMMigrate: alongside()},
+		withVolumes(), givenVolumes(), flattening(), withCheckpoints(), checkpointsInCeph(), checkpointsMixed(), mistakes(), {api.OpVMMigrate: alongside()},
 	} {
 		for kind, more := range others {
 			all[kind] = append(all[kind], more...)

@@ -57,6 +57,9 @@ type MemoryFile struct {
 	Pool   PoolOnNode `json:"pool"`
 	// Aside says that it is only for the node that writes it, which soon reads or removes it. Whoever removes it need not say so.
 	Aside bool `json:"aside,omitempty"`
+	// Seal says that it counts only once it is sealed. In pools that are none of files that is so of all that are not put aside. Whoever
+	// reads or removes it need not say so.
+	Seal bool `json:"seal,omitempty"`
 }
 
 // FenceKey says which resource the steps on it are ordered by.

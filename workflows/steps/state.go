@@ -2,6 +2,7 @@ package steps
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/nextstack/nextstack/api"
@@ -156,6 +157,13 @@ type AgentList struct {
 type AgentPools struct {
 	AgentRef
 	Pools []PoolOnNode `json:"pools"`
+}
+
+// Has reports whether the agent has all these pools, by ID.
+func (a AgentPools) Has(pools []string) bool {
+	return !slices.ContainsFunc(pools, func(id string) bool {
+		return !slices.ContainsFunc(a.Pools, func(p PoolOnNode) bool { return p.Pool == id })
+	})
 }
 
 // Worlds is everything outside the store, as far as it could be asked.

@@ -64,8 +64,61 @@ func still(t *testing.T, b Bench) {
 	require.Equal(t, 2, kept)
 	_, err = s.TakeStill(t.Context(), api.NewID(), c, nil)
 	require.Equal(t, problem.NotFound, problem.KindOf(err))
+	top := s.goesOver(t)
 	s.save(t)
 	require.Equal(t, problem.Conflict, problem.KindOf(take(c)), "it does not run")
+	s.g.Intact(t, "vdc", top)
+}
+
+// goesOver: one of the disks has layers, and is written to another one from that moment on.
+func (s *subject) goesOver(t *testing.T) (top compute.DiskSource) {
+	t.Helper()
+	vm, data, below := s.plan.VM, s.plan.Data[0].Volume, s.now.Data[0]
+	made, merged, then := 0, 0, 0
+	c := compute.StillCheckpoint{
+		Memory: s.Memory(t), Volumes: []string{s.plan.Disk.Volume}, Disks: []compute.SwitchedDisk{{Volume: data, To: s.Layer(t, below)}},
+		Fresh: func() error { made++; return nil },
+		Keep: func() error {
+			s.is(t, api.PhasePaused)
+			require.Equal(t, 1, made)
+			return problem.New(problem.Unavailable, "not now")
+		},
+		Kept: func() error { s.is(t, api.PhasePaused); return nil },
+	}
+	take := func() error {
+		_, err := s.TakeStill(t.Context(), vm, c, nil)
+		s.is(t, api.PhaseRunning)
+		return err
+	}
+	refused := func(want problem.Kind) {
+		t.Helper()
+		err := take()
+		require.Equal(t, want, problem.KindOf(err), "%v", err)
+	}
+	refused(problem.Unavailable)
+	s.g.Steady(t, "vdc")
+	refused(problem.Conflict) // the disk has gone over, and was not brought back
+	back := compute.Merge{Top: c.Disks[0].To, Below: below, Retired: func() error { merged++; return nil }}
+	for range 2 {
+		running, err := s.MergeDisk(t.Context(), vm, data, back, nil)
+		require.NoError(t, err)
+		require.True(t, running)
+	}
+	require.Positive(t, merged)
+
+	c.Disks[0].To = s.Layer(t, below)
+	c.Keep = func() error { then++; return nil }
+	fails := c
+	fails.Fresh = func() error { return problem.New(problem.Unavailable, "no room") }
+	_, err := s.TakeStill(t.Context(), vm, fails, nil)
+	require.Equal(t, problem.Unavailable, problem.KindOf(err), "%v", err)
+	s.is(t, api.PhaseRunning)
+	require.NoError(t, take())
+	require.Equal(t, 1, then)
+	require.True(t, s.whole(t, c.Memory))
+	s.g.Steady(t, "vdc")
+	s.now.Data = []compute.DiskSource{c.Disks[0].To}
+	return c.Disks[0].To
 }
 
 // known: a guest whose disks do not tell is known by how its going on was called.

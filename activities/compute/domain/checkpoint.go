@@ -10,65 +10,49 @@ import (
 // CheckpointXML returns the XML of a snapshot of a domain that takes its memory into a file, and has disks of it be written to
 // other files.
 func CheckpointXML(xml string, c compute.Checkpoint) (string, error) {
+	return memoryXML(xml, c.Memory, c.Disks, nil)
+}
+
+// StillXML returns the XML of a snapshot of a domain that takes its memory into a file, has those of its disks that have layers be written
+// to others, and leaves the rest to somebody else, for whom libvirt keeps the guest paused.
+func StillXML(xml string, c compute.StillCheckpoint) (string, error) {
+	return memoryXML(xml, c.Memory, c.Disks, c.Volumes)
+}
+
+// memoryXML is for all of a domain's disks that are not read-only: some are switched, and the others left.
+func memoryXML(xml, memory string, switched []compute.SwitchedDisk, left []string) (string, error) {
 	disks, err := disksOf(xml)
 	if err != nil {
 		return "", err
 	}
-	to := map[string]compute.DiskSource{}
-	for _, d := range c.Disks {
-		to[Serial(d.Volume)] = d.To
+	to := map[string]*compute.DiskSource{} // nil: it is left
+	for _, d := range switched {
+		to[Serial(d.Volume)] = &d.To
+	}
+	for _, v := range left {
+		to[Serial(v)] = nil
 	}
 	s := libvirtxml.DomainSnapshot{
-		Memory: &libvirtxml.DomainSnapshotMemory{Snapshot: "external", File: c.Memory}, Disks: &libvirtxml.DomainSnapshotDisks{},
+		Memory: &libvirtxml.DomainSnapshotMemory{Snapshot: "external", File: memory}, Disks: &libvirtxml.DomainSnapshotDisks{},
 	}
 	for _, d := range disks {
 		if d.Target == nil {
 			continue
 		}
 		out := libvirtxml.DomainSnapshotDisk{Name: d.Target.Dev, Snapshot: "no"}
-		if next, ok := to[d.Serial]; ok {
-			delete(to, d.Serial)
-			out.Snapshot, out.Driver, out.Source = "external", &libvirtxml.DomainDiskDriver{Type: next.Format}, source(next)
-		} else if d.ReadOnly == nil {
+		next, ok := to[d.Serial]
+		delete(to, d.Serial)
+		switch {
+		case next != nil:
+			out.Snapshot, out.Driver, out.Source = "external", &libvirtxml.DomainDiskDriver{Type: next.Format}, source(*next)
+		case ok:
+			out.Snapshot = "manual"
+		case d.ReadOnly == nil:
 			return "", strange(d.Target.Dev)
 		}
 		s.Disks.Disks = append(s.Disks.Disks, out)
 	}
 	for serial := range to {
-		return "", problem.New(problem.NotFound, "the domain has no disk %s", serial)
-	}
-	out, err := s.Marshal()
-	return out, problem.Wrap(err, problem.Internal, "a checkpoint cannot be written as XML")
-}
-
-// StillXML returns the XML of a snapshot of a domain that takes its memory into a file, and leaves its disks to somebody else, for whom
-// libvirt keeps the guest paused.
-func StillXML(xml string, c compute.StillCheckpoint) (string, error) {
-	disks, err := disksOf(xml)
-	if err != nil {
-		return "", err
-	}
-	left := map[string]bool{}
-	for _, v := range c.Volumes {
-		left[Serial(v)] = true
-	}
-	s := libvirtxml.DomainSnapshot{
-		Memory: &libvirtxml.DomainSnapshotMemory{Snapshot: "external", File: c.Memory}, Disks: &libvirtxml.DomainSnapshotDisks{},
-	}
-	for _, d := range disks {
-		if d.Target == nil {
-			continue
-		}
-		how := "no"
-		if left[d.Serial] {
-			delete(left, d.Serial)
-			how = "manual"
-		} else if d.ReadOnly == nil {
-			return "", strange(d.Target.Dev)
-		}
-		s.Disks.Disks = append(s.Disks.Disks, libvirtxml.DomainSnapshotDisk{Name: d.Target.Dev, Snapshot: how})
-	}
-	for serial := range left {
 		return "", problem.New(problem.NotFound, "the domain has no disk %s", serial)
 	}
 	out, err := s.Marshal()

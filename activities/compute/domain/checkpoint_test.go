@@ -31,6 +31,20 @@ func TestStillXML(t *testing.T) {
 	for name, h := range how {
 		require.True(t, name == domain.RootDisk || h == "no", "the seed %s is %q", name, h)
 	}
+
+	// One that has layers is switched instead.
+	over := []compute.SwitchedDisk{{Volume: p.Disk.Volume, To: compute.QCOW2("/over")}}
+	s, err = domain.StillXML(xml, compute.StillCheckpoint{Memory: "/m", Disks: over})
+	require.NoError(t, err)
+	snap = libvirtxml.DomainSnapshot{}
+	require.NoError(t, snap.Unmarshal(s))
+	for _, d := range snap.Disks.Disks {
+		if d.Name == domain.RootDisk {
+			require.Equal(t, []string{"external", "qcow2", "/over"}, []string{d.Snapshot, d.Driver.Type, d.Source.File.File})
+		}
+	}
+	_, err = domain.StillXML(xml, compute.StillCheckpoint{Memory: "/m", Disks: over, Volumes: []string{api.NewID()}})
+	require.Equal(t, problem.NotFound, problem.KindOf(err))
 	_, err = domain.StillXML(xml, compute.StillCheckpoint{Memory: "/m"})
 	require.Equal(t, problem.Conflict, problem.KindOf(err), "a disk would be missing")
 	_, err = domain.StillXML(xml, compute.StillCheckpoint{Memory: "/m", Volumes: []string{p.Disk.Volume, api.NewID()}})

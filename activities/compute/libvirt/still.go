@@ -13,8 +13,8 @@ import (
 	"github.com/nextstack/nextstack/api/problem"
 )
 
-// TakeStill implements compute.Checkpoints. A snapshot whose disks are somebody else's ("manual") libvirt ends with the guest paused. The
-// guest carries the mark of one that rests from before that on: whoever comes after an agent that died lets it go on.
+// TakeStill implements compute.Checkpoints. A snapshot of whose disks some are somebody else's ("manual") libvirt ends with the guest
+// paused, the others switched. The guest carries the mark of one that rests from before that on: whoever comes after an agent that died lets it go on.
 func (d *Driver) TakeStill(ctx context.Context, vm string, c compute.StillCheckpoint, tell func(api.Progress)) (time.Duration, error) {
 	if _, err := d.idle(ctx, vm, func() { d.abort(ctx, vm) }); err != nil { // what an agent before this one has begun is worth nothing
 		return 0, err
@@ -40,6 +40,9 @@ func (d *Driver) TakeStill(ctx context.Context, vm string, c compute.StillCheckp
 			return err
 		}
 		if xml, err = domain.StillXML(xml, c); err != nil {
+			return err
+		}
+		if err := layersFor(vm, scope{dom, true}, c); err != nil {
 			return err
 		}
 		order <- work{xml, flags}
@@ -73,6 +76,25 @@ func (d *Driver) TakeStill(ctx context.Context, vm string, c compute.StillCheckp
 		werr = nil
 	}
 	return still.until(written), errors.Join(err, werr)
+}
+
+// layersFor makes the layers that disks of a guest are to be written to, and has the domain be started with them, as SwitchDisk does.
+func layersFor(vm string, live scope, c compute.StillCheckpoint) error {
+	if len(c.Disks) == 0 {
+		return nil
+	}
+	if err := live.allAgreed(); err != nil {
+		return err
+	}
+	if on, err := live.on(c.Disks); err != nil || on > 0 {
+		return errors.Join(err, compute.StillOn(vm))
+	}
+	if c.Fresh != nil {
+		if err := c.Fresh(); err != nil {
+			return err
+		}
+	}
+	return placeAll(live.dom, c.Disks)
 }
 
 // EndStill implements compute.Checkpoints.

@@ -63,6 +63,7 @@ func (a *Admission) volumeSource(c *acceptance, v *api.Volume, req api.VolumeCre
 			return src, err
 		}
 		v.Spec.Image = img.ID
+		c.deprecated(img)
 		return volumeSource{what: "image " + img.Name, size: img.Status.VirtualSize}, c.needs(api.RefTo(v), img)
 	case req.Snapshot != "":
 		snap, err := store.Find[api.Snapshot](c.ctx, c.kv, c.h, v.Project, req.Snapshot)

@@ -325,10 +325,10 @@ func (c *acceptance) needs(user api.Ref, used api.Phased) error {
 func (c *acceptance) usable(used api.Phased) error {
 	m := used.GetMeta()
 	if p := used.GetPhase(); p != api.PhaseReady {
-		no := problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name)
-		if pool, is := used.(*api.Pool); is && pool.Status.Reason != "" { // nothing of NextStack's may change that
-			return no.Because("it is %s: %s", p, pool.Status.Reason).Try("see: gnext pool get %s", m.Name)
+		if pool, is := used.(*api.Pool); is && p == api.PhaseUnavailable {
+			return poolAway(pool)
 		}
+		no := problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name)
 		return no.Because("it is %s", p).Try("wait until it is ready")
 	}
 	c.Unchanged(used)

@@ -182,6 +182,9 @@ func (c *acceptance) meta(project, name string, labels map[string]string) api.Me
 func (c *acceptance) makes(r api.Phased, then api.Phase) {
 	r.SetPhase(api.PhaseCreating, "")
 	c.Create(r)
+	if k, m := r.ResourceKind(), r.GetMeta(); k == api.KindVolume || k == api.KindSnapshot {
+		c.MeaningFound(store.NameClaim(k, m.Project, m.Name), func() error { return c.taken(k, m.Project, m.Name) })
+	}
 	c.op.Plan.Locks = append(c.op.Plan.Locks, api.Lock{Ref: api.RefTo(r), Then: then})
 }
 

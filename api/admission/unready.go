@@ -6,6 +6,7 @@ import (
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
+	"github.com/nextstack/nextstack/api/store"
 )
 
 // ready checks that something that no operation holds is whole, and not in the recycle bin. A snapshot is there with its volume, which
@@ -70,4 +71,32 @@ func reachable(vm *api.VM, no *problem.Problem) error {
 		return no.Try("ask again when its node reports; see: gnext host get %s", cmp.Or(vm.Status.AgentName, "NODE"))
 	}
 	return no.Try("see: gnext vm get %s", vm.Name)
+}
+
+// taken says what it means that a name is claimed already; one in the recycle bin keeps its own.
+func (c *acceptance) taken(kind api.Kind, project, name string) error {
+	no := problem.New(problem.Conflict, "the name %q is taken", name)
+	var held api.Phased
+	var volume *api.Volume
+	var err error
+	switch kind {
+	case api.KindVolume:
+		volume, err = store.Find[api.Volume](c.ctx, c.kv, c.h, project, name)
+		held = volume
+	case api.KindSnapshot:
+		var s *api.Snapshot
+		if s, err = store.Find[api.Snapshot](c.ctx, c.kv, c.h, project, name); err == nil {
+			held = s
+			volume, err = store.Get[api.Volume](c.ctx, c.kv, c.h, project, s.Spec.Volume)
+		}
+	}
+	if err != nil || held == nil || held.GetPhase() != api.PhaseDeleted { // who has it may be gone again
+		return no.Because("there is %s of that name already", kind.One()).Try("choose another name")
+	}
+	with := ""
+	if kind == api.KindSnapshot {
+		with = " with its volume " + volume.Name
+	}
+	return no.Because("the %s of that name is in the recycle bin%s", kind.Singular(), with).
+		Try("bring it back (gnext vol restore %s), delete it for good (gnext vol del %s --now), or choose another name", volume.Name, volume.Name)
 }

@@ -94,3 +94,25 @@ func TestADiskOfAVMThatIsHalted(t *testing.T) {
 	op, err = d.Admission.AttachVolume(ctx, d.User, opts, "data", api.VolumeAttach{VM: "web1"})
 	require.Contains(t, d.refuse(problem.Unavailable, op, err).Fix, "gnext host get")
 }
+
+func TestANameInTheRecycleBin(t *testing.T) {
+	d := disks(t)
+	a, h := d.Admission, d.User
+	add := func() *problem.Problem {
+		op, err := a.CreateVolume(ctx, h, opts, api.VolumeCreate{Name: "data", Size: api.GiB, Pool: "net"})
+		return d.refuse(problem.Conflict, op, err)
+	}
+	require.Equal(t, "choose another name", add().Fix)
+	d.takes("s1", "data")
+	d.done(a.DeleteVolume(ctx, h, opts, "data", api.VolumeDelete{Snapshots: true}))
+
+	p := add()
+	require.Equal(t, "the volume of that name is in the recycle bin", p.Why)
+	require.Contains(t, p.Fix, "gnext vol restore data")
+	require.Contains(t, p.Fix, "gnext vol del data --now")
+	name := "data"
+	op, err := a.UpdateVolume(ctx, h, opts, "here", api.VolumeUpdate{Name: &name})
+	require.Contains(t, d.refuse(problem.Conflict, op, err).Why, "recycle bin")
+	op, err = a.CreateSnapshot(ctx, h, opts, api.SnapshotCreate{Name: "s1", Volume: "here"})
+	require.Equal(t, "the snapshot of that name is in the recycle bin with its volume data", d.refuse(problem.Conflict, op, err).Why)
+}

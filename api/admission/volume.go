@@ -276,7 +276,7 @@ func (a *Admission) changeVolume(c *acceptance, v, after *api.Volume, req api.Vo
 		after.Name = *req.Name
 		key := store.NameClaim(api.KindVolume, v.Project, after.Name)
 		c.claims(key, v.ID)
-		c.Meaning(key, problem.New(problem.Conflict, "the name %q is taken", after.Name).Because("there is a volume of that name already").Try("choose another name"))
+		c.MeaningFound(key, func() error { return c.taken(api.KindVolume, v.Project, after.Name) })
 		c.releases(store.NameClaim(api.KindVolume, v.Project, v.Name))
 	}
 	if req.Shareable == nil || *req.Shareable == v.Spec.Shareable {

@@ -204,7 +204,7 @@ func TestPoolsThatAgentsMount(t *testing.T) {
 	p := find[api.Pool](d, "", "p")
 	require.Equal(t, api.MountDir+"/"+p.ID, p.Spec.Path)
 	require.True(t, p.Spec.Shared, "whoever mounts it sees the same")
-	require.Equal(t, api.PoolOnNode{Pool: p.ID, Type: api.PoolGluster, Path: p.Spec.Path, Shared: true, Source: source}, work.Pool)
+	require.Equal(t, api.PoolOnNode{Pool: p.ID, Name: p.Name, Type: api.PoolGluster, Path: p.Spec.Path, Shared: true, Source: source}, work.Pool)
 	d.settle(op, api.OpSucceeded)
 	change := decoded[api.PoolChange](d, d.done(d.update(api.PoolUpdate{AddAgents: []string{"a3"}})).Plan.Input)
 	require.Equal(t, source, change.Pool.Source, "who joins must know what to mount")

@@ -233,6 +233,7 @@ func (p PoolCheck) FenceKey() string { return p.Pool.Pool }
 // PoolOnNode is a pool directory on one node.
 type PoolOnNode struct {
 	Pool string `json:"pool"`
+	Name string `json:"name,omitempty"` // for people
 	Type string `json:"type"`
 	Path string `json:"path"`
 	// Shared: all agents of the pool see the same files in the directory.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"net/netip"
 	"path"
 	"path/filepath"
@@ -30,7 +31,7 @@ func Mounted(poolType string) bool { return poolType == PoolNFS || poolType == P
 
 // OnNode is the pool as nodes are asked about it.
 func (v *Pool) OnNode() PoolOnNode {
-	return PoolOnNode{Pool: v.ID, Type: v.Spec.Type, Path: v.Spec.Path, Shared: v.Spec.Shared, Source: v.Spec.Source}
+	return PoolOnNode{Pool: v.ID, Name: v.Name, Type: v.Spec.Type, Path: v.Spec.Path, Shared: v.Spec.Shared, Source: v.Spec.Source}
 }
 
 // Where is where a pool is, for people: its directory, or its servers and what it is there.
@@ -40,6 +41,9 @@ func (p PoolOnNode) Where() string {
 	}
 	return strings.Join(p.Source.Hosts, ",") + ":" + p.Source.Name
 }
+
+// Called is what people call the pool, or where it is if that is not known.
+func (p PoolOnNode) Called() string { return cmp.Or(p.Name, p.Where()) }
 
 // Copy names the pool's copy of an image.
 func (v *Pool) Copy(img *Image) CachedImage {

@@ -2,6 +2,7 @@ package workflows
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -110,11 +111,15 @@ func startPool(op steps.Op) (s api.PoolWork, err error) {
 	return s, problem.Wrap(err, problem.Internal, "the input of %s cannot be read", op.Kind)
 }
 
+// poolPatience is how long it is tried to reach a pool that somebody has just named: what does not answer is more often a mistake than
+// a server that is about to come.
+const poolPatience = 25 * time.Second
+
 // PoolAdd makes a directory a pool on each of its agents, by really using it.
 var PoolAdd = saga.Table[api.PoolWork]{
 	Kind: api.OpPoolAdd, Start: startPool,
 	Steps: []saga.Step[api.PoolWork]{
-		{Name: "prepare", Where: node, Do: preparePool, Undo: releasePool},
+		{Name: "prepare", Where: node, Do: preparePool, Undo: releasePool, Patience: poolPatience},
 	},
 }
 
@@ -131,8 +136,8 @@ var PoolDelete = saga.Table[api.PoolWork]{
 var PoolUpdate = saga.Table[api.PoolChange]{
 	Kind: api.OpPoolUpdate, Start: startPoolChange,
 	Steps: []saga.Step[api.PoolChange]{
-		{Name: "prepare", Where: node, Do: prepareAdded, Undo: releaseAdded},
-		{Name: "check", Where: node, Do: checkPool}, // changes nothing
+		{Name: "prepare", Where: node, Do: prepareAdded, Undo: releaseAdded, Patience: poolPatience},
+		{Name: "check", Where: node, Do: checkPool, Patience: poolPatience}, // changes nothing
 		{Name: "release", Where: node, Do: releaseRemoved, Undo: prepareRemoved},
 	},
 }

@@ -202,7 +202,7 @@ func makeDisk(r *saga.Run, s *vmState) (err error) {
 func unmakeDisk(r *saga.Run, s *vmState) error {
 	for _, v := range s.Placed.Volumes {
 		as := *s
-		as.Placed.Plan.Disk = steps.DiskPlan{Volume: v.Volume, Pool: v.Pool.Pool, PoolPath: v.Pool.Path, Type: v.Pool.Type, Shared: v.Pool.Shared, Source: v.Pool.Source}
+		as.Placed.Plan.Disk = steps.DiskPlan{Volume: v.Volume, Pool: v.Pool.Pool, PoolName: v.Pool.Name, PoolPath: v.Pool.Path, Type: v.Pool.Type, Shared: v.Pool.Shared, Source: v.Pool.Source}
 		err := withDisk(r, &as, func(plan steps.VMPlan) error {
 			v.Agent, v.Pool.Path = plan.Agent, plan.Disk.PoolPath
 			_, err := steps.RemoveVolume.Call(r, plan.Agent, v)

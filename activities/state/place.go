@@ -364,7 +364,7 @@ func (s *State) placement(ctx context.Context, vm *api.VM, gets ...api.VMDisk) (
 		return out, problem.New(problem.Internal, "vm %s has no root volume", vm.Name)
 	}
 	out.Plan.Disk = steps.DiskPlan{
-		Volume: vm.Status.Volumes[0], Pool: pool.ID, PoolPath: pool.Spec.Path, Size: vm.Spec.RootDisk,
+		Volume: vm.Status.Volumes[0], Pool: pool.ID, PoolName: pool.Name, PoolPath: pool.Spec.Path, Size: vm.Spec.RootDisk,
 		Image: image.ID, ImageSHA256: image.Status.SHA256, ImageSize: image.Status.Size, Shared: pool.Spec.Shared,
 		Type: pool.Spec.Type, Source: pool.Spec.Source,
 	}

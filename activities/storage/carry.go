@@ -189,24 +189,24 @@ func (d *Dir) TakeVolume(ctx context.Context, v steps.VolumePlan, src Source, fe
 	return d.onVolume(v, func(root *os.Root) error {
 		if based(v) {
 			if _, err := d.image(ctx, root, imagePlan(v), src, func(text string) { tell(api.Progress{Text: text}) }); err != nil {
-				return full(err, v.Pool.Path, api.MiB)
+				return full(err, v.Pool, api.MiB)
 			}
 		}
 		tmp := layerFile(v) + tempExt
-		return d.arrive(ctx, root, v.Pool.Path, tmp, fetch, tell, func() error { return d.keep(ctx, root, v, tmp) })
+		return d.arrive(ctx, root, v.Pool, tmp, fetch, tell, func() error { return d.keep(ctx, root, v, tmp) })
 	})
 }
 
 // arrive fills a temporary file with what fetch opens, and has keep give it its name. Nothing is left of it if that fails.
-func (d *Dir) arrive(ctx context.Context, root *os.Root, path, tmp string, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress), keep func() error) error {
+func (d *Dir) arrive(ctx context.Context, root *os.Root, pool steps.PoolOnNode, tmp string, fetch func(context.Context) (io.ReadCloser, error), tell func(api.Progress), keep func() error) error {
 	out, err := lockedTemp(ctx, root, tmp)
 	if err != nil {
-		return full(err, path, api.MiB)
+		return full(err, pool, api.MiB)
 	}
 	defer out.Close() //nolint:errcheck // synced by finish; ends the lock
-	to := &diskSink{out: out, path: path, tell: tell}
+	to := &diskSink{out: out, path: pool.Path, tell: tell}
 	if err := d.pull(ctx, fetch, to); err != nil {
-		return errors.Join(full(err, path, to.data), removeFile(root, tmp))
+		return errors.Join(full(err, pool, to.data), removeFile(root, tmp))
 	}
 	if err := keep(); err != nil {
 		return errors.Join(err, removeFile(root, tmp))

@@ -122,7 +122,7 @@ func (d *Dir) Fill(ctx context.Context, v steps.VolumePlan, from qemuimg.Disk, p
 		defer leave()
 		return finish(root, tmp, layerFile(v), volumesDir)
 	})
-	return full(err, v.Pool.Path, v.Size)
+	return full(err, v.Pool, v.Size)
 }
 
 // vacant makes an empty volume under another name.

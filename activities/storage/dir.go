@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -67,6 +68,11 @@ func (d *Dir) Prepare(_ context.Context, p steps.PoolOnNode) (api.PoolUsage, err
 	if p.Join && problem.Is(err, problem.NotFound) {
 		return api.PoolUsage{}, notJoined(p, "there is no such directory")
 	}
+	if errors.Is(err, errShut) { // waiting does not help
+		no := *problem.From(err)
+		no.Kind = problem.Invalid
+		return api.PoolUsage{}, &no
+	}
 	if err != nil {
 		return api.PoolUsage{}, err
 	}
@@ -94,6 +100,14 @@ func unusable(path string, err error) error {
 	return problem.Wrap(err, problem.Invalid, "%s cannot be a pool", path)
 }
 
+// errShut says that a directory, or the marker in it, may not be read. The agent is root: it is the file system that refuses it.
+var errShut = errors.New("the agent may not read it")
+
+func shut(path string, err error) error {
+	return problem.Caused(fmt.Errorf("%w: %w", errShut, err), problem.Unavailable, "pool directory %s cannot be used", path).
+		Try("let root of this node read and write it; of an NFS export: no_root_squash")
+}
+
 // openRoot opens a directory such that nothing below it can lead out of it again. What can be no directory is invalid.
 func openRoot(path string) (*os.Root, error) {
 	info, err := os.Lstat(path)
@@ -102,6 +116,8 @@ func openRoot(path string) (*os.Root, error) {
 		return nil, problem.New(problem.NotFound, "there is no pool in %s on this node", path)
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
 		return nil, unusable(path, err)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, shut(path, err)
 	case err != nil:
 		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be read", path)
 	case info.Mode()&fs.ModeSymlink != 0:
@@ -110,6 +126,9 @@ func openRoot(path string) (*os.Root, error) {
 		return nil, problem.New(problem.Invalid, "%s cannot be a pool", path).Because("it is not a directory")
 	}
 	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, shut(path, err)
+	}
 	if err != nil {
 		return nil, problem.Wrap(err, problem.Unavailable, "pool directory %s cannot be opened", path)
 	}
@@ -223,6 +242,8 @@ func (d *Dir) open(pool, path string) (*os.Root, error) {
 		err = problem.New(problem.Conflict, "%s is pool %s, not %s", path, m.Pool, pool)
 	case errors.Is(err, fs.ErrNotExist):
 		err = problem.New(problem.NotFound, "%s is not a pool on this node", path).Because("its marker %s is missing", markerName).Try("see that its file system is mounted, or add the pool again")
+	case errors.Is(err, fs.ErrPermission):
+		err = shut(path, err)
 	default:
 		err = problem.Wrap(err, problem.Unavailable, "the marker of %s cannot be read", path)
 	}

@@ -38,7 +38,7 @@ func (d *Dir) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (st
 			u.Free += info.Size()
 		}
 		if u.Free < size {
-			return NoRoomForMemory("pool "+m.Pool.Path, u, size)
+			return NoRoomForMemory("pool "+m.Pool.Called(), u, size)
 		}
 		return nil
 	})

@@ -1,15 +1,21 @@
 package storage_test
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/nextstack/nextstack/activities"
 	"github.com/nextstack/nextstack/activities/storage"
 	"github.com/nextstack/nextstack/api"
 	"github.com/nextstack/nextstack/api/problem"
@@ -175,4 +181,51 @@ func TestAReleaseTakesOnlyWhatThePoolHasMade(t *testing.T) {
 	require.Empty(t, w.Usage(t.Context(), there).Error)
 	_, err := w.Prepare(t.Context(), w.pool)
 	is(t, problem.Conflict, err)
+}
+
+// TestADirectoryThatMayNotBeRead: an export of NFS that takes root for nobody is one. What was to become a pool and could not be
+// read has nothing to be released, and its undo does not wait for somebody to open it; what was one is not called removed.
+func TestADirectoryThatMayNotBeRead(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED, NOT TESTED: a directory that may not be read. Run as root, which can be somebody else")
+	}
+	w := newWorld(t, storage.NewDir(nil))
+	require.NoError(t, os.MkdirAll(w.pool.Path, 0o700))
+	for dir := filepath.Dir(w.pool.Path); dir != "/" && dir != os.TempDir(); dir = filepath.Dir(dir) {
+		require.NoError(t, os.Chmod(dir, 0o711)) //nolint:gosec // nobody passes through
+	}
+	reg := byName{}
+	storage.RegisterNode(reg, &activities.Host{Log: slog.New(slog.DiscardHandler)}, w.Pool, w.src, nil)
+	release := reg[steps.ReleasePool.Name].(func(context.Context, steps.Envelope[steps.PoolOnNode]) (steps.Nothing, error))
+	seq := 0
+	undo := func(is bool) error {
+		seq++
+		token := steps.Token{Operation: "op", Step: "prepare", Epoch: 1, Seq: seq, Undo: is}
+		_, err := release(t.Context(), steps.Envelope[steps.PoolOnNode]{Token: token, In: w.pool})
+		return steps.FromActivity("prepare", "", err)
+	}
+	asNobody(func() {
+		_, err := w.Prepare(t.Context(), w.pool)
+		assert.Equal(t, problem.Invalid, problem.KindOf(err), "%v: trying again does not help", err)
+		assert.ErrorContains(t, err, "no_root_squash")
+		assert.NoError(t, undo(true))
+		assert.Equal(t, problem.Unavailable, problem.KindOf(undo(false)))
+	})
+	require.NoFileExists(t, filepath.Join(w.pool.Path, ".nextstack-pool"))
+	_, err := w.Prepare(t.Context(), w.pool)
+	require.NoError(t, err)
+	require.NoError(t, undo(true))
+}
+
+// asNobody runs f on a thread to which the file system gives no more rights than to nobody; the thread ends with it.
+func asNobody(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked
+		_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, 65534, 0, 0)
+		_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, 65534, 0, 0)
+		f()
+	}()
+	<-done
 }

@@ -87,7 +87,7 @@ func (d *Dir) layerOn(ctx context.Context, top, below steps.VolumePlan, size fun
 		}
 		return finish(root, tmp, name, volumesDir)
 	})
-	return full(err, top.Pool.Path, api.MiB)
+	return full(err, top.Pool, api.MiB)
 }
 
 // UndoSnapshot implements Snapshots.
@@ -131,7 +131,7 @@ func (d *Dir) DropSnapshot(ctx context.Context, s steps.SnapshotDrop, merged boo
 		defer leave()
 		return replant(ctx, root, frozen, child)
 	})
-	return full(err, s.Volume.Pool.Path, api.MiB)
+	return full(err, s.Volume.Pool, api.MiB)
 }
 
 // commit brings what is in child into frozen. What else is made on frozen would change with it: that must not be, unless nothing

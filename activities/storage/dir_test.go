@@ -136,9 +136,12 @@ func TestFullPoolSaysSo(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(w.pool.Path, unix.MNT_DETACH)) })
 	_, err := w.Prepare(t.Context(), w.pool)
 	require.NoError(t, err)
-	err = w.MakeDisk(t.Context(), w.plan(), w.src, nil)
+	p := w.plan()
+	p.Disk.PoolName = "vms"
+	err = w.MakeDisk(t.Context(), p, w.src, nil)
 	require.Equal(t, problem.NoCapacity, problem.KindOf(err), "%v", err)
-	require.ErrorContains(t, err, "131072 bytes")
+	require.ErrorContains(t, err, "pool vms is full: ", "where it is mounted says nothing to people")
+	require.ErrorContains(t, err, " of 128K are free")
 	require.Empty(t, w.kinds(t)[storage.KindBacking])
 }
 

@@ -59,7 +59,7 @@ func (d *Dir) CreateVolume(ctx context.Context, v steps.VolumePlan, src Source, 
 		}
 		return d.standing(ctx, root, v, func(tmp string) error { return qcow2.Create(inPool(v.Pool.Path, tmp), v.Size, "") })
 	})
-	return full(err, v.Pool.Path, api.MiB)
+	return full(err, v.Pool, api.MiB)
 }
 
 func (d *Dir) childOfImage(ctx context.Context, root *os.Root, v steps.VolumePlan, src Source, tell func(api.Progress)) error {
@@ -245,7 +245,7 @@ func (d *Dir) GrowVolume(ctx context.Context, v steps.VolumePlan) error {
 			return nil
 		}
 		if err := qemuimg.Resize(ctx, layerPath(v), formatOf(v), v.Size); err != nil {
-			return full(err, v.Pool.Path, api.MiB)
+			return full(err, v.Pool, api.MiB)
 		}
 		return syncFile(root, layerFile(v))
 	})

@@ -29,7 +29,7 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	defer root.Close() //nolint:errcheck // a directory that was only read
 	backing, err := d.image(ctx, root, plan, src, progress)
 	if err != nil {
-		return full(err, plan.Disk.PoolPath, plan.Disk.ImageSize)
+		return full(err, plan.Disk.OnNode(), plan.Disk.ImageSize)
 	}
 	leave, err := d.together(ctx, root, plan.Disk.PoolPath)
 	if err != nil {
@@ -38,18 +38,18 @@ func (d *Dir) MakeDisk(ctx context.Context, plan steps.VMPlan, src Source, progr
 	err = overlay(root, plan, backing)
 	leave()
 	if err != nil {
-		return full(err, plan.Disk.PoolPath, api.MiB)
+		return full(err, plan.Disk.OnNode(), api.MiB)
 	}
-	return full(writeSeed(ctx, root, plan, src), plan.Disk.PoolPath, api.MiB)
+	return full(writeSeed(ctx, root, plan, src), plan.Disk.OnNode(), api.MiB)
 }
 
 // full makes "no space left on device" a problem with numbers.
-func full(err error, path string, need int64) error {
+func full(err error, p steps.PoolOnNode, need int64) error {
 	if err == nil || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !problem.Is(err, problem.NoCapacity) {
 		return err
 	}
-	u := usage("", path)
-	return problem.New(problem.NoCapacity, "pool %s is full: %d of %d bytes are free, about %d are needed", path, u.Free, u.Capacity, need).
+	u := usage("", p.Path)
+	return problem.New(problem.NoCapacity, "pool %s is full", p.Called()).Because("%s of %s are free, about %s are needed", api.Size(u.Free), api.Size(u.Capacity), api.Size(need)).
 		Try("delete VMs or images, or use another pool")
 }
 

@@ -30,7 +30,7 @@ func (f *Fake) PlaceMemory(_ context.Context, m steps.MemoryFile, size int64) (p
 	err = f.inMemories(m, func(f *Fake, pool *fakePool, _ string) error {
 		u, at := f.usage(m.Pool), fakeWritten(m)
 		if u.Free += pool.files[at].size; u.Free < size {
-			return NoRoomForMemory("pool "+m.Pool.Path, u, size)
+			return NoRoomForMemory("pool "+m.Pool.Called(), u, size)
 		}
 		path = at
 		return nil

@@ -42,7 +42,7 @@ func (d *Dir) FlattenVolume(ctx context.Context, v steps.VolumePlan, tell func(a
 		}
 		return syncFile(root, layerFile(v))
 	})
-	return full(err, v.Pool.Path, v.Size)
+	return full(err, v.Pool, v.Size)
 }
 
 // flattening reads what a volume is made on. Raw files, which have no header, are made on nothing.

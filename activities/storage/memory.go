@@ -75,7 +75,7 @@ func writtenMemory(m steps.MemoryFile) string {
 
 // NoRoomForMemory is the problem of a place, of which u says how much room it has, where a memory would not fit.
 func NoRoomForMemory(path string, u api.PoolUsage, need int64) *problem.Problem {
-	return problem.New(problem.NoCapacity, "%s has no room for the memory of the guest", path).Because("%d of %d bytes are free, and it may have %d", u.Free, u.Capacity, need).
+	return problem.New(problem.NoCapacity, "%s has no room for the memory of the guest", path).Because("%s of %s are free, and it may have %s", api.Size(u.Free), api.Size(u.Capacity), api.Size(need)).
 		Try("delete checkpoints, snapshots or volumes that are not needed")
 }
 

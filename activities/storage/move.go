@@ -104,14 +104,14 @@ func (d *Dir) ReceiveDisk(ctx context.Context, plan steps.VMPlan, src Source, fe
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
 	if _, err := d.image(ctx, root, plan, src, func(text string) { tell(api.Progress{Text: text}) }); err != nil {
-		return full(err, plan.Disk.PoolPath, plan.Disk.ImageSize)
+		return full(err, plan.Disk.OnNode(), plan.Disk.ImageSize)
 	}
 	if err := writeSeed(ctx, root, plan, src); err != nil {
-		return full(err, plan.Disk.PoolPath, api.MiB)
+		return full(err, plan.Disk.OnNode(), api.MiB)
 	}
 	name := volumesDir + "/" + rootLayer(plan) + volumeExt
 	tmp := name + tempExt
-	return d.arrive(ctx, root, plan.Disk.PoolPath, tmp, fetch, tell, func() error { return d.accept(ctx, root, plan, tmp, name) })
+	return d.arrive(ctx, root, plan.Disk.OnNode(), tmp, fetch, tell, func() error { return d.accept(ctx, root, plan, tmp, name) })
 }
 
 // accept gives a received volume its name, if it is what it should be. What has the name already is older.

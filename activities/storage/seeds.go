@@ -69,7 +69,7 @@ func (d *Dir) MakeSeed(ctx context.Context, plan steps.VMPlan, src Source) error
 		return err
 	}
 	defer root.Close() //nolint:errcheck // a directory that was only read
-	return full(writeSeed(ctx, root, plan, src), plan.Disk.PoolPath, 1<<20)
+	return full(writeSeed(ctx, root, plan, src), plan.Disk.OnNode(), 1<<20)
 }
 
 // RemoveSeed implements Seeds.

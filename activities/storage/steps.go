@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -87,8 +88,12 @@ func RegisterNode(reg activities.Registry, h *activities.Host, pool Pool, src So
 		}
 		return steps.Nothing{}, checker.CheckSource(ctx, c.Pool, c.Secret)
 	})
-	activities.Implement(reg, h, steps.ReleasePool, func(ctx context.Context, _ steps.Token, p steps.PoolOnNode) (steps.Nothing, error) {
-		return steps.Nothing{}, pool.Release(ctx, p)
+	activities.Implement(reg, h, steps.ReleasePool, func(ctx context.Context, t steps.Token, p steps.PoolOnNode) (steps.Nothing, error) {
+		err := pool.Release(ctx, p)
+		if t.Undo && errors.Is(err, errShut) {
+			err = nil // it could not be read when it was to become a pool either: nothing was made in it
+		}
+		return steps.Nothing{}, err
 	})
 	activities.Implement(reg, h, steps.EvictImage, func(ctx context.Context, _ steps.Token, c steps.CachedImage) (steps.Nothing, error) {
 		return steps.Nothing{}, pool.EvictImage(ctx, c)

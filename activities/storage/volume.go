@@ -56,7 +56,7 @@ func undoing(s steps.SnapshotPlan) steps.SnapshotDrop {
 // imagePlan is what fetching the image of a volume is asked with.
 func imagePlan(v steps.VolumePlan) steps.VMPlan {
 	return steps.VMPlan{Name: v.Name, Agent: v.Agent, Disk: steps.DiskPlan{
-		Volume: v.Volume, Pool: v.Pool.Pool, PoolPath: v.Pool.Path, Size: v.Size, Image: v.Image.Image, ImageSHA256: v.Image.SHA256,
+		Volume: v.Volume, Pool: v.Pool.Pool, PoolName: v.Pool.Name, PoolPath: v.Pool.Path, Size: v.Size, Image: v.Image.Image, ImageSHA256: v.Image.SHA256,
 	}}
 }
 

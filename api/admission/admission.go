@@ -182,6 +182,9 @@ func (c *acceptance) meta(project, name string, labels map[string]string) api.Me
 func (c *acceptance) makes(r api.Phased, then api.Phase) {
 	r.SetPhase(api.PhaseCreating, "")
 	c.Create(r)
+	if k, m := r.ResourceKind(), r.GetMeta(); k == api.KindVolume || k == api.KindSnapshot {
+		c.MeaningFound(store.NameClaim(k, m.Project, m.Name), func() error { return c.taken(k, m.Project, m.Name) })
+	}
 	c.op.Plan.Locks = append(c.op.Plan.Locks, api.Lock{Ref: api.RefTo(r), Then: then})
 }
 
@@ -325,10 +328,10 @@ func (c *acceptance) needs(user api.Ref, used api.Phased) error {
 func (c *acceptance) usable(used api.Phased) error {
 	m := used.GetMeta()
 	if p := used.GetPhase(); p != api.PhaseReady {
-		no := problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name)
-		if pool, is := used.(*api.Pool); is && pool.Status.Reason != "" { // nothing of NextStack's may change that
-			return no.Because("it is %s: %s", p, pool.Status.Reason).Try("see: gnext pool get %s", m.Name)
+		if pool, is := used.(*api.Pool); is && p == api.PhaseUnavailable {
+			return poolAway(pool)
 		}
+		no := problem.New(problem.Conflict, "%s %s is not ready", used.ResourceKind().Singular(), m.Name)
 		return no.Because("it is %s", p).Try("wait until it is ready")
 	}
 	c.Unchanged(used)

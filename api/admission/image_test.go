@@ -24,6 +24,8 @@ func TestADeprecatedImageCanBeUsedWithAWarning(t *testing.T) {
 
 	made := d.ask(a.CreateVM(ctx, d.User, opts, vmRequest("web1")))
 	require.Equal(t, []string{"image cirros is deprecated: use debian"}, made.Warnings)
+	volume := d.ask(a.CreateVolume(ctx, d.User, opts, api.VolumeCreate{Name: "tools", Image: "cirros", Pool: "vms"}))
+	require.Equal(t, made.Warnings, volume.Warnings)
 	d.settle(made, api.OpSucceeded)
 	d.done(a.UpdateImage(ctx, d.User, opts, "cirros", api.ImageUpdate{Advice: &none}))
 	require.Equal(t, []string{"image cirros is deprecated"}, d.ask(a.CreateVM(ctx, d.User, opts, vmRequest("web2"))).Warnings)

@@ -161,7 +161,7 @@ func (a *Admission) poolFor(c *acceptance, ref string) (*api.Pool, error) {
 	case 1:
 		return ready[0], nil
 	case 0:
-		return nil, problem.New(problem.Conflict, "there is no pool that is ready").Try("add one: gnext pool add NAME --type dir --path /vms")
+		return nil, noPool(pools)
 	default:
 		slices.Sort(names)
 		return nil, problem.New(problem.Invalid, "no pool is named").Because("there are several: %s", strings.Join(first(names, 5), ", ")).Try("say which one: --pool NAME")

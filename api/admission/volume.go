@@ -1,7 +1,6 @@
 package admission
 
 import (
-	"cmp"
 	"context"
 	"slices"
 
@@ -63,6 +62,7 @@ func (a *Admission) volumeSource(c *acceptance, v *api.Volume, req api.VolumeCre
 			return src, err
 		}
 		v.Spec.Image = img.ID
+		c.deprecated(img)
 		return volumeSource{what: "image " + img.Name, size: img.Status.VirtualSize}, c.needs(api.RefTo(v), img)
 	case req.Snapshot != "":
 		snap, err := store.Find[api.Snapshot](c.ctx, c.kv, c.h, v.Project, req.Snapshot)
@@ -182,21 +182,6 @@ func (a *Admission) volumeNode(c *acceptance, pool *api.Pool, src volumeSource, 
 	return wanted, nil
 }
 
-// ready checks that something that no operation holds is whole, and not in the recycle bin. A snapshot is there with its volume, which
-// is checked before it: what the answer says to do is to be done with the volume.
-func ready(r api.Phased) error {
-	m, p := r.GetMeta(), r.GetPhase()
-	if m.Operation != "" || p == api.PhaseReady { // of what is held, whoever holds it next tells
-		return nil
-	}
-	no := problem.New(problem.Conflict, "%s %s cannot be used", r.ResourceKind().Singular(), m.Name)
-	if p == api.PhaseDeleted {
-		return no.Because("it is in the recycle bin").Try("bring it back: gnext vol restore %s", m.Name)
-	}
-	noun := map[api.Kind]string{api.KindSnapshot: "snap", api.KindCheckpoint: "cp"}[r.ResourceKind()]
-	return no.Because("it is %s", p).Try("see what is wrong with it: gnext %s get %s", cmp.Or(noun, "vol"), m.Name)
-}
-
 // layerOf returns the file that a snapshot keeps, as plans say it: empty for the volume's first, and in pools without files.
 func layerOf(v *api.Volume, s *api.Snapshot) string {
 	if s.Status.Layer == v.ID {
@@ -237,14 +222,6 @@ func (a *Admission) onlyVM(c *acceptance, v *api.Volume, no *problem.Problem) (*
 			Try("stop it first (gnext vm poweroff %s), or detach the volume: gnext vol detach %s --vm %s", vm.Name, v.Name, vm.Name)
 	}
 	return vm, c.keeps(vm)
-}
-
-// reachable checks that the disks of a VM can be changed: that its node can be asked, and the guest is not halted.
-func reachable(vm *api.VM, no *problem.Problem) error {
-	if p := vm.Status.Phase; vm.Operation == "" && p != api.PhaseRunning && p != api.PhaseStopped {
-		return no.Because("vm %s is %s", vm.Name, p).Try("see: gnext vm get %s", vm.Name)
-	}
-	return nil
 }
 
 // changed returns a copy of a volume to be changed, which shares nothing with it.
@@ -299,7 +276,7 @@ func (a *Admission) changeVolume(c *acceptance, v, after *api.Volume, req api.Vo
 		after.Name = *req.Name
 		key := store.NameClaim(api.KindVolume, v.Project, after.Name)
 		c.claims(key, v.ID)
-		c.Meaning(key, problem.New(problem.Conflict, "the name %q is taken", after.Name).Because("there is a volume of that name already").Try("choose another name"))
+		c.MeaningFound(key, func() error { return c.taken(api.KindVolume, v.Project, after.Name) })
 		c.releases(store.NameClaim(api.KindVolume, v.Project, v.Name))
 	}
 	if req.Shareable == nil || *req.Shareable == v.Spec.Shareable {

@@ -115,16 +115,16 @@ type Draft struct {
 	h       auth.Handle
 	tx      Tx
 	err     error
-	written bool             // a record
-	claimed bool             // a claim, by itself
-	said    map[string]error // what a failed condition means, by key
+	written bool                    // a record
+	claimed bool                    // a claim, by itself
+	said    map[string]func() error // what a failed condition means, by key
 }
 
 // kindClaims stands for claims where authority is checked.
 const kindClaims api.Kind = "claims"
 
 // NewDraft returns an empty transaction under the authority of h.
-func NewDraft(h auth.Handle) *Draft { return &Draft{h: h, said: map[string]error{}} }
+func NewDraft(h auth.Handle) *Draft { return &Draft{h: h, said: map[string]func() error{}} }
 
 func (d *Draft) check(a auth.Action, r api.Resource) bool {
 	if d.err == nil {
@@ -232,7 +232,10 @@ func (d *Draft) None(prefix string, meaning error) {
 }
 
 // Meaning says what it means to a user when the condition on key does not hold.
-func (d *Draft) Meaning(key string, err error) { d.said[key] = err }
+func (d *Draft) Meaning(key string, err error) { d.MeaningFound(key, func() error { return err }) }
+
+// MeaningFound is Meaning for what has to be found out, once it is known that the condition does not hold.
+func (d *Draft) MeaningFound(key string, find func() error) { d.said[key] = find }
 
 // Commit carries the draft out. A condition that does not hold gives its Meaning, or else a *Conflict.
 func (d *Draft) Commit(ctx context.Context, kv KV) (revision int64, err error) {
@@ -288,7 +291,7 @@ func (d *Draft) meant(err error) error {
 	var c *Conflict
 	if errors.As(err, &c) {
 		if meaning := d.said[c.Condition.Key]; meaning != nil {
-			return meaning
+			return meaning()
 		}
 	}
 	return err

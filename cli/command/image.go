@@ -97,7 +97,9 @@ func (a *app) uploadImage(cmd *cobra.Command, args []string, r *api.ImageCreate,
 	if _, err := client.Get[*api.Image](cmd.Context(), c, a.project, trial.Name); err == nil {
 		return problem.New(problem.Conflict, "the name %q is taken", trial.Name).Because("there is an image of that name already").Try("choose another name")
 	} // whatever else is wrong is said when the image is asked for
-	up, err := a.upload(cmd.Context(), c, file)
+	own, leave := alone(file) // until it is imported: the upload goes with that
+	defer leave()
+	up, err := a.upload(cmd.Context(), c, file, own)
 	if err != nil {
 		return err
 	}
@@ -126,7 +128,8 @@ func uploadID(server, name string, info fs.FileInfo) string {
 	return uuid.NewSHA1(uploadSpace, fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%d", server, host, name, info.Size(), info.ModTime().UnixNano())).String()
 }
 
-func (a *app) upload(ctx context.Context, c *client.Client, name string) (*client.Uploaded, error) {
+// upload sends a file. One that another gnext sends at the same time, as own tells, is sent by itself, and cannot be gone on with.
+func (a *app) upload(ctx context.Context, c *client.Client, name string, own bool) (*client.Uploaded, error) {
 	if name == "-" {
 		p := a.progress("uploading "+name, -1)
 		up, err := c.Upload(ctx, a.Stdin, -1, p.update)
@@ -150,10 +153,14 @@ func (a *app) upload(ctx context.Context, c *client.Client, name string) (*clien
 		p.end(err == nil)
 		return up, err
 	}
+	id := uploadID(c.Address(), name, info)
+	if !own {
+		id = api.NewID()
+	}
 	p := a.progress("uploading "+name, info.Size())
-	up, err := c.UploadAs(ctx, uploadID(c.Address(), name, info), file, info.Size(), p.update)
+	up, err := c.UploadAs(ctx, id, file, info.Size(), p.update)
 	p.end(err == nil)
-	if err != nil && !a.quiet && p != nil && p.sent > 0 {
+	if err != nil && own && !a.quiet && p != nil && p.sent > 0 {
 		fmt.Fprintln(a.Stderr, "run it again to go on with the upload")
 	}
 	return up, err

@@ -2,7 +2,6 @@ package command
 
 import (
 	"math/big"
-	"strconv"
 	"strings"
 
 	"github.com/nextstack/nextstack/api"
@@ -53,21 +52,8 @@ func parseSize(s string) (int64, error) {
 	return r.Num().Int64(), nil
 }
 
-// formatSize writes n bytes with the unit that fits, to one decimal if there must be one.
-func formatSize(n int64) string {
-	for _, u := range []struct {
-		name string
-		size int64
-	}{{"T", api.TiB}, {"G", api.GiB}, {"M", api.MiB}, {"K", api.KiB}} {
-		if n >= u.size || n <= -u.size {
-			if n%u.size == 0 {
-				return strconv.FormatInt(n/u.size, 10) + u.name
-			}
-			return strings.TrimSuffix(strconv.FormatFloat(float64(n)/float64(u.size), 'f', 1, 64), ".0") + u.name
-		}
-	}
-	return strconv.FormatInt(n, 10) + "B"
-}
+// formatSize writes n bytes as people do.
+func formatSize(n int64) string { return api.Size(n) }
 
 // sizeFlag is a flag that holds a size.
 type sizeFlag struct{ bytes *int64 }

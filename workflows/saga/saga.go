@@ -33,6 +33,8 @@ type Step[S any] struct {
 	Detail func(s *S) any
 	// Commit marks the point of no return: from this step on the operation only goes forward, and cannot be cancelled.
 	Commit bool
+	// Patience is how long a failure that may pass is tried again; 0: as often as DefaultRetry says, however long each attempt takes.
+	Patience time.Duration
 }
 
 // ErrDone is what an undo returns when it finds that its step happened and can no longer be taken back: a guest that runs at
@@ -209,6 +211,7 @@ func (r *runner[S]) cancelled() error {
 
 func (r *runner[S]) do(i int, step Step[S]) error {
 	r.begin(i, step, api.StepRunning)
+	begun := workflow.Now(r.steady)
 	for attempt := 1; ; attempt++ {
 		r.save(i, attempt, nil)
 		err := step.Do(r.next(step.Name, false), &r.state)
@@ -220,7 +223,8 @@ func (r *runner[S]) do(i int, step Step[S]) error {
 		r.journal.Steps[i].Error = p
 		cancelled := r.cancelled()
 		gone := errors.Is(err, steps.ErrNeverStarted)
-		giveUp := !problem.TraitsOf(p.Kind).Retry || gone || attempt >= DefaultRetry.Attempts
+		giveUp := !problem.TraitsOf(p.Kind).Retry || gone || attempt >= DefaultRetry.Attempts ||
+			step.Patience > 0 && workflow.Now(r.steady).Sub(begun) >= step.Patience
 		if cancelled != nil || giveUp && !r.commit {
 			r.journal.Steps[i].State = api.StepFailed
 			if gone && attempt == 1 && !*r.run.taken {

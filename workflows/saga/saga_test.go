@@ -137,6 +137,29 @@ func TestRetryableFailureIsRepeatedAndCounted(t *testing.T) {
 	require.Equal(t, 4, b.outcome.Steps[1].Attempts)
 }
 
+// TestAStepOfLittlePatience: one whose attempts take long is not tried as often as all others.
+func TestAStepOfLittlePatience(t *testing.T) {
+	for patience, attempts := range map[time.Duration]int{0: saga.DefaultRetry.Attempts, 5 * time.Second: 6, time.Millisecond: 2, time.Hour: saga.DefaultRetry.Attempts} {
+		table := toy(-1)
+		table.Steps[1].Patience = patience
+		b := run(t, table, steps.Op{ID: "op"}, func(_ *bench, tok steps.Token, _ int) error {
+			if tok.Step == "b" && !tok.Undo {
+				return problem.New(problem.Unavailable, "away")
+			}
+			return nil
+		})
+		require.Equal(t, api.OpFailed, b.outcome.State)
+		failed := 0
+		for _, tok := range b.tokens {
+			if tok.Step == "b" && !tok.Undo {
+				failed++
+			}
+		}
+		require.Equal(t, attempts, failed, patience)
+		require.Empty(t, b.world)
+	}
+}
+
 func TestUndoNeverGivesUpAndSaysThatItIsStuck(t *testing.T) {
 	b := run(t, toy(-1), steps.Op{ID: "op"}, func(_ *bench, tok steps.Token, attempt int) error {
 		switch {

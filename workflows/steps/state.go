@@ -102,6 +102,7 @@ type Placement struct {
 type DiskPlan struct {
 	Volume      string         `json:"volume"`
 	Pool        string         `json:"pool"`
+	PoolName    string         `json:"poolName,omitempty"` // for people
 	PoolPath    string         `json:"poolPath"`
 	Size        int64          `json:"size"` // bytes
 	Image       string         `json:"image"`
@@ -117,7 +118,7 @@ type DiskPlan struct {
 
 // OnNode is the pool that the disk is in.
 func (d DiskPlan) OnNode() PoolOnNode {
-	return PoolOnNode{Pool: d.Pool, Type: d.Type, Path: d.PoolPath, Shared: d.Shared, Source: d.Source}
+	return PoolOnNode{Pool: d.Pool, Name: d.PoolName, Type: d.Type, Path: d.PoolPath, Shared: d.Shared, Source: d.Source}
 }
 
 // NICPlan is a network interface to be given to a domain.

@@ -317,5 +317,5 @@ func noSpace(err error, dir string) error {
 	}
 	var st unix.Statfs_t
 	_ = unix.Statfs(dir, &st) // zeros then
-	return problem.New(problem.NoCapacity, "the server's image store is full: %d bytes of %s are free", int64(st.Bavail)*st.Bsize, dir).Try("delete images, or make room on the server")
+	return problem.New(problem.NoCapacity, "the server's image store is full: %s of %s are free", api.Size(int64(st.Bavail)*st.Bsize), dir).Try("delete images, or make room on the server")
 }

@@ -290,7 +290,7 @@ func explain(err error, p steps.PoolOnNode, what string) error {
 	}
 	switch code(err) {
 	case unix.ENOSPC, unix.EDQUOT:
-		return problem.New(problem.NoCapacity, "Ceph pool %s is full: cannot %s", p.Source.Name, what).Because("%s", err).
+		return problem.New(problem.NoCapacity, "pool %s is full: cannot %s", p.Called(), what).Because("%s", err).
 			Try("delete VMs, volumes or images, raise its quota, or add disks to the cluster; see: ceph df")
 	case unix.EACCES, unix.EPERM:
 		return problem.New(problem.Invalid, "Ceph user %s may not work with pool %s: cannot %s", p.Source.User, p.Source.Name, what).Because("%s", err).

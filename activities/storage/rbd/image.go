@@ -338,7 +338,7 @@ func (d *Driver) roomFor(ctx context.Context, p steps.PoolOnNode, raw *os.File) 
 		return err
 	}
 	if need := st.Blocks * 512; need > free {
-		return problem.New(problem.NoCapacity, "Ceph pool %s is full: %d of %d bytes are free, about %d are needed", p.Source.Name, free, capacity, need).
+		return problem.New(problem.NoCapacity, "pool %s is full", p.Called()).Because("%s of %s are free, about %s are needed", api.Size(free), api.Size(capacity), api.Size(need)).
 			Try("delete VMs, volumes or images, raise its quota, or add disks to the cluster; see: ceph df")
 	}
 	return nil

@@ -60,7 +60,7 @@ func (d *Driver) PlaceMemory(ctx context.Context, m steps.MemoryFile, size int64
 	if err := d.onPool(ctx, m.Pool, "", "make room for the memory of a guest", func(ctx context.Context, _ *rados.IOContext) error {
 		capacity, free, err := d.measure(ctx, m.Pool)
 		if err == nil && !m.Aside && free < size {
-			err = storage.NoRoomForMemory("Ceph pool "+m.Pool.Source.Name, api.PoolUsage{Capacity: capacity, Free: free}, size)
+			err = storage.NoRoomForMemory("pool "+m.Pool.Called(), api.PoolUsage{Capacity: capacity, Free: free}, size)
 		}
 		return err
 	}); err != nil {

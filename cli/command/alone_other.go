@@ -1,0 +1,5 @@
+//go:build !unix
+
+package command
+
+func alone(string) (is bool, leave func()) { return true, func() {} }

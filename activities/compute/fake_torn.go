@@ -32,7 +32,9 @@ func (f *Fake) over(k SwitchedDisk, disk *FakeDisk) error {
 	return errTorn()
 }
 
-func errTorn() error { return problem.New(problem.Unavailable, "the connection to the hypervisor was lost") }
+func errTorn() error {
+	return problem.New(problem.Unavailable, "the connection to the hypervisor was lost")
+}
 
 // takeBack brings a guest that has gone over to a layer behind its management's back to what that believes in. The layer must not be
 // used as it is any more.

@@ -78,13 +78,11 @@ func (a *Admission) redirects(c *acceptance, pool, after *api.Pool, change *api.
 		case ag.Status.Alive():
 			change.Check = append(change.Check, agentRef(ag))
 		case ag.Status.Phase != api.PhaseDown || ag.Status.Proof == nil:
-			no.Kind = problem.Unavailable
-			return no.Because("its node %s is %s, and cannot try it", ag.Name, ag.Status.Phase).Try("wait until it is back, or counts as down; see: gnext host get %s", ag.Name)
+			return no.Away().Because("its node %s is %s, and cannot try it", ag.Name, ag.Status.Phase).Try("wait until it is back, or counts as down; see: gnext host get %s", ag.Name)
 		}
 	}
 	if len(change.Check) == 0 {
-		no.Kind = problem.Unavailable
-		return no.Because("none of its nodes is there to try it").Try("see: gnext pool get %s", pool.Name)
+		return no.Away().Because("none of its nodes is there to try it").Try("see: gnext pool get %s", pool.Name)
 	}
 	return nil
 }
@@ -112,7 +110,7 @@ func (a *Admission) joins(c *acceptance, pool, after *api.Pool, change *api.Pool
 	}
 	for _, ag := range agents {
 		if !ag.Status.Alive() {
-			return problem.New(problem.Unavailable, "node %s cannot be brought into pool %s", ag.Name, pool.Name).
+			return problem.New(problem.Unavailable, "node %s cannot be brought into pool %s", ag.Name, pool.Name).Away().
 				Because("it is %s, and cannot prepare the directory", ag.Status.Phase).Try("wait until it is back; see: gnext host get %s", ag.Name)
 		}
 		after.Spec.Agents = append(after.Spec.Agents, ag.ID)
@@ -147,8 +145,7 @@ func (a *Admission) leaves(c *acceptance, pool, after *api.Pool, change *api.Poo
 		down := ag.Status.Phase == api.PhaseDown && ag.Status.Proof != nil
 		if !pool.Spec.Shared && !down {
 			if !ag.Status.Alive() {
-				no.Kind = problem.Unavailable
-				return no.Because("it is %s: it cannot be asked, and nothing proves that it is off", ag.Status.Phase).
+				return no.Away().Because("it is %s: it cannot be asked, and nothing proves that it is off", ag.Status.Phase).
 					Try("wait until it is back, or counts as down; see: gnext host get %s", ag.Name)
 			}
 			change.Remove = append(change.Remove, agentRef(ag))

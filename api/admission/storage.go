@@ -66,7 +66,7 @@ func (a *Admission) reader(c *acceptance, src volumeSource, pool *api.Pool) (*ap
 		agents = slices.DeleteFunc(agents, func(ag *api.Agent) bool { return ag.ID != src.volume.Status.Agent })
 	}
 	if len(agents) == 0 {
-		return nil, problem.New(problem.Unavailable, "no node reaches %s", src.what).Try("see gnext pool get %s", pool.Name)
+		return nil, problem.New(problem.Unavailable, "no node reaches %s", src.what).Away().Try("see gnext pool get %s", pool.Name)
 	}
 	return agents[0], nil
 }

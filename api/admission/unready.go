@@ -18,8 +18,7 @@ func ready(r api.Phased) error {
 	}
 	no := problem.New(problem.Conflict, "%s %s cannot be used", r.ResourceKind().Singular(), m.Name)
 	if v, is := r.(*api.Volume); is && p == api.PhaseUnavailable { // of all that is said of its pool, its reason has the name
-		no.Kind = problem.Unavailable
-		return no.Because("%s", cmp.Or(v.Status.Reason, "its pool is unavailable")).
+		return no.Away().Because("%s", cmp.Or(v.Status.Reason, "its pool is unavailable")).
 			Try("nothing of it is lost: ask again when the pool can be used; see: gnext pool get %s", v.Spec.Pool)
 	}
 	if p == api.PhaseDeleted {
@@ -31,7 +30,7 @@ func ready(r api.Phased) error {
 
 // poolAway says that a pool cannot be used now, and why.
 func poolAway(p *api.Pool) *problem.Problem {
-	return problem.New(problem.Unavailable, "pool %s cannot be used", p.Name).
+	return problem.New(problem.Unavailable, "pool %s cannot be used", p.Name).Away().
 		Because("it is %s: %s", p.Status.Phase, cmp.Or(p.Status.Reason, "no node can use it")).
 		Try("ask again when it can be, or use another pool; see: gnext pool get %s", p.Name)
 }
@@ -48,8 +47,7 @@ func noPool(all []*api.Pool) *problem.Problem {
 	if len(why) == 0 {
 		return no
 	}
-	no.Kind = problem.Unavailable
-	return no.Because("%s", strings.Join(first(why, 3), "; ")).Try("ask again when one can be used; see: gnext pool get NAME")
+	return no.Away().Because("%s", strings.Join(first(why, 3), "; ")).Try("ask again when one can be used; see: gnext pool get NAME")
 }
 
 // reachable checks that the disks of a VM can be changed: that its node can be asked, and the guest is not halted.
@@ -67,8 +65,7 @@ func reachable(vm *api.VM, no *problem.Problem) error {
 	case api.PhasePaused:
 		return no.Try("have it go on (gnext vm start %s), or stop it (gnext vm poweroff %s), and ask again", vm.Name, vm.Name)
 	case api.PhaseUnknown:
-		no.Kind = problem.Unavailable
-		return no.Try("ask again when its node reports; see: gnext host get %s", cmp.Or(vm.Status.AgentName, "NODE"))
+		return no.Away().Try("ask again when its node reports; see: gnext host get %s", cmp.Or(vm.Status.AgentName, "NODE"))
 	}
 	return no.Try("see: gnext vm get %s", vm.Name)
 }

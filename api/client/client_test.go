@@ -51,6 +51,13 @@ func TestAWriteIsSentAgainUnderTheSameKey(t *testing.T) {
 	}
 }
 
+func TestWhatIsAwayIsNotAskedForAgain(t *testing.T) {
+	c, h := serve(t, func(c *Config) { c.Patience = time.Hour }, refuse(problem.New(problem.Conflict, "pool fast cannot be used").Away()))
+	_, err := c.Noop(t.Context(), Write{})
+	require.True(t, problem.Is(err, problem.Unavailable), "%v", err)
+	require.Len(t, h.seen(), 1)
+}
+
 func TestGivesUpWhenPatienceIsOver(t *testing.T) {
 	c, h := serve(t, func(c *Config) { c.Patience = 400 * time.Millisecond }, drop)
 	_, err := c.Noop(t.Context(), Write{})

@@ -187,6 +187,9 @@ func (c *Client) statusProblem(resp *http.Response, body []byte) error {
 			Because("the answer is not one of a nextstack server").
 			Try("check --host and --port (GNEXT_HOST, GNEXT_PORT), and what stands between")
 	}
+	if p.Lasting {
+		return p
+	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return &awayError{problem: p, after: retryAfter(resp)}

@@ -10,6 +10,8 @@ type Document struct {
 	Why    string  `json:"why,omitempty" doc:"The cause alone"`
 	Fix    string  `json:"fix,omitempty" doc:"What you can do"`
 	Errors []Field `json:"errors,omitempty" doc:"One per wrong field"`
+	// Without it, a client may repeat a request that was refused as unavailable.
+	Lasting bool `json:"lasting,omitempty" doc:"Something that the request needs is away: repeating it at once helps nothing"`
 }
 
 // typePrefix makes the URI of a kind. It is a name, not an address.
@@ -18,7 +20,7 @@ const typePrefix = "urn:nextstack:problem:"
 // Document returns p as it goes over HTTP.
 func (p *Problem) Document() *Document {
 	t := TraitsOf(p.Kind)
-	d := &Document{Type: typePrefix + string(p.Kind), Title: t.Title, Status: t.Status, Detail: p.What, Code: p.Kind, Why: p.Why, Fix: p.Fix, Errors: p.Fields}
+	d := &Document{Type: typePrefix + string(p.Kind), Title: t.Title, Status: t.Status, Detail: p.What, Code: p.Kind, Why: p.Why, Fix: p.Fix, Errors: p.Fields, Lasting: p.Lasting}
 	if p.Why != "" {
 		d.Detail += ": " + p.Why
 	}
@@ -27,7 +29,7 @@ func (p *Problem) Document() *Document {
 
 // Problem is the inverse of Problem.Document.
 func (d *Document) Problem() *Problem {
-	p := &Problem{Kind: d.Code, What: d.Detail, Why: d.Why, Fix: d.Fix, Fields: d.Errors}
+	p := &Problem{Kind: d.Code, What: d.Detail, Why: d.Why, Fix: d.Fix, Fields: d.Errors, Lasting: d.Lasting}
 	if n := len(d.Detail) - len(": "+d.Why); d.Why != "" && n >= 0 && d.Detail[n:] == ": "+d.Why {
 		p.What = d.Detail[:n]
 	}

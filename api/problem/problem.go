@@ -86,6 +86,8 @@ type Problem struct {
 	Why    string  `json:"why,omitempty"`    // the cause, if it is known and not obvious
 	Fix    string  `json:"fix,omitempty"`    // what the reader can do
 	Fields []Field `json:"fields,omitempty"` // one per wrong field of a request
+	// Lasting: it is about something that is away, and not about who answers, so that asking again at once helps nothing.
+	Lasting bool `json:"lasting,omitempty"`
 
 	cause error
 }
@@ -129,6 +131,12 @@ func (p *Problem) Because(format string, args ...any) *Problem {
 // Try adds what the reader can do. It returns p.
 func (p *Problem) Try(format string, args ...any) *Problem {
 	p.Fix = fmt.Sprintf(format, args...)
+	return p
+}
+
+// Away makes p say that something other than who answers is unavailable: see Lasting. It returns p.
+func (p *Problem) Away() *Problem {
+	p.Kind, p.Lasting = Unavailable, true
 	return p
 }
 

@@ -381,6 +381,7 @@ func TestWhoAsksTooEarlyIsNoWarning(t *testing.T) {
 	log := &records{}
 	z := newZap(log.logger(), "temporal", new(atomic.Bool))
 	z.Error("service failures", zap.Error(errors.New("Frontend is not healthy yet")))
+	z.Error("Queue reader unable to retrieve tasks", zap.Error(errors.New("shard status unknown")))
 	require.Empty(t, log.String())
 	z.Error("service failures", zap.Error(errors.New("something else")))
 	require.Contains(t, log.String(), "something else")

@@ -85,9 +85,11 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 
 // early reports whether a message is about a part of Temporal that asked another before it was up: they start all at once, and
-// try again. That a frontend never comes up is for Start to say, which waits for it.
+// try again. That a frontend never comes up is for Start to say, which waits for it. A shard is of unknown status while it is acquired; why it
+// is acquired later than at a start, Temporal says itself.
 func early(a slog.Attr) bool {
-	return strings.Contains(a.Value.String(), "Frontend is not healthy yet")
+	said := a.Value.String()
+	return strings.Contains(said, "Frontend is not healthy yet") || strings.Contains(said, "shard status unknown")
 }
 
 func (c *slogCore) Sync() error { return nil }

@@ -100,7 +100,7 @@ func HalfSwitched(vm string) *problem.Problem {
 
 // StillOn is the problem of a guest that should go over to layers for a checkpoint, and is on some of them.
 func StillOn(vm string) *problem.Problem {
-	return problem.New(problem.Conflict, "vm %s has some of its disks on the layers of the checkpoint already", vm).Because("what an earlier attempt has left was not brought back")
+	return problem.New(problem.Conflict, "vm %s has some of its disks on the layers of the checkpoint already", vm).Because("what an earlier attempt has left was not brought back").Try("run gnext audit")
 }
 
 // RunsElsewise is the problem of a guest that should go on from a memory, and runs already.

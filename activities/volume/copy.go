@@ -61,6 +61,7 @@ func (s *service) copy(ctx context.Context, in steps.VolumeCopy) (out steps.Volu
 	return steps.VolumeCopied{Took: time.Since(began)}, nil
 }
 
+// goOn has a guest go on that copy has left still; nobody waits if there is no VM, or no domain.
 func (s *service) goOn(ctx context.Context, in steps.VolumeCopy) (out steps.VolumeSwitched, err error) {
 	if in.VM == nil {
 		return out, nil

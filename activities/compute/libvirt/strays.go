@@ -18,30 +18,24 @@ import (
 // The guest would write to a disk that nobody has given it, and nobody else could have it. Such a disk is a stray. QEMU is always asked
 // before libvirt: what somebody gives the guest in between libvirt knows, and then it is none.
 
-// straysHeld reports whether the guest still has a disk that libvirt does not know of, and asks it to let each of them go. When it has none,
-// QEMU is made to close what it has open for none.
+// straysHeld reports whether the guest still has disks that libvirt does not know of, and asks it to let them go if it is to be asked. What
+// QEMU has open for them then is for closeStrays.
 func straysHeld(dom *libvirt.Domain, ask bool) (held bool, err error) {
 	active, err := dom.IsActive()
 	if err != nil || !active {
 		return false, err
 	}
 	strays, err := straysOf(dom)
-	if err != nil {
-		return false, err
-	}
-	if len(strays) == 0 {
-		return false, nil
+	if err != nil || !ask {
+		return len(strays) > 0, err
 	}
 	for _, alias := range strays {
-		if !ask {
-			break
-		}
 		// That it was asked already, or is gone, QEMU says by an error: whether it has let go is seen by looking.
 		if err := monitor(dom, "device_del", map[string]any{"id": alias}, nil); lost(err) {
 			return false, err
 		}
 	}
-	return true, nil
+	return len(strays) > 0, nil
 }
 
 // straysOf returns what QEMU calls the disks of the guest that libvirt does not know of.
@@ -52,7 +46,7 @@ func straysOf(dom *libvirt.Domain) (aliases []string, err error) {
 	if err := monitor(dom, "query-block", map[string]any{}, &all); err != nil {
 		return nil, err
 	}
-	known, err := known(dom)
+	known, err := openedFor(dom)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +63,7 @@ func straysOf(dom *libvirt.Domain) (aliases []string, err error) {
 	return aliases, nil
 }
 
-func known(dom *libvirt.Domain) (domain.Opened, error) {
+func openedFor(dom *libvirt.Domain) (domain.Opened, error) {
 	xml, err := scope{dom, true}.xml()
 	if err != nil {
 		return domain.Opened{}, err
@@ -102,7 +96,7 @@ func closeStrays(dom *libvirt.Domain) (closed bool, err error) {
 	if err := monitor(dom, "qom-list", map[string]any{"path": "/objects"}, &secrets); err != nil {
 		return false, err
 	}
-	known, err := known(dom)
+	known, err := openedFor(dom)
 	if err != nil {
 		return false, err
 	}
